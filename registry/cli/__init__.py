@@ -1,0 +1,93 @@
+"""The `loradock` command: one table of verbs, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, Final, NamedTuple
+
+import click
+
+from registry.errors import BadInput, LoradockError
+
+
+class Verb(NamedTuple):
+    """Where a verb lives, and what `loradock --help` says of it."""
+
+    room: str
+    target: str
+    help: str
+
+
+VERBS: Final = {
+    "train": Verb("Train", "trainer.cli:train", "Train an adapter from a recipe and log the run to MLflow."),
+    "register": Verb("Registry", "registry.cli.verbs:register", "Make an immutable version of a run's adapter."),
+    "list": Verb("Registry", "registry.cli.verbs:list_", "List adapters with their aliases, or one adapter's versions."),
+    "show": Verb("Registry", "registry.cli.verbs:show", "Show all that is known of one version."),
+    "history": Verb("Registry", "registry.cli.verbs:history", "Show who moved an adapter's aliases, when and why."),
+    "verify": Verb("Registry", "registry.cli.verbs:verify", "Hash a version's stored bytes again."),
+    "promote": Verb("Registry", "registry.cli.verbs:promote", "Move an alias to a version."),
+    "rollback": Verb("Registry", "registry.cli.verbs:rollback", "Move an alias back to where it stood before."),
+    "serve": Verb("Serve", "serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
+    "status": Verb("Serve", "serving.cli:status", "Show what a serving replica holds and answers with."),
+}
+
+
+class Root(click.Group):
+    """A group that imports a verb's module when the verb is called, and lists verbs by room."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every verb, in the table's order."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's command, imported now; None for an unknown verb."""
+        if (verb := VERBS.get(cmd_name)) is None:
+            return None
+        module, _, attribute = verb.target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs by room, from the table alone."""
+        for room in dict.fromkeys(verb.room for verb in VERBS.values()):
+            with formatter.section(room):
+                formatter.write_dl([(name, verb.help) for name, verb in VERBS.items() if verb.room == room])
+
+
+@click.command(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="loradock", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Train LoRA adapters, keep them as immutable versions, and serve what is promoted.
+
+    A version is written NAME/NUMBER, an alias NAME@ALIAS. Settings come from the environment:
+    LORADOCK_HOME (default ~/.loradock), MLFLOW_TRACKING_URI (default: a SQLite file in it).
+    """
+    ctx.obj = {"debug": debug}
+
+
+def main() -> None:
+    """Run a command, and turn its error into one clear text on stderr and an exit code."""
+    try:
+        cli.main(prog_name="loradock", standalone_mode=False)
+    except click.exceptions.Abort:
+        _stop("interrupted", "", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except LoradockError as error:
+        if "--debug" in sys.argv:
+            raise
+        problems = error.problems if isinstance(error, BadInput) else ()
+        _stop("\n  ".join([str(error), *problems]), error.hint, error.exit_code)
+    except BrokenPipeError:  # the reader of a pipe left; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _stop(message: str, hint: str, code: int) -> Any:
+    click.echo(f"loradock: {message}" + (f"\n  -> {hint}" if hint else ""), err=True)
+    sys.exit(code)

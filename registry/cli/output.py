@@ -1,0 +1,49 @@
+"""What every command prints with: data to stdout, words to stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
+"""The option of every verb that gives data."""
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, to stderr."""
+    click.echo(text, err=True)
+
+
+def emit(data: Any, as_json: bool, *, columns: Sequence[str] = ()) -> None:
+    """Print a mapping, or a sequence of mappings, to stdout: as JSON, or as a table of `columns`."""
+    if as_json:
+        click.echo(json.dumps(data, indent=2, default=str, ensure_ascii=False))
+        return
+    console = Console(soft_wrap=True)
+    table = Table(box=None, pad_edge=False, show_header=not isinstance(data, Mapping))
+    if isinstance(data, Mapping):
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for key, value in data.items():
+            table.add_row(key, _text(value))
+    else:
+        for column in columns:
+            table.add_column(column.replace("_", " "), overflow="fold")
+        for row in data:
+            table.add_row(*(_text(row.get(column)) for column in columns))
+    console.print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        return "  ".join(f"{key}={_text(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(item) for item in value) or "-"
+    return str(value)

@@ -1,0 +1,147 @@
+"""The registry's verbs: parse, call, print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from registry import promotion, refs, versions
+from registry.artifact import verify as verify_files
+from registry.cli.output import emit, json_option, say
+from registry.records import Move, Version
+from registry.settings import Settings
+from registry.store import Store
+
+alias_option = click.option(
+    "--to", "alias", default=refs.PRODUCTION, show_default=True, metavar="ALIAS", help="The alias to move."
+)
+reason_option = click.option("--reason", default="", help="Why; kept in the history.")
+
+
+@click.command()
+@click.argument("run_id")
+@click.option("--name", required=True, help="The adapter to add a version to; made when there is none.")
+@json_option
+def register(run_id: str, name: str, as_json: bool) -> None:
+    """Make an immutable version of a run's adapter.
+
+    RUN_ID is an MLflow run that `loradock train` finished. Its bytes are hashed again first; the same bytes
+    registered twice are one version.
+    """
+    version = versions.register(Store(Settings()), run_id, refs.parse_name(name))
+    for finding in version.findings:
+        say(f"warning: {version.ref} cannot be served: {finding}")
+    emit(_row(version), as_json)
+
+
+@click.command("list")
+@click.argument("name", required=False)
+@json_option
+def list_(name: str | None, as_json: bool) -> None:
+    """List adapters with their aliases, or one adapter's versions."""
+    store = Store(Settings())
+    if name is None:
+        rows = [{"name": family.name, "aliases": dict(family.aliases)} for family in store.families()]
+        emit(rows, as_json, columns=("name", "aliases"))
+        return
+    family = store.family(refs.parse_name(name))
+    rows = [
+        _row(version) | {"aliases": [alias for alias, at in family.aliases.items() if at == version.ref.number]}
+        for version in store.versions(name)
+    ]
+    emit(rows, as_json, columns=("version", "aliases", "method", "rank", "base", "run", "created"))
+
+
+@click.command()
+@click.argument("ref")
+@json_option
+def show(ref: str, as_json: bool) -> None:
+    """Show all that is known of one version.
+
+    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production.
+    """
+    version = promotion.resolve(Store(Settings()), refs.parse_ref(ref))
+    emit({"version": str(version.ref), **version.model_dump(mode="json", exclude={"ref"})}, as_json)
+
+
+@click.command()
+@click.argument("name")
+@json_option
+def history(name: str, as_json: bool) -> None:
+    """Show who moved an adapter's aliases, when and why, oldest first."""
+    past = promotion.history(Store(Settings()), refs.parse_name(name))
+    rows = [move.model_dump(mode="json") for move in past.moves]
+    emit(rows, as_json, columns=("seq", "at", "op", "alias", "from_version", "to_version", "actor", "reason"))
+
+
+@click.command()
+@click.argument("ref")
+@json_option
+def verify(ref: str, as_json: bool) -> None:
+    """Hash a version's stored bytes again, and hold them against its digest."""
+    store = Store(Settings())
+    version = promotion.resolve(store, refs.parse_ref(ref))
+    with versions.fetched(store, version) as directory:
+        manifest = verify_files(directory, version.facts.digest, what=str(version.ref))
+    emit({"version": str(version.ref), "digest": manifest.digest, "files": len(manifest.files)}, as_json)
+
+
+@click.command()
+@click.argument("ref")
+@alias_option
+@click.option("--expect", type=int, metavar="NUMBER", help="Move only when the alias is at this version now.")
+@reason_option
+@click.option("--force", is_flag=True, help="Promote what a check refuses; needs --reason.")
+@json_option
+def promote(ref: str, alias: str, expect: int | None, reason: str, force: bool, as_json: bool) -> None:
+    """Move an alias to a version.
+
+    REF is NAME/NUMBER. The move is a compare-and-set: when somebody else moves the alias meanwhile, it exits
+    with 4 and says who.
+    """
+    settings = Settings()
+    version = refs.parse_version(ref)
+    move = promotion.promote(
+        Store(settings), version, refs.parse_alias(alias), actor=settings.actor, reason=reason, expect=expect, force=force
+    )
+    if move is None:
+        say(f"{version.name}@{alias} is at version {version.number} already")
+    _report(move, version.name, as_json)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--alias", default=refs.PRODUCTION, show_default=True, help="The alias to move back.")
+@click.option("--to", type=int, metavar="NUMBER", help="An earlier version of this alias.  [default: the one before]")
+@reason_option
+@json_option
+def rollback(name: str, alias: str, to: int | None, reason: str, as_json: bool) -> None:
+    """Move an alias back to where it stood before."""
+    settings = Settings()
+    move = promotion.rollback(
+        Store(settings), refs.parse_name(name), refs.parse_alias(alias), actor=settings.actor, reason=reason, to=to
+    )
+    _report(move, name, as_json)
+
+
+def _report(move: Move | None, name: str, as_json: bool) -> None:
+    if move is None:
+        emit({}, as_json) if as_json else None
+        return
+    before = f"{name}/{move.from_version}" if move.from_version else None
+    row = {"alias": str(move.ref_in(name)), "from": before, "to": f"{name}/{move.to_version}", "digest": move.digest}
+    emit(row | {"at": move.at.isoformat(), "actor": move.actor}, as_json)
+
+
+def _row(version: Version) -> dict[str, Any]:
+    facts = version.facts
+    return {
+        "version": str(version.ref),
+        "digest": facts.digest,
+        "method": facts.method,
+        "rank": facts.rank,
+        "base": facts.base.id,
+        "run": facts.run_id,
+        "created": version.created_at.isoformat(timespec="seconds"),
+    }

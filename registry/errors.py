@@ -1,0 +1,105 @@
+"""Every error that loradock raises on purpose, and what it means to a shell.
+
+    LoradockError      1  anything else
+    ├── BadInput       2  what the user wrote cannot be meant
+    ├── Refused        3  a check or a gate said no
+    │   ├── DigestMismatch   stored bytes are not the bytes that were registered
+    │   ├── NotServable      the adapter's own files rule it out
+    │   └── WrongBase        trained on another base model
+    ├── Conflict       4  somebody else moved it first
+    ├── NotFound       5  no such run, version, alias, file
+    └── Unreachable    6  a service does not answer
+
+Each carries its facts as attributes, and one sentence, `hint`, on what to do next.
+They become text in one place only: `registry.cli.main`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LoradockError(Exception):
+    """The root of the tree."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class BadInput(LoradockError):
+    """What the user wrote cannot be meant; `problems` lists every fault that was found."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, problems: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+
+class Refused(LoradockError):
+    """A check or a gate said no."""
+
+    exit_code = 3
+
+
+class DigestMismatch(Refused):
+    """Stored bytes are not the bytes that were registered."""
+
+    def __init__(self, what: str, *, expected: str, found: str, faults: Sequence[str] = ()) -> None:
+        detail = f" ({'; '.join(faults)})" if faults else ""
+        super().__init__(
+            f"{what} does not hold the bytes that were registered{detail}",
+            hint="restore the files from a backup, or register the adapter again as a new version",
+        )
+        self.what, self.expected, self.found, self.faults = what, expected, found, tuple(faults)
+
+
+class NotServable(Refused):
+    """The adapter's own files rule it out; `reasons` lists why."""
+
+    def __init__(self, what: str, reasons: Sequence[str]) -> None:
+        super().__init__(
+            f"{what} cannot be served: {'; '.join(reasons)}",
+            hint="train it again without these, or merge it into its base",
+        )
+        self.what, self.reasons = what, tuple(reasons)
+
+
+class WrongBase(Refused):
+    """An adapter belongs to one base, and this is another."""
+
+    def __init__(self, what: str, *, trained_on: str, given: str, hint: str = "") -> None:
+        super().__init__(
+            f"{what} was trained on {trained_on}, not on {given}",
+            hint=hint or "train it on this base, or serve it on its own",
+        )
+        self.what, self.trained_on, self.given = what, trained_on, given
+
+
+class Conflict(LoradockError):
+    """Somebody else moved the alias first; `winner` says who, and to which version."""
+
+    exit_code = 4
+
+    def __init__(self, ref: str, *, expected: str, found: str, winner: str = "") -> None:
+        by = f" by {winner}" if winner else ""
+        super().__init__(
+            f"{ref} is at {found}{by}, not at {expected}",
+            hint=f"look at `loradock history {ref.partition('@')[0]}`, then decide again",
+        )
+        self.ref, self.expected, self.found, self.winner = ref, expected, found, winner
+
+
+class NotFound(LoradockError):
+    """There is no such run, version, alias or file."""
+
+    exit_code = 5
+
+
+class Unreachable(LoradockError):
+    """A service does not answer."""
+
+    exit_code = 6

