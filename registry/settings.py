@@ -15,7 +15,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LORADOCK_", frozen=True, populate_by_name=True)
 
     home: Path = Field(default=Path.home() / ".loradock")
-    """Holds the embedded MLflow store (mlflow.db, artifacts/) and the caches of bases and adapters."""
+    """Holds the embedded MLflow store (mlflow.db, artifacts/) and what a serving replica keeps."""
+    cache: Path = Field(default=Path.home() / ".cache" / "loradock")
+    """Holds what can be made again: base models that were converted."""
     tracking_uri: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI")
     """MLflow's own variable; empty for the embedded store under `home`."""
     experiment: str = Field(default="loradock", validation_alias="MLFLOW_EXPERIMENT_NAME")
@@ -41,7 +43,7 @@ class Settings(BaseSettings):
     @property
     def bases(self) -> Path:
         """Base models that were converted here."""
-        return self.root / "bases"
+        return self.cache.expanduser().absolute() / "bases"
 
     @property
     def adapters(self) -> Path:

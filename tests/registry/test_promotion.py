@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from registry import promotion
+from registry.errors import BadInput, Conflict, NotFound, NotServable, WrongBase
+from registry.refs import AliasRef, VersionRef, parse_ref
+from registry.store import Store
+from tests.adapters import SMOL, make_version
+
+NAME = "support-bot"
+
+
+def ref(number: int) -> VersionRef:
+    return VersionRef(NAME, number)
+
+
+@pytest.fixture
+def three(store: Store, tmp_path: Path) -> Store:
+    """A family of three versions."""
+    for seed in range(3):
+        make_version(store, tmp_path / str(seed), seed=seed)
+    return store
+
+
+def aliases(store: Store) -> dict[str, int]:
+    return dict(store.family(NAME).aliases)
+
+
+def test_a_promotion_moves_the_alias_and_stands_in_history(three: Store) -> None:
+    move = promotion.promote(three, ref(2), "production", actor="ann", reason="better")
+    assert move is not None
+    assert aliases(three) == {"production": 2}
+    assert promotion.history(three, NAME).moves == (move,)
+    assert (move.from_version, move.to_version, move.actor, move.reason) == (None, 2, "ann", "better")
+    assert move.digest == three.version(ref(2)).facts.digest
+    assert promotion.resolve(three, parse_ref(NAME)).ref == ref(2)
+
+
+def test_history_is_chained_and_replays_to_every_alias(three: Store) -> None:
+    for number, alias in ((1, "production"), (2, "canary"), (2, "production"), (3, "canary"), (3, "production")):
+        promotion.promote(three, ref(number), alias, actor="ann")
+    promotion.rollback(three, NAME, "production", actor="bob")
+    past = promotion.history(three, NAME)
+    entries = three.entries(past.family)
+    assert [move.seq for move in past.moves] == list(range(6))
+    assert [move.prev for move in past.moves[1:]] == [
+        hashlib.sha256(entry.encode()).hexdigest() for entry in entries[:-1]
+    ]
+    assert (
+        {alias: past.head(alias) for alias in ("production", "canary")}
+        == aliases(three)
+        == {"production": 2, "canary": 3}
+    )
+
+
+def test_promoting_what_is_there_already_is_no_move(three: Store) -> None:
+    promotion.promote(three, ref(1), "production", actor="ann")
+    assert promotion.promote(three, ref(1), "production", actor="bob") is None
+    assert len(promotion.history(three, NAME).moves) == 1
+
+
+def test_expect_refuses_when_the_alias_is_elsewhere_and_names_who_moved_it(three: Store) -> None:
+    promotion.promote(three, ref(1), "production", actor="ann", expect=None)
+    promotion.promote(three, ref(2), "production", actor="bob", expect=1)
+    with pytest.raises(Conflict, match="version 2 by bob, not at version 1") as caught:
+        promotion.promote(three, ref(3), "production", actor="ann", expect=1)
+    assert caught.value.exit_code == 4
+    assert aliases(three) == {"production": 2}
+
+
+def test_rollback_undoes_one_promotion_after_the_other(three: Store) -> None:
+    for number in (1, 2, 3):
+        promotion.promote(three, ref(number), "production", actor="ann")
+    assert promotion.rollback(three, NAME, "production", actor="ann").to_version == 2
+    assert promotion.rollback(three, NAME, "production", actor="ann").to_version == 1
+    with pytest.raises(NotFound, match="no earlier version"):
+        promotion.rollback(three, NAME, "production", actor="ann")
+    assert aliases(three) == {"production": 1}
+    promotion.promote(three, ref(3), "production", actor="ann")
+    assert promotion.rollback(three, NAME, "production", actor="ann").to_version == 1
+
+
+def test_rollback_to_a_version_of_the_past_but_to_no_other(three: Store) -> None:
+    for number in (1, 2):
+        promotion.promote(three, ref(number), "production", actor="ann")
+    with pytest.raises(BadInput, match="never at version 3"):
+        promotion.rollback(three, NAME, "production", actor="ann", to=3)
+    assert promotion.rollback(three, NAME, "production", actor="ann", to=1).to_version == 1
+
+
+def test_what_the_check_found_is_refused_unless_forced_with_a_reason(store: Store, tmp_path: Path) -> None:
+    make_version(store, tmp_path / "a", config={"use_dora": True})
+    with pytest.raises(NotServable, match="DoRA"):
+        promotion.promote(store, ref(1), "production", actor="ann")
+    with pytest.raises(BadInput, match="reason"):
+        promotion.promote(store, ref(1), "production", actor="ann", force=True)
+    assert aliases(store) == {}
+    move = promotion.promote(store, ref(1), "production", actor="ann", force=True, reason="an experiment")
+    assert move is not None
+    assert move.forced
+
+
+def test_an_adapter_of_another_base_does_not_replace_one_that_is_served(store: Store, tmp_path: Path) -> None:
+    make_version(store, tmp_path / "a")
+    make_version(
+        store, tmp_path / "b", seed=1, base=SMOL.model_copy(update={"id": "other", "weights_digest": "f" * 64})
+    )
+    make_version(store, tmp_path / "c", seed=2, base=SMOL.model_copy(update={"id": "the same under another name"}))
+    promotion.promote(store, ref(1), "production", actor="ann")
+    with pytest.raises(WrongBase, match="trained on other"):
+        promotion.promote(store, ref(2), "production", actor="ann")
+    promotion.promote(store, ref(3), "production", actor="ann")
+    assert aliases(store) == {"production": 3}
+
+
+def test_a_reason_that_mlflow_would_cut_is_refused(three: Store) -> None:
+    with pytest.raises(BadInput, match="1000 characters"):
+        promotion.promote(three, ref(1), "production", actor="ann", reason="x" * 1001)
+    assert promotion.history(three, NAME).moves == ()
+    promotion.promote(three, ref(1), "production", actor="ann", reason="é" * 1000)
+    assert promotion.history(three, NAME).moves[0].reason == "é" * 1000
+
+
+def test_an_unknown_version_or_alias(three: Store) -> None:
+    with pytest.raises(NotFound, match="support-bot/9"):
+        promotion.promote(three, ref(9), "production", actor="ann")
+    with pytest.raises(NotFound, match="no alias 'canary'"):
+        promotion.resolve(three, AliasRef(NAME, "canary"))
+
+
+def test_a_promoter_who_died_after_writing_history_is_made_good_by_the_next(three: Store) -> None:
+    promotion.promote(three, ref(1), "production", actor="ann")
+    past = promotion.history(three, NAME)
+    written = past.moves[0].model_copy(
+        update={"seq": 1, "to_version": 2, "from_version": 1, "prev": hashlib.sha256(past.last.encode()).hexdigest()}
+    )
+    assert three.append(past.family, 1, written.canonical())  # and here it dies: the alias was not set
+    assert aliases(three) == {"production": 1}
+    assert promotion.promote(three, ref(2), "production", actor="bob") is None
+    assert aliases(three) == {"production": 2}
+
+
+PROMOTER = """
+import sys
+from registry import promotion
+from registry.errors import Conflict
+from registry.refs import VersionRef
+from registry.settings import Settings
+from registry.store import Store
+store = Store(Settings())
+store.families()
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    number = int(sys.argv[1])
+    promotion.promote(store, VersionRef("support-bot", number), "production", actor=f"p{number}", expect=1)
+except Conflict as error:
+    print("lost to", error.winner)
+else:
+    print("won")
+"""
+
+
+@pytest.mark.slow
+def test_of_four_processes_at_once_one_wins_and_the_others_name_it(store: Store, tmp_path: Path) -> None:
+    for seed in range(5):
+        make_version(store, tmp_path / str(seed), seed=seed)
+    promotion.promote(store, ref(1), "production", actor="ann")
+    promoters = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROMOTER, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for number in range(2, 6)
+    ]
+    for promoter in promoters:
+        assert promoter.stdout
+        assert promoter.stdout.readline() == "ready\n"
+    for promoter in promoters:
+        assert promoter.stdin
+        promoter.stdin.write("go\n")
+        promoter.stdin.flush()
+    answers = [promoter.communicate(timeout=120)[0].strip() for promoter in promoters]
+    (winner,) = (number for number, answer in enumerate(answers, start=2) if answer == "won")
+    assert sorted(set(answers)) == [f"lost to p{winner}", "won"]
+    assert aliases(store) == {"production": winner}
+    assert [move.to_version for move in promotion.history(store, NAME).moves] == [1, winner]
