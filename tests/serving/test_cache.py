@@ -1,0 +1,241 @@
+"""Nothing but the registered bytes ever leaves the cache, whatever happened to the store, the download or the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from registry.artifact import CONFIG, MANIFEST, WEIGHTS, verify
+from registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Unreachable
+from registry.records import Version
+from registry.settings import Settings
+from registry.store import Store
+from serving.cache import Cache
+from tests.adapters import make_version
+
+BASE_CONFIG = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30}
+
+
+class Shelf:
+    """A store of one adapter whose bytes a test may spoil; counts what is fetched."""
+
+    def __init__(self, files: Path) -> None:
+        self.files = files
+        self.fetched = 0
+        self.error: Exception | None = None
+
+    def download(self, _: Version, into: Path) -> None:
+        self.fetched += 1
+        shutil.copytree(self.files, into, dirs_exist_ok=True, symlinks=True)
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def version(store: Store, tmp_path: Path) -> Version:
+    return make_version(store, tmp_path / "adapter")
+
+
+@pytest.fixture
+def shelf(version: Version, tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "adapter")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def cache_of(root: Path, shelf: Shelf, max_rank: int = 16) -> Cache:
+    return Cache(root, shelf.download, base_config=BASE_CONFIG, max_rank=max_rank)
+
+
+def names(root: Path) -> list[str]:
+    """What lies in the cache, but for its locks."""
+    return sorted(path.name for path in root.iterdir() if path.name != ".locks")
+
+
+def flip(path: Path) -> None:
+    """Change one byte in the middle, whatever the file's mode."""
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_it_fetches_once_into_a_directory_named_by_digest(version: Version, shelf: Shelf, root: Path) -> None:
+    cache = cache_of(root, shelf)
+    directory = cache.directory(version)
+    assert directory == root / version.facts.digest
+    assert cache.directory(version) == directory
+    assert shelf.fetched == 1
+    verify(directory, version.facts.digest, what="the cached copy")
+    assert names(root) == [version.facts.digest]
+
+
+def test_it_fetches_from_a_real_store(store: Store, version: Version, settings: Settings) -> None:
+    cache = Cache(
+        settings.adapters,
+        lambda item, into: store.download(item.source, into, what=str(item.ref)),
+        base_config=BASE_CONFIG,
+        max_rank=16,
+    )
+    assert (cache.directory(version) / WEIGHTS).is_file()
+
+
+def test_what_it_gives_is_closed_for_writing(version: Version, shelf: Shelf, root: Path) -> None:
+    directory = cache_of(root, shelf).directory(version)
+    assert not any(path.stat().st_mode & 0o222 for path in (directory, *directory.rglob("*")))
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_tampered_download_is_refused_and_leaves_nothing(
+    name: str, version: Version, shelf: Shelf, root: Path
+) -> None:
+    flip(shelf.files / name)
+    with pytest.raises(DigestMismatch, match="changed"):
+        cache_of(root, shelf).directory(version)
+    assert names(root) == []
+
+
+def test_a_truncated_download_is_refused(version: Version, shelf: Shelf, root: Path) -> None:
+    weights = shelf.files / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DigestMismatch):
+        cache_of(root, shelf).directory(version)
+
+
+def test_a_missing_manifest_is_refused(version: Version, shelf: Shelf, root: Path) -> None:
+    (shelf.files / MANIFEST).unlink()
+    with pytest.raises(DigestMismatch, match="missing"):
+        cache_of(root, shelf).directory(version)
+
+
+def test_an_extra_file_is_refused(version: Version, shelf: Shelf, root: Path) -> None:
+    (shelf.files / "adapter_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(DigestMismatch, match="extra"):
+        cache_of(root, shelf).directory(version)
+
+
+def test_a_manifest_that_leads_outside_is_refused(version: Version, shelf: Shelf, root: Path) -> None:
+    entry = {"path": "../../etc/passwd", "size": 1, "sha256": "0" * 64}
+    (shelf.files / MANIFEST).write_text(json.dumps({"files": [entry]}))
+    with pytest.raises(LoradockError, match="outside"):
+        cache_of(root, shelf).directory(version)
+
+
+@pytest.mark.parametrize(
+    "digest", ["", "..", "../" * 3 + "etc", "A" * 64, "0" * 63, "0" * 64 + "\n", "0" * 32 + "/" + "0" * 31]
+)
+def test_a_digest_that_is_none_touches_no_path(digest: str, version: Version, shelf: Shelf, root: Path) -> None:
+    bad = version.model_copy(update={"facts": version.facts.model_copy(update={"digest": digest})})
+    with pytest.raises(BadInput):
+        cache_of(root, shelf).directory(bad)
+    assert shelf.fetched == 0
+
+
+def test_a_link_in_a_download_is_refused_even_to_the_right_bytes(
+    version: Version, shelf: Shelf, root: Path, tmp_path: Path
+) -> None:
+    elsewhere = (shelf.files / WEIGHTS).rename(tmp_path / "elsewhere")
+    (shelf.files / WEIGHTS).symlink_to(elsewhere)
+    with pytest.raises(DigestMismatch, match="link"):
+        cache_of(root, shelf).directory(version)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "extra", "linked", "a file", "a link"])
+def test_a_damaged_copy_is_replaced_and_never_given_out(
+    damage: str, version: Version, shelf: Shelf, root: Path, tmp_path: Path
+) -> None:
+    cache = cache_of(root, shelf)
+    directory = cache.directory(version)
+    directory.chmod(0o755)
+    weights = directory / WEIGHTS
+    match damage:
+        case "flipped":
+            flip(weights)
+        case "truncated":
+            weights.chmod(0o644)
+            os.truncate(weights, 10)
+        case "missing":
+            weights.unlink()
+        case "extra":
+            (directory / "more").write_text("more")
+        case "linked":
+            weights.rename(tmp_path / "elsewhere")
+            weights.symlink_to(tmp_path / "elsewhere")
+        case "a file":
+            shutil.rmtree(directory)
+            directory.write_text("in the way")
+        case "a link":
+            directory.rename(tmp_path / "elsewhere")
+            directory.symlink_to(tmp_path / "elsewhere")
+    again = cache.directory(version)
+    assert (again, shelf.fetched) == (directory, 2)
+    assert not any(path.is_symlink() for path in (again, *again.rglob("*")))
+    verify(again, version.facts.digest, what="the replaced copy")
+    assert names(root) == [version.facts.digest]
+
+
+def test_a_damaged_copy_stays_out_of_use_while_the_store_is_out_of_reach(
+    version: Version, shelf: Shelf, root: Path
+) -> None:
+    cache = cache_of(root, shelf)
+    flip(cache.directory(version) / WEIGHTS)
+    shelf.error = Unreachable("MLflow is out of reach")
+    with pytest.raises(Unreachable):
+        cache.directory(version)
+    shelf.error = None
+    cache.directory(version)
+
+
+def test_a_whole_copy_needs_no_store(version: Version, shelf: Shelf, root: Path) -> None:
+    cache_of(root, shelf).directory(version)
+    shelf.error = Unreachable("MLflow is out of reach")
+    assert cache_of(root, shelf).directory(version).is_dir()
+
+
+def test_a_download_that_breaks_off_leaves_nothing(version: Version, shelf: Shelf, root: Path) -> None:
+    shelf.error = Unreachable("the connection was cut")
+    with pytest.raises(Unreachable):
+        cache_of(root, shelf).directory(version)
+    assert names(root) == []
+
+
+def test_replicas_that_fetch_at_once_download_once(version: Version, shelf: Shelf, root: Path) -> None:
+    barrier = threading.Barrier(4)
+    found: list[Path] = []
+
+    def run() -> None:
+        cache = cache_of(root, shelf)
+        barrier.wait(timeout=30)
+        found.append(cache.directory(version))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert found == [root / version.facts.digest] * 4
+    assert shelf.fetched == 1
+    assert names(root) == [version.facts.digest]
+
+
+def test_an_adapter_above_the_rank_limit_is_not_servable_here(store: Store, tmp_path: Path, root: Path) -> None:
+    version = make_version(store, tmp_path / "wide", "wide", rank=32)
+    shelf = Shelf(tmp_path / "wide")
+    with pytest.raises(NotServable, match="rank is 32"):
+        cache_of(root, shelf).directory(version)
+    assert cache_of(root, shelf, max_rank=32).directory(version).is_dir()
+    assert shelf.fetched == 1
+
+
+def test_an_adapter_of_another_shape_is_not_servable_here(store: Store, tmp_path: Path, root: Path) -> None:
+    version = make_version(store, tmp_path / "other", "other", hidden=640)
+    with pytest.raises(NotServable, match="640 wide"):
+        cache_of(root, Shelf(tmp_path / "other")).directory(version)

@@ -1,0 +1,126 @@
+"""The serving verbs: light to import, helped throughout, and clear about whom they reached."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from registry.errors import BadInput, LoradockError, NotFound, Unreachable
+from serving import cli
+
+STATUS: dict[str, Any] = {
+    "base": {"names": ["smol"]},
+    "ready": True,
+    "converged": False,
+    "registry": {"uri": "sqlite:///x", "reachable": False, "staleness_seconds": 12.0, "error": "out of reach"},
+    "adapters": {"bot": {"version": "bot/1", "digest": "a" * 64, "since": "2026-01-01", "promoted": "bot/2"}},
+    "loading": ["cat/1"],
+    "quarantined": {"bot/2": {"reason": "no effect", "attempts": 1, "retry_in_seconds": 9.0}},
+    "refused": {"dog": {"version": "dog/1", "reason": "another base"}},
+    "resident": {"bot/1": 3},
+}
+
+
+class Replica(BaseHTTPRequestHandler):
+    """Answers as a test tells its server to."""
+
+    server: Any
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers.get("Authorization")))
+        code, body = self.server.answer
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def replica() -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+    server.asked, server.answer = [], (200, json.dumps(STATUS).encode())
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_importing_the_verbs_loads_nothing_heavy() -> None:
+    code = "import sys, serving.cli; print([m for m in ('torch', 'mlflow', 'vllm', 'fastapi') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [cli.serve, cli.status])
+def test_every_option_has_help(command: click.Command) -> None:
+    assert command.help
+    assert not [param.name for param in command.params if isinstance(param, click.Option) and not param.help]
+
+
+def test_status_prints_what_the_replica_says(replica: Any) -> None:
+    done = CliRunner().invoke(cli.status, ["--url", replica.url, "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout) == STATUS
+    assert replica.asked == [("/loradock/status", None)]
+
+
+def test_status_is_readable(replica: Any) -> None:
+    text = CliRunner().invoke(cli.status, ["--url", replica.url + "/"], catch_exceptions=False).stdout
+    for part in ("smol", "bot/1", "cat/1", "no effect", "another base", "out of reach", "3 in flight"):
+        assert part in text
+
+
+def test_status_gives_the_key(replica: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    CliRunner().invoke(cli.status, ["--url", replica.url], catch_exceptions=False)
+    assert replica.asked == [("/loradock/status", "Bearer secret")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((401, b""), BadInput),
+        ((404, b""), NotFound),
+        ((500, b""), LoradockError),
+        ((200, b"<html>"), NotFound),
+        ((200, b"[]"), NotFound),
+        ((200, b"{}"), NotFound),
+    ],
+)
+def test_another_answer_is_told_apart(answer: tuple[int, bytes], error: type[Exception], replica: Any) -> None:
+    replica.answer = answer
+    with pytest.raises(error):
+        cli.fetch_status(replica.url, "")
+
+
+def test_nobody_there_is_unreachable() -> None:
+    with pytest.raises(Unreachable, match="no replica answers"):
+        cli.fetch_status("http://127.0.0.1:9", "")
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "127.0.0.1:8000", ""])
+def test_only_http_is_asked(url: str) -> None:
+    with pytest.raises(BadInput):
+        cli.fetch_status(url, "")
+
+
+def test_the_exit_code_of_nobody_there_is_6() -> None:
+    program = Path(sys.executable).with_name("loradock")
+    done = subprocess.run(
+        [program, "status", "--url", "http://127.0.0.1:9"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 6
+    assert "no replica answers" in done.stderr

@@ -1,0 +1,211 @@
+"""The bookkeeping, on vLLM's own request type and a client without an engine; `test_replica` has a real one."""
+
+from __future__ import annotations
+
+import asyncio
+from argparse import Namespace
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.errors import NotServable
+from serving.engine import Engine, unfit
+from tests.serving.test_reconcile import version
+
+pytest.importorskip("vllm")
+
+ONE, TWO = version(number=1), version(number=2)
+HERE = Path("/adapters/one")
+
+
+class Client:
+    """Answers with three pieces, and keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[int, Any] = {}
+        self.asked: list[Any] = []
+        self.closed = 0
+        self.error: Exception | None = None
+
+    async def generate(self, prompt: str, lora_request: Any = None) -> AsyncIterator[int]:
+        self.asked.append(lora_request)
+        try:
+            for piece in range(3):
+                yield piece
+        finally:
+            self.closed += 1
+
+    async def encode(self, prompt: str, lora_request: Any = None) -> AsyncIterator[int]:
+        yield 1
+
+    async def add_lora(self, request: Any) -> bool:
+        if self.error:
+            raise self.error
+        self.loaded[request.lora_int_id] = request
+        return True
+
+    async def remove_lora(self, number: int) -> bool:
+        return self.loaded.pop(number, None) is not None
+
+
+class Count:
+    """vLLM's AtomicCounter."""
+
+    value = 0
+
+    def inc(self, by: int) -> int:
+        self.value += by
+        return self.value
+
+
+class House:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.client = Client()
+        self.table: dict[str, Any] = {}
+        models = Namespace(lora_requests=self.table, lora_id_counter=Count(), base_model_paths=[Namespace(name="smol")])
+        self.engine = Engine(self.client, models, clock=lambda: self.now)
+
+    async def bring(self, item: Any, name: str = "") -> None:
+        await self.engine.add(item, HERE)
+        self.engine.admit(item.ref)
+        if name:
+            self.engine.point(name, item.ref)
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(story)
+
+
+def test_a_version_has_a_name_and_an_id_of_its_own() -> None:
+    async def story() -> None:
+        house = House()
+        await house.bring(ONE, "bot")
+        await house.bring(TWO)
+        requests = {number: request.lora_name for number, request in house.client.loaded.items()}
+        assert requests == {1: "bot/1", 2: "bot/2"}
+        assert not any(request.load_inplace for request in house.client.loaded.values())
+        assert house.table["bot"].lora_name == "bot/1"
+        house.engine.point("bot", TWO.ref)
+        assert house.table["bot"].lora_name == "bot/2"
+        assert house.engine.pointed == {"bot": TWO.ref}
+
+    run(story())
+
+
+def test_a_loaded_version_is_not_resident_before_it_is_admitted() -> None:
+    async def story() -> None:
+        house = House()
+        await house.engine.add(ONE, HERE)
+        assert not house.engine.resident
+        house.engine.admit(ONE.ref)
+        assert house.engine.resident.keys() == {ONE.ref}
+
+    run(story())
+
+
+def test_requests_are_counted_while_they_run_and_the_base_s_are_not() -> None:
+    async def story() -> None:
+        house = House()
+        await house.bring(ONE, "bot")
+        answer = house.client.generate("x", lora_request=house.table["bot"])
+        assert house.engine.resident[ONE.ref].in_flight == 0
+        await anext(answer)
+        assert house.engine.resident[ONE.ref].in_flight == 1
+        assert [piece async for piece in house.client.generate("x")] == [0, 1, 2]
+        house.now = 7.0
+        assert [piece async for piece in answer] == [1, 2]
+        assert house.engine.resident[ONE.ref].in_flight == 0
+        assert house.engine.resident[ONE.ref].idle_since == 7.0
+        assert [request and request.lora_name for request in house.client.asked] == ["bot/1", None]
+
+    run(story())
+
+
+def test_a_client_that_leaves_is_counted_out_and_its_request_is_aborted() -> None:
+    async def story() -> None:
+        house = House()
+        await house.bring(ONE, "bot")
+        answer = house.client.generate("x", lora_request=house.table["bot"])
+        await anext(answer)
+        await answer.aclose()
+        assert house.engine.resident[ONE.ref].in_flight == 0
+        assert house.client.closed == 1
+
+    run(story())
+
+
+def test_the_drain_counts_from_the_moment_the_name_moved() -> None:
+    async def story() -> None:
+        house = House()
+        await house.bring(ONE, "bot")
+        await house.bring(TWO)
+        house.now = 42.0
+        house.engine.point("bot", TWO.ref)
+        assert house.engine.resident[ONE.ref].idle_since == 42.0
+
+    run(story())
+
+
+def test_a_late_request_brings_a_version_back_under_its_old_id() -> None:
+    async def story() -> None:
+        house = House()
+        await house.bring(ONE, "bot")
+        late = house.client.generate("x", lora_request=house.table["bot"])
+        house.engine.unpoint("bot")
+        await house.engine.remove(ONE.ref)
+        assert not house.engine.resident
+        assert [piece async for piece in late] == [0, 1, 2]
+        assert house.engine.resident.keys() == {ONE.ref}, "it is loaded again, so it must be retired again"
+        await house.bring(ONE, "bot")
+        assert house.client.loaded.keys() == {1}, "one name never has two ids"
+
+    run(story())
+
+
+def test_what_vllm_refuses_is_not_servable_and_leaves_nothing() -> None:
+    async def story() -> None:
+        house = House()
+        house.client.error = ValueError("rank too large\nand a long trace")
+        with pytest.raises(NotServable, match=r"vLLM cannot load it: rank too large$"):
+            await house.engine.add(ONE, HERE)
+        assert not house.engine.resident
+        house.client.error = None
+        await house.bring(ONE)
+
+    run(story())
+
+
+def test_other_bytes_under_a_number_that_was_loaded_are_refused() -> None:
+    async def story() -> None:
+        house = House()
+        await house.bring(ONE)
+        with pytest.raises(NotServable, match="other bytes"):
+            await house.engine.add(version(number=1, digest="other"), HERE)
+
+    run(story())
+
+
+FIT = {"enable_lora": True, "api_server_count": None, "lora_modules": None, "headless": False, "grpc": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "environ", "faults"),
+    [
+        ({}, {}, 0),
+        ({"api_server_count": 1}, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0"}, 0),
+        ({"enable_lora": False}, {}, 1),
+        ({"api_server_count": 2}, {}, 1),
+        ({"lora_modules": ["a"]}, {}, 1),
+        ({"grpc": True}, {}, 1),
+        ({}, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, 1),
+        ({}, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}, 1),
+        ({"api_server_count": 4}, {"VLLM_SKIP_MODEL_NAME_VALIDATION": "1"}, 2),
+    ],
+)
+def test_arguments_that_break_a_promise_are_named(
+    changes: dict[str, Any], environ: dict[str, str], faults: int
+) -> None:
+    assert len(unfit(Namespace(**FIT | changes), environ)) == faults

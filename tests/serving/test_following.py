@@ -1,0 +1,273 @@
+"""A replica's loops, with an engine, a cache and a registry that fail on demand; `test_replica` has the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.errors import DigestMismatch, Unreachable
+from registry.records import Base, Version
+from registry.refs import VersionRef
+from serving.desired import Promoted, Reading
+from serving.reconcile import Resident
+from serving.replica import Replica
+from serving.settings import ServingSettings
+from tests.adapters import SMOL
+from tests.serving.test_reconcile import version
+
+FAST = ServingSettings(poll_seconds=0.01, drain_seconds=0.05, retry_seconds=0.05)
+
+
+class FakeRegistry:
+    registry = "a registry"
+
+    def __init__(self, *versions: Version) -> None:
+        self.error: Exception | None = None
+        self.promote(*versions)
+
+    def promote(self, *versions: Version) -> None:
+        self.promoted = Promoted(versions={item.ref.name: item for item in versions})
+
+    def read(self) -> Reading:
+        if self.error:
+            raise self.error
+        return Reading(self.promoted, 0.0)
+
+
+class FakeCache:
+    def __init__(self) -> None:
+        self.errors: dict[VersionRef, Exception] = {}
+        self.gate = threading.Event()
+        self.gate.set()
+        self.asked: list[VersionRef] = []
+
+    def directory(self, item: Version) -> Path:
+        self.asked.append(item.ref)
+        self.gate.wait(timeout=10)
+        if error := self.errors.get(item.ref):
+            raise error
+        return Path("/nowhere")
+
+
+class FakeEngine:
+    served_as = frozenset({"smol"})
+
+    def __init__(self) -> None:
+        self.loaded: dict[VersionRef, Version] = {}
+        self.admitted: set[VersionRef] = set()
+        self.pointed: dict[str, VersionRef] = {}
+        self.in_flight: dict[VersionRef, int] = {}
+        self.without_effect: set[VersionRef] = set()
+        self.fail_add: Exception | None = None
+
+    @property
+    def resident(self) -> Mapping[VersionRef, Resident]:
+        return {ref: Resident(self.loaded[ref], self.in_flight.get(ref, 0), 0.0) for ref in self.admitted}
+
+    async def add(self, item: Version, directory: Path) -> None:
+        if self.fail_add:
+            raise self.fail_add
+        self.loaded[item.ref] = item
+
+    def admit(self, ref: VersionRef) -> None:
+        assert ref in self.loaded
+        self.admitted.add(ref)
+
+    def point(self, name: str, ref: VersionRef) -> None:
+        assert ref in self.admitted
+        self.pointed[name] = ref
+
+    def unpoint(self, name: str) -> None:
+        del self.pointed[name]
+
+    async def remove(self, ref: VersionRef) -> None:
+        assert ref not in self.pointed.values()
+        self.admitted.discard(ref)
+        del self.loaded[ref]
+
+    async def log_probabilities(self, prompt: str, ref: VersionRef | None) -> Sequence[float]:
+        changed = ref is not None and ref not in self.without_effect
+        return [-2.0 if changed else -1.0] * 10
+
+
+class House:
+    """A replica and what it stands on."""
+
+    def __init__(self, *versions: Version, base: Base = SMOL) -> None:
+        self.registry, self.cache, self.engine = FakeRegistry(*versions), FakeCache(), FakeEngine()
+        self.replica = Replica(self.registry, self.cache, self.engine, base, FAST)
+
+    async def until(self, true: Callable[[], Any]) -> None:
+        async with asyncio.timeout(10):
+            while not true():  # noqa: ASYNC110 - what is waited for signals nothing
+                await asyncio.sleep(0.005)
+
+    def follow(self, story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start the replica, and let the story happen while it runs."""
+
+        async def live() -> None:
+            await self.replica.start()
+            task = asyncio.create_task(self.replica.run())
+            try:
+                await story()
+                assert not task.done()
+            finally:
+                task.cancel()
+
+        asyncio.run(live())
+
+
+ONE, TWO, CAT = version(number=1), version(number=2), version("cat")
+
+
+def test_the_start_ends_when_all_that_is_promoted_answers() -> None:
+    house = House(ONE, CAT)
+    asyncio.run(house.replica.start())
+    assert house.engine.pointed == {"bot": ONE.ref, "cat": CAT.ref}
+    assert house.replica.status()["converged"]
+
+
+def test_a_start_without_any_plan_fails() -> None:
+    house = House(ONE)
+    house.registry.error = Unreachable("out of reach")
+    with pytest.raises(Unreachable):
+        asyncio.run(house.replica.start())
+
+
+def test_a_move_is_followed_and_the_old_version_goes_when_its_requests_have_ended() -> None:
+    house = House(ONE)
+
+    async def story() -> None:
+        house.engine.in_flight[ONE.ref] = 1
+        house.registry.promote(TWO)
+        await house.until(lambda: house.engine.pointed == {"bot": TWO.ref})
+        await asyncio.sleep(3 * FAST.drain_seconds)
+        assert ONE.ref in house.engine.loaded
+        house.engine.in_flight[ONE.ref] = 0
+        await house.until(lambda: ONE.ref not in house.engine.loaded)
+
+    house.follow(story)
+
+
+def test_a_version_without_effect_takes_no_traffic_is_unloaded_and_does_not_stop_the_start() -> None:
+    house = House(ONE, CAT)
+    house.engine.without_effect.add(CAT.ref)
+    asyncio.run(house.replica.start())
+    assert house.engine.pointed == {"bot": ONE.ref}
+    assert CAT.ref not in house.engine.loaded
+    status = house.replica.status()
+    assert (status["ready"], status["converged"]) == (False, False)
+    assert "no effect" in status["quarantined"]["cat/1"]["reason"]
+    assert house.replica.unmet().keys() == {"cat"}
+
+
+def test_what_failed_is_tried_again_later_and_not_at_every_turn() -> None:
+    house = House(ONE)
+    house.engine.without_effect.add(TWO.ref)
+
+    async def story() -> None:
+        house.registry.promote(TWO)
+        await house.until(lambda: house.replica.status()["quarantined"].get("bot/2", {}).get("attempts") == 2)
+        assert house.cache.asked.count(TWO.ref) == 2
+        assert house.engine.pointed == {"bot": ONE.ref}
+        house.engine.without_effect.clear()
+        await house.until(lambda: house.engine.pointed == {"bot": TWO.ref})
+        assert not house.replica.status()["quarantined"]
+
+    house.follow(story)
+
+
+def test_a_quarantine_is_forgotten_when_the_name_moves_on() -> None:
+    house = House(ONE)
+    house.cache.errors[TWO.ref] = DigestMismatch("bot/2", expected="a", found="b")
+
+    async def story() -> None:
+        house.registry.promote(TWO)
+        await house.until(lambda: house.replica.status()["quarantined"])
+        house.registry.promote(ONE)
+        await house.until(lambda: not house.replica.status()["quarantined"])
+        assert house.replica.status()["converged"]
+
+    house.follow(story)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a surprise"), Unreachable("out of reach"), KeyError("x")])
+def test_no_error_of_the_registry_ends_the_following(error: Exception) -> None:
+    house = House(ONE)
+
+    async def story() -> None:
+        house.registry.error = error
+        await house.until(lambda: not house.replica.status()["registry"]["reachable"])
+        assert house.engine.pointed == {"bot": ONE.ref}
+        house.registry.error = None
+        house.registry.promote(TWO)
+        await house.until(lambda: house.engine.pointed == {"bot": TWO.ref})
+        assert house.replica.status()["registry"]["reachable"]
+
+    house.follow(story)
+
+
+def test_no_error_of_the_engine_ends_the_following() -> None:
+    house = House(ONE)
+
+    async def story() -> None:
+        house.engine.fail_add = RuntimeError("no room")
+        house.registry.promote(TWO)
+        await house.until(lambda: "no room" in str(house.replica.status()["quarantined"]))
+        house.engine.fail_add = None
+        await house.until(lambda: house.engine.pointed == {"bot": TWO.ref})
+
+    house.follow(story)
+
+
+def test_a_long_download_holds_up_no_other_name() -> None:
+    house = House(ONE)
+
+    async def story() -> None:
+        house.cache.gate.clear()
+        house.registry.promote(TWO, CAT)
+        await house.until(lambda: house.replica.status()["loading"] == ["bot/2", "cat/1"])
+        house.registry.promote(ONE)
+        await house.until(lambda: house.replica.status()["converged"])
+        house.registry.promote()
+        await house.until(lambda: house.engine.pointed == {})
+        house.cache.gate.set()
+
+    house.follow(story)
+
+
+def test_a_version_that_was_loaded_for_nothing_is_unloaded_again() -> None:
+    house = House(ONE)
+
+    async def story() -> None:
+        house.cache.gate.clear()
+        house.registry.promote(TWO)
+        await house.until(lambda: house.replica.status()["loading"])
+        house.registry.promote(ONE)
+        await house.until(lambda: house.replica.status()["converged"])
+        house.cache.gate.set()
+        await house.until(lambda: not house.replica.status()["loading"])
+        await house.until(lambda: house.engine.loaded.keys() == {ONE.ref})
+        assert house.engine.pointed == {"bot": ONE.ref}
+
+    house.follow(story)
+
+
+def test_another_base_is_refused_and_what_was_served_stays() -> None:
+    house = House(ONE)
+    other = SMOL.model_copy(update={"id": "other/base", "weights_digest": "0" * 64})
+    moved = TWO.model_copy(update={"facts": TWO.facts.model_copy(update={"base": other})})
+
+    async def story() -> None:
+        house.registry.promote(moved)
+        await house.until(lambda: "bot" in house.replica.status()["refused"])
+        assert house.engine.pointed == {"bot": ONE.ref}
+        assert house.replica.status()["converged"]
+        assert TWO.ref not in house.cache.asked
+
+    house.follow(story)

