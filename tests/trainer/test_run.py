@@ -1,0 +1,212 @@
+"""A training leaves one MLflow run that says all of it and holds the adapter, or one that says why it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from registry import artifact
+from registry.base import LocalBase, identify
+from registry.errors import BadInput
+from registry.settings import Settings
+from registry.store import Store
+from trainer import base, data, recipe, run, tokens
+from trainer.curves import Curves
+from trainer.data import Rows
+from trainer.recipe import RecipeFile
+from trainer.watch import Watch
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """\
+# a comment that is kept
+name: tiny
+base: {base}
+data: {{path: rows.jsonl, heldout: 0.3}}
+method: {{r: 4, target_modules: [q_proj, v_proj]}}
+training: {{max_steps: 3, learning_rate: 1e-3, per_device_train_batch_size: 2, logging_steps: 1, eval_steps: 2}}
+"""
+
+
+def written(directory: Path, base_dir: Path, *changes: tuple[str, str]) -> tuple[RecipeFile, Rows]:
+    messages = [
+        [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"Arr, {n} be {n}!"}]
+        for n in range(12)
+    ]
+    (directory / "rows.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in messages))
+    text = RECIPE.format(base=base_dir)
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (directory / "recipe.yaml").write_text(text)
+    source = recipe.load(directory / "recipe.yaml")
+    return source, data.load(source.data_path)
+
+
+@dataclass(frozen=True)
+class Trained:
+    source: RecipeFile
+    rows: Rows
+    settings: Settings
+    store: Store
+    outcome: run.Outcome
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, base_dir: Path, empty_store: Path) -> Trained:
+    directory = tmp_path_factory.mktemp("trained")
+    settings = Settings(home=directory / "home")
+    settings.home.mkdir()
+    shutil.copy(empty_store, settings.home / "mlflow.db")
+    source, rows = written(directory, base_dir)
+    said: list[str] = []
+    outcome = run.train(source, rows, settings, said.append)
+    return Trained(source, rows, settings, Store(settings), outcome, said)
+
+
+def runs(settings: Settings) -> list[tuple[str, str, dict[str, str]]]:
+    client = Store(settings).client
+    experiment = client.get_experiment_by_name(settings.experiment)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    return [(each.info.run_id, each.info.status, each.data.tags) for each in found]
+
+
+def test_the_run_is_finished_and_keeps_the_recipe_verbatim(trained: Trained) -> None:
+    found = trained.store.client.get_run(trained.outcome.run_id)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "tiny")
+    path = trained.store.client.download_artifacts(trained.outcome.run_id, "recipe.yaml")
+    assert Path(path).read_text() == trained.source.text
+
+
+def test_it_says_what_was_trained_on_what(trained: Trained, base_dir: Path) -> None:
+    params = trained.store.client.get_run(trained.outcome.run_id).data.params
+    assert params.items() >= trained_parameters(trained).items()
+    assert params["base.id"] == base_dir.name
+    assert len(params["base.config_digest"]) == len(params["base.weights_digest"]) == 64
+    assert params["environment.torch"][0].isdigit()
+    inputs = trained.store.client.get_run(trained.outcome.run_id).inputs.dataset_inputs
+    assert [each.dataset.name for each in inputs] == ["rows.jsonl"]
+    assert trained.rows.digest.startswith(inputs[0].dataset.digest)
+
+
+def trained_parameters(trained: Trained) -> dict[str, str]:
+    train, heldout = trained.rows.split(0.3)
+    return {
+        "recipe.method.r": "4",
+        "recipe.method.lora_alpha": "8",
+        "recipe.method.target_modules": "q_proj, v_proj",
+        "recipe.training.learning_rate": "0.001",
+        "recipe.seed": "42",
+        "data.file": "rows.jsonl",
+        "data.digest": trained.rows.digest,
+        "data.rows": "12",
+        "data.train.examples": str(len(train)),
+        "data.heldout.examples": str(len(heldout)),
+        "data.train.left_out": "0",
+    }
+
+
+def test_it_holds_the_curves_step_by_step(trained: Trained) -> None:
+    client, run_id = trained.store.client, trained.outcome.run_id
+    steps = {
+        name: [point.step for point in client.get_metric_history(run_id, name)]
+        for name in ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
+    }
+    assert steps.pop("eval_loss") == [0, 2, 3]
+    assert all(found == [1, 2, 3] for found in steps.values())
+    assert all(point.value > 0 for point in client.get_metric_history(run_id, "tokens_per_second"))
+    assert trained.outcome.eval_loss < trained.outcome.eval_loss_before
+    picture = Path(client.download_artifacts(run_id, "loss.png")).read_bytes()
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_it_holds_an_adapter_that_the_registry_can_take(trained: Trained, tmp_path: Path, base_dir: Path) -> None:
+    source, facts = trained.store.adapter_of(trained.outcome.run_id)
+    trained.store.download(source, tmp_path, what="the adapter")
+    manifest = artifact.verify(tmp_path, trained.outcome.digest, what="the adapter")
+    assert [entry.path for entry in manifest.files] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert (facts.method, facts.rank, facts.targets) == ("lora", 4, ("q_proj", "v_proj"))
+    assert (facts.digest, facts.data_digest) == (trained.outcome.digest, trained.rows.digest)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == base_dir.name
+    assert (config["r"], config["lora_alpha"]) == (4, 8)
+
+
+def test_it_names_no_user_and_no_directory_of_this_machine(trained: Trained) -> None:
+    found = trained.store.client.get_run(trained.outcome.run_id)
+    written_down = json.dumps([found.data.params, found.data.tags])
+    assert str(trained.source.directory) not in written_down
+    assert str(trained.settings.home) not in written_down
+    assert "mlflow.user" not in found.data.tags
+    assert os.uname().nodename not in written_down
+
+
+def test_the_same_recipe_gives_the_same_adapter(trained: Trained) -> None:
+    again = run.train(trained.source, trained.rows, trained.settings, lambda _: None)
+    assert again.run_id != trained.outcome.run_id
+    assert again.digest == trained.outcome.digest
+
+
+def test_another_seed_gives_another_adapter(trained: Trained, tmp_path: Path, base_dir: Path) -> None:
+    changed = written(tmp_path, base_dir, ("data:", "seed: 7\ndata:"), ("max_steps: 3", "max_steps: 1"))
+    unchanged = written(tmp_path, base_dir, ("max_steps: 3", "max_steps: 1"))
+    digests = {run.train(*each, trained.settings, lambda _: None).digest for each in (changed, unchanged)}
+    assert len(digests) == 2
+
+
+def test_a_target_that_does_not_exist_leaves_a_failed_run(home: Path, tmp_path: Path, base_dir: Path) -> None:
+    source, rows = written(tmp_path, base_dir, ("v_proj", "v_prj"))
+    with pytest.raises(BadInput):
+        run.train(source, rows, Settings(), lambda _: None)
+    [(run_id, status, tags)] = runs(Settings())
+    assert status == "FAILED"
+    assert "v_prj" in tags["loradock.reason"]
+    with pytest.raises(BadInput, match="holds no finished adapter"):
+        Store(Settings()).adapter_of(run_id)
+
+
+def interrupt(_: str) -> None:
+    raise KeyboardInterrupt
+
+
+def terminate(_: str) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("stop", "raised"), [(interrupt, KeyboardInterrupt), (terminate, SystemExit)])
+def test_an_interrupted_training_is_killed_and_says_so(
+    home: Path, tmp_path: Path, base_dir: Path, stop: Callable[[str], None], raised: type[BaseException]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    source, rows = written(tmp_path, base_dir)
+    with pytest.raises(raised):
+        run.train(source, rows, Settings(), stop)
+    [(_, status, tags)] = runs(Settings())
+    assert (status, tags["loradock.reason"]) == ("KILLED", "interrupted")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_nothing_fits(home: Path, tmp_path: Path, base_dir: Path) -> None:
+    source, rows = written(tmp_path, base_dir, ("max_steps: 3", "max_steps: 3, max_length: 8"))
+    with pytest.raises(BadInput, match="fits into 8 tokens"):
+        run.train(source, rows, Settings(), lambda _: None)
+
+
+def test_loss_falls_on_the_assistants_words_alone(tmp_path: Path, base_dir: Path) -> None:
+    source, rows = written(tmp_path, base_dir)
+    train_rows, heldout_rows = rows.split(0.3)
+    loaded = base.load(LocalBase(base_dir, identify(base_dir, base_id="base")))
+    sides = tokens.fitting(train_rows, heldout_rows, loaded.tokenizer, 512)
+    trainer = run._trainer(source, loaded, sides, Watch(Curves(), lambda *_: None), output=tmp_path)
+    for each, example in zip(trainer.train_dataset, sides.train.examples, strict=True):
+        learned = [token for token in each["labels"] if token != -100]
+        assert loaded.tokenizer.decode(learned) == example.completion.content + "<|im_end|>\n"
