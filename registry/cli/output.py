@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -24,12 +25,13 @@ def emit(data: Any, as_json: bool, *, columns: Sequence[str] = ()) -> None:
     if as_json:
         click.echo(json.dumps(data, indent=2, default=str, ensure_ascii=False))
         return
-    console = Console(soft_wrap=True)
+    # Into a pipe or a file, a table is as wide as its content.
+    console = Console(width=None if sys.stdout.isatty() else 1000)
     table = Table(box=None, pad_edge=False, show_header=not isinstance(data, Mapping))
     if isinstance(data, Mapping):
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
-        for key, value in data.items():
+        for key, value in _flat(data):
             table.add_row(key, _text(value))
     else:
         for column in columns:
@@ -37,6 +39,14 @@ def emit(data: Any, as_json: bool, *, columns: Sequence[str] = ()) -> None:
         for row in data:
             table.add_row(*(_text(row.get(column)) for column in columns))
     console.print(table)
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _text(value: Any) -> str:

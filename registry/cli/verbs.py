@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ from registry.artifact import verify as verify_files
 from registry.cli.output import emit, json_option, say
 from registry.records import Move, Version
 from registry.settings import Settings
-from registry.store import Store
+from registry.store import Family, Store
 
 alias_option = click.option(
     "--to", "alias", default=refs.PRODUCTION, show_default=True, metavar="ALIAS", help="The alias to move."
@@ -46,11 +47,8 @@ def list_(name: str | None, as_json: bool) -> None:
         emit(rows, as_json, columns=("name", "aliases"))
         return
     family = store.family(refs.parse_name(name))
-    rows = [
-        _row(version) | {"aliases": [alias for alias, at in family.aliases.items() if at == version.ref.number]}
-        for version in store.versions(name)
-    ]
-    emit(rows, as_json, columns=("version", "aliases", "method", "rank", "base", "run", "created"))
+    rows = [_row(version) | {"aliases": _aliases(family, version)} for version in store.versions(name)]
+    emit(rows, as_json, columns=("version", "aliases", "method", "rank", "base", "run_id", "created"))
 
 
 @click.command()
@@ -61,8 +59,10 @@ def show(ref: str, as_json: bool) -> None:
 
     REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production.
     """
-    version = promotion.resolve(Store(Settings()), refs.parse_ref(ref))
-    emit({"version": str(version.ref), **version.model_dump(mode="json", exclude={"ref"})}, as_json)
+    store = Store(Settings())
+    version = promotion.resolve(store, refs.parse_ref(ref))
+    aliases = _aliases(store.family(version.ref.name), version)
+    emit({"version": str(version.ref), "aliases": aliases, **version.model_dump(mode="json", exclude={"ref"})}, as_json)
 
 
 @click.command()
@@ -71,7 +71,7 @@ def show(ref: str, as_json: bool) -> None:
 def history(name: str, as_json: bool) -> None:
     """Show who moved an adapter's aliases, when and why, oldest first."""
     past = promotion.history(Store(Settings()), refs.parse_name(name))
-    rows = [move.model_dump(mode="json") for move in past.moves]
+    rows = [move.model_dump(mode="json") | {"at": _moment(move.at)} for move in past.moves]
     emit(rows, as_json, columns=("seq", "at", "op", "alias", "from_version", "to_version", "actor", "reason"))
 
 
@@ -137,7 +137,15 @@ def _report(move: Move | None, name: str, as_json: bool) -> None:
         return
     before = f"{name}/{move.from_version}" if move.from_version else None
     row = {"alias": str(move.ref_in(name)), "from": before, "to": f"{name}/{move.to_version}", "digest": move.digest}
-    emit(row | {"at": move.at.isoformat(), "actor": move.actor}, as_json)
+    emit(row | {"at": _moment(move.at), "actor": move.actor}, as_json)
+
+
+def _aliases(family: Family, version: Version) -> list[str]:
+    return sorted(alias for alias, number in family.aliases.items() if number == version.ref.number)
+
+
+def _moment(at: datetime) -> str:
+    return at.isoformat(timespec="milliseconds")
 
 
 def _row(version: Version) -> dict[str, Any]:
@@ -148,6 +156,6 @@ def _row(version: Version) -> dict[str, Any]:
         "method": facts.method,
         "rank": facts.rank,
         "base": facts.base.id,
-        "run": facts.run_id,
-        "created": version.created_at.isoformat(timespec="seconds"),
+        "run_id": facts.run_id,
+        "created": _moment(version.created_at),
     }

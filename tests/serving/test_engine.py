@@ -14,8 +14,6 @@ from registry.errors import NotServable
 from serving.engine import Engine, unfit
 from tests.serving.test_reconcile import version
 
-pytest.importorskip("vllm")
-
 ONE, TWO = version(number=1), version(number=2)
 HERE = Path("/adapters/one")
 

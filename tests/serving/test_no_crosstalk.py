@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +48,6 @@ def main():
     llm = LLM(
         model=job["base"], dtype="float32", enable_lora=True, max_loras=len(job["adapters"]), max_lora_rank=16,
         max_model_len=128, max_num_seqs=8, max_num_batched_tokens=256, enable_prefix_caching=False,
-        enforce_eager=job["enforce_eager"],
     )
     adapters = {
         rank: LoRARequest(f"rank-{rank}", number, path) for number, (rank, path) in enumerate(job["adapters"], start=1)
@@ -98,7 +96,7 @@ def adapters(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[t
 
 @pytest.fixture(scope="module")
 def run(base_dir: Path, adapters: list[tuple[int, str]], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    def run(*, mended: bool, alone: bool, enforce_eager: bool = False) -> dict[str, Any]:
+    def run(*, mended: bool, alone: bool) -> dict[str, Any]:
         result = tmp_path_factory.mktemp("answers") / "result.json"
         job = {
             "base": str(base_dir),
@@ -106,7 +104,6 @@ def run(base_dir: Path, adapters: list[tuple[int, str]], tmp_path_factory: pytes
             "requests": REQUESTS,
             "mended": mended,
             "alone": alone,
-            "enforce_eager": enforce_eager,
             "result": str(result),
         }
         environment = {
@@ -156,10 +153,6 @@ def test_every_adapter_changes_the_answer(mended: dict[str, Any]) -> None:
 def test_vllm_compiles_nothing_where_lora_is_on(mended: dict[str, Any]) -> None:
     """What lets `serving.cpu_ops` be plain functions."""
     assert mended["compiled"] == "NONE"
-
-
-def test_eager_gives_the_same(run: Any, mended: dict[str, Any]) -> None:
-    assert run(mended=True, alone=False, enforce_eager=True)["together"] == mended["together"]
 
 
 def test_stock_gives_the_base_an_adapters_output(run: Any, mended: dict[str, Any]) -> None:

