@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,11 @@ def train(recipe: Path, as_json: bool) -> None:
     from trainer import run
 
     outcome = run.train(source, rows, Settings(), say)
-    emit(
-        {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(outcome).items()},
-        as_json,
-    )
+    emit({key: _rounded(value) for key, value in asdict(outcome).items()}, as_json)
+
+
+def _rounded(value: str | float) -> str | float | None:
+    """Four decimals; None for a loss that was never reported, since JSON has no NaN."""
+    if not isinstance(value, float):
+        return value
+    return round(value, 4) if math.isfinite(value) else None
