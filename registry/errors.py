@@ -4,9 +4,11 @@
     ├── BadInput       2  what the user wrote cannot be meant
     ├── Refused        3  a check or a gate said no
     │   ├── DigestMismatch   stored bytes are not the bytes that were registered
+    │   ├── HistoryDamaged   an entry of a history was edited, or is missing
     │   ├── NotServable      the adapter's own files rule it out
     │   └── WrongBase        trained on another base model
     ├── Conflict       4  somebody else moved it first
+    │   └── Drifted          somebody moved it past loradock
     ├── NotFound       5  no such run, version, alias, file
     └── Unreachable    6  a service does not answer
 
@@ -57,6 +59,17 @@ class DigestMismatch(Refused):
         self.what, self.expected, self.found, self.faults = what, expected, found, tuple(faults)
 
 
+class HistoryDamaged(Refused):
+    """An entry of a family's history was edited, or is missing."""
+
+    def __init__(self, name: str, number: int, fault: str) -> None:
+        super().__init__(
+            f"the history of {name} is damaged: entry {number} {fault}",
+            hint="MLflow never changes an entry, so somebody changed its database: restore it from a backup",
+        )
+        self.name, self.number, self.fault = name, number, fault
+
+
 class NotServable(Refused):
     """The adapter's own files rule it out; `reasons` lists why."""
 
@@ -91,6 +104,19 @@ class Conflict(LoradockError):
             hint=f"look at `loradock history {ref.partition('@')[0]}`, then decide again",
         )
         self.ref, self.expected, self.found, self.winner = ref, expected, found, winner
+
+
+class Drifted(Conflict):
+    """An alias was moved past loradock, so that history does not say why it is where it is."""
+
+    def __init__(self, name: str, alias: str, *, recorded: int | None, found: int | None) -> None:
+        super().__init__(
+            f"{name}@{alias}",
+            expected=f"version {recorded}" if recorded else "no version",
+            found=f"version {found}" if found else "no version",
+            winner="somebody past loradock",
+        )
+        self.hint = f"`loradock history {name} --adopt` takes it as it is, `--restore` moves it back"
 
 
 class NotFound(LoradockError):

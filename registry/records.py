@@ -99,16 +99,17 @@ class Move(Record):
     """An alias that went from one version to another: one entry of a family's history."""
 
     seq: int
-    op: Literal["promote", "rollback"]
+    op: Literal["promote", "rollback", "adopt", "restore"]
     alias: str
     from_version: int | None
-    to_version: int
+    to_version: int | None
+    """None where an alias that was deleted past loradock was adopted as gone."""
     actor: str
     reason: str
     forced: bool = False
     at: datetime
     digest: str
-    """The digest of the version it went to."""
+    """The digest of the version it went to; empty where it went to none."""
     nonce: str
     """Random; tells this writer's entry from another's that says the same."""
     prev: str

@@ -31,6 +31,7 @@ _PREFIX: Final = "loradock."
 _LEDGER: Final = "loradock.ledger"
 _FINDINGS: Final = "loradock.findings"
 _MODEL: Final = "loradock.adapter"
+_APPLIED: Final = "applied"
 _LEDGERS: Final = "loradock-ledgers"
 """The experiment whose runs hold each family's history."""
 
@@ -135,6 +136,16 @@ class Family:
     aliases: Mapping[str, int]
     ledger: str
     """The run that holds its history; empty for a registered model that loradock did not make."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """A family's history as it is stored."""
+
+    entries: Mapping[int, str]
+    """By number, in order."""
+    applied: frozenset[int]
+    """The numbers of the entries whose alias was set."""
 
 
 class Store:
@@ -268,10 +279,13 @@ class Store:
                 if not (token := page.token):
                     return found
 
-    def set_alias(self, ref: AliasRef, number: int) -> None:
-        """Point an alias at a version; last write wins. Only `promotion` calls it."""
+    def set_alias(self, ref: AliasRef, number: int | None) -> None:
+        """Point an alias at a version, or take it away; last write wins. Only `promotion` calls it."""
         with translated(self.uri, f"version '{ref.name}/{number}'"):
-            self.client.set_registered_model_alias(ref.name, ref.alias, str(number))
+            if number is None:
+                self.client.delete_registered_model_alias(ref.name, ref.alias)
+            else:
+                self.client.set_registered_model_alias(ref.name, ref.alias, str(number))
 
     # The ledger: a run whose n-th param is the n-th entry. MLflow writes a param once, which makes it a
     # compare-and-set: the same value again is accepted, another value for the same key is not.
@@ -289,11 +303,20 @@ class Store:
                 raise
         return True
 
-    def entries(self, family: Family) -> tuple[str, ...]:
-        """Every entry of a family's history, in order."""
+    def mark_applied(self, family: Family, seq: int) -> None:
+        """Note that the alias was set to where entry `seq` says."""
+        with translated(self.uri, f"history of {family.name!r}"):
+            self.client.log_param(family.ledger, f"{seq:08d}.{_APPLIED}", "yes", synchronous=True)
+
+    def ledger(self, family: Family) -> Ledger:
+        """A family's whole history."""
         with translated(self.uri, f"history of {family.name!r}"):
             params = self.client.get_run(family.ledger).data.params
-        return tuple(params[key] for key in sorted(params))
+        numbers = [key.partition(".") for key in sorted(params)]
+        return Ledger(
+            entries={int(number): params[number] for number, _, mark in numbers if not mark},
+            applied=frozenset(int(number) for number, _, mark in numbers if mark == _APPLIED),
+        )
 
 
 def _family_from(model: Any) -> Family:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
+from registry import history as histories
 from registry import promotion, refs, versions
 from registry.artifact import verify as verify_files
 from registry.cli.output import emit, json_option, say
+from registry.errors import BadInput, Drifted
 from registry.records import Move, Version
 from registry.settings import Settings
 from registry.store import Family, Store
+
+_TIMES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f")
 
 alias_option = click.option(
     "--to", "alias", default=refs.PRODUCTION, show_default=True, metavar="ALIAS", help="The alias to move."
@@ -67,10 +71,32 @@ def show(ref: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
+@click.option(
+    "--at", type=click.DateTime(_TIMES), metavar="TIME", help="Show instead where each alias stood then, UTC."
+)
+@click.option("--adopt", is_flag=True, help="First write down the moves that were made past loradock.")
+@click.option("--restore", is_flag=True, help="First take back the moves that were made past loradock.")
+@reason_option
 @json_option
-def history(name: str, as_json: bool) -> None:
-    """Show who moved an adapter's aliases, when and why, oldest first."""
-    past = promotion.history(Store(Settings()), refs.parse_name(name))
+def history(name: str, at: datetime | None, adopt: bool, restore: bool, reason: str, as_json: bool) -> None:
+    """Show who moved an adapter's aliases, when and why, oldest first.
+
+    A move that was made past loradock, in MLflow itself, is told on stderr until --adopt or --restore settles it.
+    """
+    settings = Settings()
+    store, name = Store(settings), refs.parse_name(name)
+    if adopt and restore:
+        raise BadInput("--adopt and --restore exclude each other")
+    if adopt:
+        promotion.adopt(store, name, actor=settings.actor, reason=reason)
+    if restore:
+        promotion.restore(store, name, actor=settings.actor, reason=reason)
+    past = histories.read(store, name)
+    for drift in past.drifts:
+        say(f"warning: {Drifted(name, drift.alias, recorded=drift.recorded, found=drift.found)}; --adopt or --restore?")
+    if at:
+        emit({alias: f"{name}/{number}" for alias, number in past.at(at.replace(tzinfo=UTC)).items()}, as_json)
+        return
     rows = [move.model_dump(mode="json") | {"at": _moment(move.at)} for move in past.moves]
     emit(rows, as_json, columns=("seq", "at", "op", "alias", "from_version", "to_version", "actor", "reason"))
 
@@ -79,12 +105,17 @@ def history(name: str, as_json: bool) -> None:
 @click.argument("ref")
 @json_option
 def verify(ref: str, as_json: bool) -> None:
-    """Hash a version's stored bytes again, and hold them against its digest."""
+    """Hash a version's stored bytes again.
+
+    They are held against its digest. Its adapter's history is checked, too: no entry was edited, none is missing.
+    """
     store = Store(Settings())
     version = promotion.resolve(store, refs.parse_ref(ref))
+    moves = histories.read(store, version.ref.name).moves
     with versions.fetched(store, version) as directory:
         manifest = verify_files(directory, version.facts.digest, what=str(version.ref))
-    emit({"version": str(version.ref), "digest": manifest.digest, "files": len(manifest.files)}, as_json)
+    found = {"version": str(version.ref), "digest": manifest.digest, "files": len(manifest.files), "moves": len(moves)}
+    emit(found, as_json)
 
 
 @click.command()

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from registry.cli import VERBS, cli, main
 from registry.store import Store
-from tests.adapters import log_adapter, write_adapter
+from tests.adapters import log_adapter, make_version, write_adapter
 
 HEAVY = {"torch", "mlflow", "vllm", "transformers", "peft", "trl"}
 
@@ -117,3 +117,21 @@ def test_a_store_that_is_out_of_reach_is_said_at_once(home: Path, monkeypatch: p
     assert done.returncode == 6
     assert "out of reach" in done.stderr
     assert "secret" not in done.stderr
+
+
+def test_a_move_past_loradock_is_told_and_settled(store: Store, tmp_path: Path) -> None:
+    for seed in range(2):
+        make_version(store, tmp_path / str(seed), seed=seed)
+    answer("promote", "support-bot/1")
+    store.client.set_registered_model_alias("support-bot", "production", "2")
+    told = CliRunner().invoke(cli, ["history", "support-bot", "--json"])
+    assert "version 2 by somebody past loradock" in told.stderr
+    assert len(json.loads(told.stdout)) == 1
+    assert answer("history", "support-bot", "--restore", "--reason", "not yours")[-1]["op"] == "restore"  # type: ignore[index]
+    assert answer("list") == [{"name": "support-bot", "aliases": {"production": 1}}]
+    store.client.set_registered_model_alias("support-bot", "production", "2")
+    adopted = CliRunner().invoke(cli, ["history", "support-bot", "--adopt", "--json"])
+    assert adopted.stderr == ""
+    assert json.loads(adopted.stdout)[-1]["op"] == "adopt"
+    assert answer("history", "support-bot", "--at", "2000-01-01") == {}
+    assert answer("history", "support-bot", "--at", "2999-01-01") == {"production": "support-bot/2"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import promotion
+from registry import history, promotion
 from registry.errors import BadInput, Conflict, NotFound, NotServable, WrongBase
 from registry.refs import AliasRef, VersionRef, parse_ref
 from registry.store import Store
@@ -36,7 +36,7 @@ def test_a_promotion_moves_the_alias_and_stands_in_history(three: Store) -> None
     move = promotion.promote(three, ref(2), "production", actor="ann", reason="better")
     assert move is not None
     assert aliases(three) == {"production": 2}
-    assert promotion.history(three, NAME).moves == (move,)
+    assert history.read(three, NAME).moves == (move,)
     assert (move.from_version, move.to_version, move.actor, move.reason) == (None, 2, "ann", "better")
     assert move.digest == three.version(ref(2)).facts.digest
     assert promotion.resolve(three, parse_ref(NAME)).ref == ref(2)
@@ -46,8 +46,8 @@ def test_history_is_chained_and_replays_to_every_alias(three: Store) -> None:
     for number, alias in ((1, "production"), (2, "canary"), (2, "production"), (3, "canary"), (3, "production")):
         promotion.promote(three, ref(number), alias, actor="ann")
     promotion.rollback(three, NAME, "production", actor="bob")
-    past = promotion.history(three, NAME)
-    entries = three.entries(past.family)
+    past = history.read(three, NAME)
+    entries = list(three.ledger(past.family).entries.values())
     assert [move.seq for move in past.moves] == list(range(6))
     assert [move.prev for move in past.moves[1:]] == [
         hashlib.sha256(entry.encode()).hexdigest() for entry in entries[:-1]
@@ -62,7 +62,7 @@ def test_history_is_chained_and_replays_to_every_alias(three: Store) -> None:
 def test_promoting_what_is_there_already_is_no_move(three: Store) -> None:
     promotion.promote(three, ref(1), "production", actor="ann")
     assert promotion.promote(three, ref(1), "production", actor="bob") is None
-    assert len(promotion.history(three, NAME).moves) == 1
+    assert len(history.read(three, NAME).moves) == 1
 
 
 def test_expect_refuses_when_the_alias_is_elsewhere_and_names_who_moved_it(three: Store) -> None:
@@ -122,9 +122,9 @@ def test_an_adapter_of_another_base_does_not_replace_one_that_is_served(store: S
 def test_a_reason_that_mlflow_would_cut_is_refused(three: Store) -> None:
     with pytest.raises(BadInput, match="1000 characters"):
         promotion.promote(three, ref(1), "production", actor="ann", reason="x" * 1001)
-    assert promotion.history(three, NAME).moves == ()
+    assert history.read(three, NAME).moves == ()
     promotion.promote(three, ref(1), "production", actor="ann", reason="é" * 1000)
-    assert promotion.history(three, NAME).moves[0].reason == "é" * 1000
+    assert history.read(three, NAME).moves[0].reason == "é" * 1000
 
 
 def test_an_unknown_version_or_alias(three: Store) -> None:
@@ -136,7 +136,7 @@ def test_an_unknown_version_or_alias(three: Store) -> None:
 
 def test_a_promoter_who_died_after_writing_history_is_made_good_by_the_next(three: Store) -> None:
     promotion.promote(three, ref(1), "production", actor="ann")
-    past = promotion.history(three, NAME)
+    past = history.read(three, NAME)
     written = past.moves[0].model_copy(
         update={"seq": 1, "to_version": 2, "from_version": 1, "prev": hashlib.sha256(past.last.encode()).hexdigest()}
     )
@@ -148,7 +148,7 @@ def test_a_promoter_who_died_after_writing_history_is_made_good_by_the_next(thre
 
 PROMOTER = """
 import sys
-from registry import promotion
+from registry import history, promotion
 from registry.errors import Conflict
 from registry.refs import VersionRef
 from registry.settings import Settings
@@ -189,4 +189,4 @@ def test_of_four_processes_at_once_one_wins_and_the_others_name_it(store: Store,
     (winner,) = (number for number, answer in enumerate(answers, start=2) if answer == "won")
     assert sorted(set(answers)) == [f"lost to p{winner}", "won"]
     assert aliases(store) == {"production": winner}
-    assert [move.to_version for move in promotion.history(store, NAME).moves] == [1, winner]
+    assert [move.to_version for move in history.read(store, NAME).moves] == [1, winner]
