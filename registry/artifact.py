@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
 from registry.errors import BadInput, DigestMismatch
 from registry.records import FileEntry, Manifest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MANIFEST: Final = "manifest.json"
 """The manifest's file name; it is uploaded last, and lists every other file."""
@@ -98,6 +101,9 @@ class TensorInfo:
 
     dtype: str
     shape: tuple[int, ...]
+    start: int = field(default=0, compare=False)
+    """Where its bytes begin in the file."""
+    stop: int = field(default=0, compare=False)
 
 
 def read_header(path: Path) -> Mapping[str, TensorInfo]:
@@ -114,13 +120,32 @@ def read_header(path: Path) -> Mapping[str, TensorInfo]:
         try:
             header: dict[str, Any] = json.loads(file.read(length))
             tensors = {
-                name: (TensorInfo(entry["dtype"], tuple(entry["shape"])), entry["data_offsets"][1])
+                name: TensorInfo(
+                    entry["dtype"], tuple(entry["shape"]), *(8 + length + offset for offset in entry["data_offsets"])
+                )
                 for name, entry in header.items()
                 if name != "__metadata__"
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path.name} has a damaged safetensors header") from error
-    end = 8 + length + max((stop for _, stop in tensors.values()), default=0)
+    end = max((info.stop for info in tensors.values()), default=8 + length)
     if end != size:
         raise BadInput(f"{path.name} holds {size} bytes where its header tells of {end}")
-    return {name: info for name, (info, _) in tensors.items()}
+    return tensors
+
+
+_NUMPY: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+def read_values(path: Path, tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Each tensor's values, flat, one tensor in memory at a time; tensors of other than floating types are left out."""
+    import numpy as np
+
+    with path.open("rb") as file:
+        for name, info in tensors.items():
+            if kind := _NUMPY.get(info.dtype):
+                file.seek(info.start)
+                values = np.frombuffer(file.read(info.stop - info.start), dtype=kind)
+                if info.dtype == "BF16":  # the upper half of a float32
+                    values = (values.astype("<u4") << 16).view("<f4")
+                yield name, values

@@ -1,4 +1,4 @@
-"""What rules an adapter out, read from its configuration and headers: no model is loaded, no weight is read."""
+"""What rules an adapter out, read from its own files: no model is loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from registry.artifact import CONFIG, WEIGHTS, TensorInfo, read_header
+from registry.artifact import CONFIG, WEIGHTS, TensorInfo, read_header, read_values
 from registry.errors import BadInput
 
 MAX_RANK: Final = 512
@@ -60,7 +60,17 @@ def findings(directory: Path, *, base_config: Mapping[str, Any] | None = None, m
         tensors = read_header(directory / WEIGHTS)
     except BadInput as error:
         return [str(error)]
-    return [*_in_config(config, max_rank), *_in_tensors(config, tensors), *_on_base(tensors, base_config or {})]
+    return [
+        *_in_config(config, max_rank),
+        *_in_tensors(config, tensors),
+        *_in_values(directory / WEIGHTS, tensors),
+        *_on_base(tensors, base_config or {}),
+    ]
+
+
+def misfits(directory: Path, base_config: Mapping[str, Any]) -> list[str]:
+    """Every tensor whose shape or layer says that this adapter was trained on another base."""
+    return list(_on_base(read_header(directory / WEIGHTS), base_config))
 
 
 def _in_config(config: Mapping[str, Any], max_rank: int) -> Iterator[str]:
@@ -98,6 +108,22 @@ def _in_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) ->
             yield f"{module} has only one of lora_A and lora_B"
         elif pair["A"].shape[:1] != pair["B"].shape[1:2]:
             yield f"{module} has lora_A of {pair['A'].shape} and lora_B of {pair['B'].shape}: their ranks differ"
+
+
+def _in_values(path: Path, tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
+    """NaN and infinity, and the two matrices whose product is nothing. Types without a reader here pass unread."""
+    import numpy as np
+
+    largest: dict[str, float] = {}
+    for name, values in read_values(path, tensors):
+        peak = float(np.abs(values).max()) if values.size else 0.0
+        if not np.isfinite(peak):
+            yield f"{name} holds a value that is no finite number"
+        if match := _TENSOR.fullmatch(name):
+            largest[match["side"]] = max(largest.get(match["side"], 0.0), peak)
+    if 0.0 in largest.values():
+        side = next(side for side, peak in largest.items() if peak == 0.0)
+        yield f"it has no effect: every lora_{side} is zero"
 
 
 def _on_base(tensors: Mapping[str, TensorInfo], base: Mapping[str, Any]) -> Iterator[str]:

@@ -156,6 +156,20 @@ class Store:
         self.uri = settings.store_uri
         self.client = connect(settings)
 
+    @contextmanager
+    def run(self, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+        """A run for work that is no training, by its id; it ends as FINISHED, or as FAILED with the error."""
+        with translated(self.uri):
+            experiment = experiment_id(self.client, self.settings, self.settings.experiment)
+            run_id: str = self.client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id
+        status = "FAILED"
+        try:
+            yield run_id
+            status = "FINISHED"
+        finally:
+            with translated(self.uri):
+                self.client.set_terminated(run_id, status)
+
     # Adapters: the bytes, as MLflow's LoggedModel.
 
     def put_adapter(self, directory: Path, *, name: str, facts: Facts) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from registry import artifact, check
+from registry import artifact
 from registry.base import LocalBase
 from registry.errors import LoradockError
-from registry.records import Facts, Manifest
+from registry.records import Manifest
 
 
 def save(model: Any, directory: Path, local: LocalBase) -> Manifest:
@@ -34,18 +34,3 @@ def save(model: Any, directory: Path, local: LocalBase) -> Manifest:
             )
     artifact.canonicalise(directory)
     return artifact.write_manifest(directory)
-
-
-def facts(directory: Path, digest: str, local: LocalBase, *, run_id: str, data_digest: str) -> Facts:
-    """What the registry keeps of an adapter, read from the files that were written."""
-    config = check.read_config(directory)
-    tensors = artifact.read_header(directory / artifact.WEIGHTS)
-    return Facts(
-        digest=digest,
-        base=local.base,
-        method=str(config["peft_type"]).lower(),
-        rank=check.largest_rank(config),
-        targets=tuple(sorted({name.partition(".lora_")[0].rsplit(".", 1)[-1] for name in tensors})),
-        run_id=run_id,
-        data_digest=data_digest,
-    )

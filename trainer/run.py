@@ -20,6 +20,7 @@ import registry.base
 from registry.base import LocalBase
 from registry.errors import LoradockError
 from registry.settings import Settings
+from registry.versions import describe
 from trainer import adapter, base, environment, methods, tokens, tracking
 from trainer.curves import Curves
 from trainer.data import Rows
@@ -75,7 +76,7 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say) -> Outco
                 trainer = _trainer(source, loaded, sides, watch, output=Path(scratch) / "trainer")
                 _fit(trainer, curves, say)
             manifest = adapter.save(trainer.model, directory := Path(scratch) / "adapter", local)
-            facts = adapter.facts(directory, manifest.digest, local, run_id=run.id, data_digest=rows.digest)
+            facts = describe(directory, local.base, run_id=run.id, data_digest=rows.digest)
             run.finish(curves, facts, directory)
     return Outcome(
         run_id=run.id,

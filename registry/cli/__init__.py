@@ -24,6 +24,10 @@ class Verb(NamedTuple):
 VERBS: Final = {
     "train": Verb("Train", "trainer.cli:train", "Train an adapter from a recipe and log the run to MLflow."),
     "register": Verb("Registry", "registry.cli.verbs:register", "Make an immutable version of a run's adapter."),
+    "import": Verb(
+        "Registry", "registry.cli.verbs:import_", "Make a version of an adapter that was trained elsewhere."
+    ),
+    "check": Verb("Registry", "registry.cli.verbs:check", "Say whether vLLM can serve an adapter, and why not."),
     "list": Verb(
         "Registry", "registry.cli.verbs:list_", "List adapters with their aliases, or one adapter's versions."
     ),

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
+from registry import base as bases
+from registry import check as checks
 from registry import history as histories
 from registry import promotion, refs, versions
 from registry.artifact import verify as verify_files
 from registry.cli.output import emit, json_option, say
-from registry.errors import BadInput, Drifted
+from registry.errors import BadInput, Drifted, NotServable
 from registry.records import Move, Version
 from registry.settings import Settings
 from registry.store import Family, Store
 
 _TIMES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f")
+
+
+def base_option(*, required: bool) -> Callable[[Any], Any]:
+    """The option that names a base model."""
+    text = "The base model: a directory, ORG/NAME on the Hub, or pypi:NAME==VERSION."
+    return click.option("--base", required=required, help=text)
+
 
 alias_option = click.option(
     "--to", "alias", default=refs.PRODUCTION, show_default=True, metavar="ALIAS", help="The alias to move."
@@ -38,6 +50,57 @@ def register(run_id: str, name: str, as_json: bool) -> None:
     for finding in version.findings:
         say(f"warning: {version.ref} cannot be served: {finding}")
     emit(_row(version), as_json)
+
+
+@click.command("import")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="The adapter to add a version to; made when there is none.")
+@base_option(required=True)
+@json_option
+def import_(directory: Path, name: str, base: str, as_json: bool) -> None:
+    """Make a version of an adapter that was trained elsewhere.
+
+    DIRECTORY holds what PEFT's save_pretrained wrote: adapter_config.json and adapter_model.safetensors. Its tensors
+    are held against the base first.
+    """
+    settings, name = Settings(), refs.parse_name(name)
+    local = bases.resolve(base, settings)
+    version = versions.import_directory(Store(settings), directory, local, name)
+    for finding in version.findings:
+        say(f"warning: {version.ref} cannot be served: {finding}")
+    emit(_row(version), as_json)
+
+
+@click.command()
+@click.argument("target")
+@base_option(required=False)
+@click.option(
+    "--max-lora-rank",
+    type=click.IntRange(1, checks.MAX_RANK),
+    default=checks.MAX_RANK,
+    show_default=True,
+    help="The rank that the server is started for.",
+)
+@json_option
+def check(target: str, base: str | None, max_lora_rank: int, as_json: bool) -> None:
+    """Say whether vLLM can serve an adapter, and why not.
+
+    TARGET is a directory, or a version. Without --base its shapes are held against no base. Nothing is loaded. It exits
+    with 3 when the adapter cannot be served.
+    """
+    settings = Settings()
+    config = bases.resolve(base, settings).config if base else None
+    with contextlib.ExitStack() as stack:
+        directory = Path(target)
+        if not directory.is_dir():
+            store = Store(settings)
+            version = promotion.resolve(store, refs.parse_ref(target))
+            directory = stack.enter_context(versions.fetched(store, version))
+            verify_files(directory, version.facts.digest, what=str(version.ref))
+        found = checks.findings(directory, base_config=config, max_rank=max_lora_rank)
+    emit({"target": target, "servable": not found, "findings": found}, as_json)
+    if found:
+        raise NotServable(target, found)
 
 
 @click.command("list")

@@ -90,3 +90,27 @@ def test_a_configuration_that_is_none_is_one_clear_error(tmp_path: Path, text: s
     (write_adapter(tmp_path) / CONFIG).write_text(text)
     with pytest.raises(BadInput, match="JSON"):
         check.findings(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("value", "finding"), [(float("nan"), "no finite number"), (float("inf"), "no finite number")])
+def test_a_weight_that_is_no_number_is_found_in_every_type(
+    tmp_path: Path, dtype: str, value: float, finding: str
+) -> None:
+    import torch
+    from safetensors.torch import load_file as load
+    from safetensors.torch import save_file as save
+
+    tensors = {
+        name: tensor.to(getattr(torch, dtype)) for name, tensor in load(write_adapter(tmp_path) / WEIGHTS).items()
+    }
+    save(tensors, tmp_path / WEIGHTS)
+    assert check.findings(tmp_path) == []
+    name, tensor = next(iter(tensors.items()))
+    tensor.view(-1)[-1] = value
+    save(tensors, tmp_path / WEIGHTS)
+    assert check.findings(tmp_path) == [f"{name} holds a value that is {finding}"]
+
+
+def test_an_adapter_whose_b_is_zero_has_no_effect(tmp_path: Path) -> None:
+    assert check.findings(write_adapter(tmp_path, scale=0.0)) == ["it has no effect: every lora_B is zero"]

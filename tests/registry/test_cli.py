@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from registry.cli import VERBS, cli, main
+from registry.errors import NotServable
 from registry.store import Store
 from tests.adapters import log_adapter, make_version, write_adapter
 
@@ -135,3 +136,20 @@ def test_a_move_past_loradock_is_told_and_settled(store: Store, tmp_path: Path) 
     assert json.loads(adopted.stdout)[-1]["op"] == "adopt"
     assert answer("history", "support-bot", "--at", "2000-01-01") == {}
     assert answer("history", "support-bot", "--at", "2999-01-01") == {"production": "support-bot/2"}
+
+
+def test_import_and_check_a_directory_and_a_version(store: Store, base_dir: Path, tmp_path: Path) -> None:
+    good, bad = write_adapter(tmp_path / "good"), write_adapter(tmp_path / "bad", config={"use_dora": True})
+    assert answer("import", str(good), "--name", "support-bot", "--base", str(base_dir))["version"] == "support-bot/1"  # type: ignore[index]
+    assert answer("check", "support-bot/1", "--base", str(base_dir)) == {
+        "target": "support-bot/1",
+        "servable": True,
+        "findings": [],
+    }
+    for words, fault in (
+        (["check", str(bad)], "DoRA"),
+        (["check", "support-bot/1", "--max-lora-rank", "2"], "rank is 4"),
+    ):
+        result = CliRunner().invoke(cli, [*words, "--json"])
+        assert isinstance(result.exception, NotServable)
+        assert fault in json.loads(result.stdout)["findings"][0]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from registry import versions
-from registry.artifact import WEIGHTS, build_manifest, verify
-from registry.errors import BadInput, Conflict, DigestMismatch, NotFound
+from registry.artifact import CONFIG, WEIGHTS, build_manifest, verify
+from registry.base import LocalBase
+from registry.errors import BadInput, Conflict, DigestMismatch, NotFound, NotServable
 from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store
@@ -81,3 +82,39 @@ def test_a_version_or_family_that_is_not_there(store: Store, tmp_path: Path) -> 
     make_version(store, tmp_path / "a")
     with pytest.raises(NotFound, match="support-bot/2"):
         store.version(VersionRef("support-bot", 2))
+
+
+def test_an_adapter_from_elsewhere_becomes_a_version_with_a_run_that_says_so(
+    store: Store, base: LocalBase, tmp_path: Path
+) -> None:
+    directory = write_adapter(tmp_path / "axolotl-out", rank=8)
+    (directory / "README.md").write_text("a card")
+    version = versions.import_directory(store, directory, base, "support-bot")
+    assert (version.facts.method, version.facts.rank, version.facts.targets) == ("lora", 8, ("o_proj", "q_proj"))
+    assert version.facts.base == base.base
+    assert version.findings == ()
+    run = store.client.get_run(version.facts.run_id)
+    assert (run.info.status, run.data.tags["loradock.imported_from"]) == ("FINISHED", "axolotl-out")
+    with versions.fetched(store, version) as found:
+        assert sorted(path.name for path in found.iterdir()) == [CONFIG, WEIGHTS, "manifest.json"]
+    assert versions.import_directory(store, directory, base, "support-bot").ref == version.ref
+
+
+def test_an_adapter_of_another_shape_is_not_imported(store: Store, base: LocalBase, tmp_path: Path) -> None:
+    with pytest.raises(NotServable, match="2048 wide where the base is 576"):
+        versions.import_directory(store, write_adapter(tmp_path / "a", hidden=2048), base, "support-bot")
+    assert store.find_family("support-bot") is None
+
+
+def test_what_holds_no_adapter_is_told_with_what_to_do(store: Store, base: LocalBase, tmp_path: Path) -> None:
+    def fault(directory: Path) -> str:
+        with pytest.raises((BadInput, NotFound)) as caught:
+            versions.import_directory(store, directory, base, "support-bot")
+        return f"{caught.value} {caught.value.hint}"
+
+    assert "no directory" in fault(tmp_path / "nothing")
+    assert "no adapter_config.json" in fault(tmp_path)
+    write_adapter(tmp_path / "checkpoint-20")
+    assert "checkpoint-20" in fault(tmp_path)
+    (tmp_path / "checkpoint-20" / WEIGHTS).rename(tmp_path / "checkpoint-20" / "adapter_model.bin")
+    assert "pickled" in fault(tmp_path / "checkpoint-20")

@@ -250,7 +250,7 @@ def test_a_name_that_moves_to_another_base_stays_where_it_was(server: Server) ->
 
 
 def test_a_version_without_effect_takes_no_traffic_and_the_one_before_stays(server: Server) -> None:
-    good, flat = server.make("proven"), server.make("proven", scale=0.0)
+    good, flat = server.make("proven"), server.make("proven", scale=1e-12)
     server.until_answered_by(server.promote(good))
     server.promote(flat)
     status = server.until(lambda found: str(flat.ref) in found["quarantined"])
