@@ -177,6 +177,8 @@ class Store:
 
         `directory` holds the files and their manifest, whose digest is `facts.digest`.
         """
+        from mlflow.entities import LoggedModelOutput
+
         with translated(self.uri, f"run {facts.run_id!r}"):
             run = self.client.get_run(facts.run_id)
             model = self.client.create_logged_model(
@@ -191,6 +193,7 @@ class Store:
                 parent = path.parent.relative_to(directory).as_posix()
                 self.client.log_model_artifact(model.model_id, str(path), None if parent == "." else parent)
             self.client.finalize_logged_model(model.model_id, "READY")
+            self.client.log_outputs(facts.run_id, [LoggedModelOutput(model.model_id, step=0)])
             self.client.set_tag(facts.run_id, _MODEL, model.model_id)
         return f"models:/{model.model_id}"
 

@@ -26,6 +26,8 @@ def test_a_run_becomes_a_version_that_holds_its_bytes_and_facts(store: Store, tm
     assert version.facts.digest == build_manifest(tmp_path / "a").digest
     assert version.findings == ()
     assert store.version(version.ref) == version
+    outputs = store.client.get_run(version.facts.run_id).outputs.model_outputs
+    assert [f"models:/{output.model_id}" for output in outputs] == [version.source]  # MLflow's UI links run and adapter
     with versions.fetched(store, version) as directory:
         verify(directory, version.facts.digest, what="support-bot/1")
 
