@@ -47,9 +47,7 @@ def register(run_id: str, name: str, as_json: bool) -> None:
     registered twice are one version.
     """
     version = versions.register(Store(Settings()), run_id, refs.parse_name(name))
-    for finding in version.findings:
-        say(f"warning: {version.ref} cannot be served: {finding}")
-    emit(_row(version), as_json)
+    _report_version(version, as_json)
 
 
 @click.command("import")
@@ -66,9 +64,7 @@ def import_(directory: Path, name: str, base: str, as_json: bool) -> None:
     settings, name = Settings(), refs.parse_name(name)
     local = bases.resolve(base, settings)
     version = versions.import_directory(Store(settings), directory, local, name)
-    for finding in version.findings:
-        say(f"warning: {version.ref} cannot be served: {finding}")
-    emit(_row(version), as_json)
+    _report_version(version, as_json)
 
 
 @click.command()
@@ -225,9 +221,16 @@ def rollback(name: str, alias: str, to: int | None, reason: str, as_json: bool) 
     _report(move, name, as_json)
 
 
+def _report_version(version: Version, as_json: bool) -> None:
+    for finding in version.findings:
+        say(f"warning: {version.ref} cannot be served: {finding}")
+    emit(_row(version), as_json)
+
+
 def _report(move: Move | None, name: str, as_json: bool) -> None:
     if move is None:
-        emit({}, as_json) if as_json else None
+        if as_json:
+            emit({}, as_json)
         return
     before = f"{name}/{move.from_version}" if move.from_version else None
     row = {"alias": str(move.ref_in(name)), "from": before, "to": f"{name}/{move.to_version}", "digest": move.digest}
