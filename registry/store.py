@@ -40,6 +40,7 @@ _DEFAULTS: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a client of a dead server would block for 248 s
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for data
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -268,7 +269,12 @@ class Store:
         """Make a version. It is not idempotent: `versions.register` sees to one version per digest."""
         with translated(self.uri, f"adapter {name!r}"), _default_store(self.uri):
             made = self.client.create_model_version(
-                name, source, run_id=facts.run_id, tags={**_tags_of(facts), _FINDINGS: canonical_json(findings)}
+                name,
+                source,
+                run_id=facts.run_id,
+                tags={**_tags_of(facts), _FINDINGS: canonical_json(findings)},
+                model_id=source.removeprefix("models:/"),
+                await_creation_for=0,  # it is there at once; waiting is for other registries, and logs
             )
         return _version_from(made)
 
