@@ -44,7 +44,8 @@ QUESTIONS = (
 )
 CLIENTS = 8
 MAX_TOKENS = 24
-READY_SECONDS = 300
+READY_SECONDS = 600
+FLIP_SECONDS = 180
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
@@ -197,13 +198,13 @@ async def flip(answers: list[Answer], *words: str) -> Flip:
         sys.exit(f"the command above failed ({process.returncode})")
     move = json.loads(out)
     target, moved = move["to"], datetime.fromisoformat(move["at"]).timestamp() - started
-    deadline = time.time() + 60
+    deadline = time.time() + FLIP_SECONDS
     while time.time() < deadline:
         first = [answer.first_token_at for answer in answers if answer.models and answer.models[0] == target]
         if after := [at for at in first if at > started]:
             return Flip(" ".join(words[:2]), target, moved, min(after) - started)
         await asyncio.sleep(0.02)
-    sys.exit(f"no answer by {target} came within 60 s")
+    sys.exit(f"no answer by {target} came within {FLIP_SECONDS} s")
 
 
 async def under_load(client: AsyncOpenAI, base_name: str) -> tuple[list[Flip], list[Answer]]:

@@ -56,7 +56,7 @@ def user(tmp_path_factory: pytest.TempPathFactory, base_dir: Path) -> Path:
 @pytest.fixture(scope="module")
 def demo(user: Path) -> str:
     """What `make demo` prints."""
-    done = shell(f"{sys.executable} examples/demo.py", user, 840)
+    done = shell(f"{sys.executable} examples/demo.py", user, 2400)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -69,6 +69,7 @@ def test_every_make_command_of_the_readme_is_a_target() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2500)
 def test_the_demo_ends_with_its_zeros(demo: str) -> None:
     for what in (
         "failures",
@@ -82,10 +83,11 @@ def test_the_demo_ends_with_its_zeros(demo: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2500)
 def test_the_commands_of_the_readme_run(demo: str, user: Path) -> None:
     script = "\n".join(commands("By hand"))
     assert "loradock serve" in script
-    done = shell(script, user, 600)
+    done = shell(script, user, 1200)
     assert done.returncode == 0, done.stdout
     assert '"model":"support-bot/2"' in done.stdout.replace(" ", "")
     assert "Traceback" not in done.stdout
