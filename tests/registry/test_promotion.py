@@ -9,15 +9,9 @@ import pytest
 
 from registry import history, promotion
 from registry.errors import BadInput, Conflict, NotFound, NotServable, WrongBase
-from registry.refs import AliasRef, VersionRef, parse_ref
+from registry.refs import AliasRef, parse_ref
 from registry.store import Store
-from tests.adapters import SMOL, make_version
-
-NAME = "support-bot"
-
-
-def ref(number: int) -> VersionRef:
-    return VersionRef(NAME, number)
+from tests.adapters import NAME, SMOL, aliases, make_version, ref
 
 
 @pytest.fixture
@@ -26,10 +20,6 @@ def three(store: Store, tmp_path: Path) -> Store:
     for seed in range(3):
         make_version(store, tmp_path / str(seed), seed=seed)
     return store
-
-
-def aliases(store: Store) -> dict[str, int]:
-    return dict(store.family(NAME).aliases)
 
 
 def test_a_promotion_moves_the_alias_and_stands_in_history(three: Store) -> None:
