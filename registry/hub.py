@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from registry.errors import NotFound, Unreachable
+
+_MODEL_FILES: Final = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
+_DATASET_FILES: Final = ("*.jsonl", "*.json", "*.csv", "*.parquet", "README.md")
 
 
 def snapshot(repository: str, revision: str | None) -> Path:
@@ -12,24 +16,55 @@ def snapshot(repository: str, revision: str | None) -> Path:
 
     Pickled weights are never fetched. Raises NotFound or Unreachable.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    return _snapshot(repository, revision, "model", _MODEL_FILES)
 
+
+def config(repository: str, revision: str | None) -> Path:
+    """A directory with a model repository's config.json, and no weights. Raises NotFound or Unreachable."""
+    return _snapshot(repository, revision, "model", ("config.json",))
+
+
+def dataset_snapshot(repository: str, revision: str | None) -> Path:
+    """A data set's rows and its README on this machine, in a directory named by commit.
+
+    A loading script is never fetched. Raises NotFound or Unreachable.
+    """
+    return _snapshot(repository, revision, "dataset", _DATASET_FILES)
+
+
+def _snapshot(repository: str, revision: str | None, kind: str, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    called = "data set" if kind == "dataset" else "model"
     try:
         return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"],
-            )
+            snapshot_download(repository, revision=revision, repo_type=kind, allow_patterns=list(patterns)),
         )
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except GatedRepoError as error:
         raise NotFound(
-            f"the Hub has no model {repository!r}" + (f" at {revision!r}" if revision else ""),
-            hint="check its name; a gated or private model needs HF_TOKEN",
+            f"the {called} {repository!r} is gated",
+            hint="ask for access on its page on the Hub, and set HF_TOKEN to a token of that account",
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise NotFound(
+            f"the Hub has no {called} {repository!r}" + (f" at {revision!r}" if revision else ""),
+            hint="check its name; a gated or private one needs HF_TOKEN",
         ) from error
     except LocalEntryNotFoundError as error:
         raise Unreachable(
             f"the Hub cannot be reached, and {repository!r} is not in its local cache",
             hint="unset HF_HUB_OFFLINE, check the network, or give a directory",
+        ) from error
+    except HfHubHTTPError as error:
+        raise Unreachable(
+            f"the Hub does not hand out the {called} {repository!r}: it answers {error.response.status_code}",
+            hint="try again later, check HF_TOKEN, or give a directory",
         ) from error

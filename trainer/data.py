@@ -1,90 +1,77 @@
-"""Chat rows: read and checked line by line, told apart by content, split so that a row never changes sides."""
+"""Rows to train on: read and checked whole, told apart by content, split so that a row never changes sides."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from registry.errors import BadInput, NotFound
-from registry.records import canonical_json
+from registry.errors import BadInput
+from trainer import sources
+from trainer.formats import FORMATS, parse, recognise, renamed
+from trainer.recipe import Data
+from trainer.rows import Row
+from trainer.sources import File
 
-_ROLES: Final = ("system", "user", "assistant")
 _SHOWN: Final = 20
+_DUPLICATES_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn."""
+class Duplicates:
+    """The rows that say the same, word for word, as an earlier one."""
 
-    role: str
-    content: str
-
-    def plain(self) -> dict[str, str]:
-        """The form that chat templates and TRL take."""
-        return {"role": self.role, "content": self.content}
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """What one assistant turn is learned from: all before it, and the turn, which alone carries loss."""
-
-    prompt: tuple[Message, ...]
-    completion: Message
-
-    def plain(self) -> dict[str, list[dict[str, str]]]:
-        """A row of TRL's conversational prompt/completion form."""
-        return {"prompt": [message.plain() for message in self.prompt], "completion": [self.completion.plain()]}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One conversation."""
-
-    messages: tuple[Message, ...]
-
-    def canonical(self) -> str:
-        """The text that stands for this row wherever its bytes matter."""
-        return canonical_json([message.plain() for message in self.messages])
-
-    def examples(self) -> tuple[Example, ...]:
-        """One example for each assistant turn."""
-        return tuple(
-            Example(self.messages[:index], message)
-            for index, message in enumerate(self.messages)
-            if message.role == "assistant"
-        )
+    count: int = 0
+    places: tuple[str, ...] = ()
+    """The first few, as `PLACE repeats PLACE`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A data file, whole."""
+    """All rows of a recipe's data, in order."""
 
     name: str
-    """The file's name, without its directory."""
+    """What `data.path` names, without the directory of an absolute path; a Hub data set with its commit."""
     rows: tuple[Row, ...]
+    duplicates: Duplicates = Duplicates()
 
     @property
     def digest(self) -> str:
-        """SHA-256 over every row in order, 64 hex digits; spaces, key order and other keys do not count."""
+        """SHA-256 over every row in order, 64 hex digits; spaces, key order and unused columns do not count."""
         total = hashlib.sha256()
         for row in self.rows:
             total.update(row.canonical().encode() + b"\n")
         return total.hexdigest()
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each format."""
+        return dict(Counter(row.format for row in self.rows))
+
+    def statistics(self) -> dict[str, str]:
+        """What is known of the rows before they are tokens, as text."""
+        return {
+            "file": self.name,
+            "digest": self.digest,
+            "rows": str(len(self.rows)),
+            "duplicates": str(self.duplicates.count),
+            **{f"rows.{name}": str(count) for name, count in self.counts.items()},
+        }
+
     def split(self, heldout: float) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
         """The rows to train on, and those that only measure; raises BadInput when a side stays empty.
 
         The side follows from a row's content alone: data that grows moves no row, and equal rows stay together.
+        At 0 all rows are trained on.
         """
         sides: tuple[list[Row], list[Row]] = ([], [])
         for row in self.rows:
             sides[_position(row) < heldout].append(row)
-        if not all(sides):
-            empty = "train on" if not sides[0] else "hold out"
+        if not sides[0] or (heldout and not sides[1]):
+            empty = "hold out" if sides[0] else "train on"
             raise BadInput(
                 f"{self.name} leaves no row to {empty}: {len(self.rows)} rows at data.heldout {heldout:g}",
                 hint="give more rows, or another data.heldout; a row's side follows from its content",
@@ -97,93 +84,80 @@ def _position(row: Row) -> float:
     return int.from_bytes(hashlib.sha256(row.canonical().encode()).digest()[:6], "big") / 2**48
 
 
-def load(path: Path) -> Rows:
-    """Read a chat JSONL file; raises NotFound, or BadInput with every fault as `file:line: what is wrong`.
+def load(data: Data, directory: Path) -> Rows:
+    """Read all rows of a recipe's data, relative paths being relative to `directory`.
 
-    One JSON object a line, `{"messages": [{"role": ..., "content": ...}, ...]}`, ending in the assistant's turn;
-    a row's other keys are left alone.
+    Raises NotFound, Unreachable, or BadInput with every fault as `place: what is wrong`, the place being `file:line`
+    or `file: row N`.
     """
-    if not path.is_file():
-        raise NotFound(f"there is no data file {path}")
+    names: dict[str, None] = {}
+    places: list[str] = []
     rows: list[Row] = []
     problems: list[str] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not (line := line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip():
-                continue
-            value, faults = _parse(line)
-            problems += (f"{path.name}:{number}: {fault}" for fault in faults)
-            if not faults:
-                rows.append(_row(value))
-    if not rows and not problems:
-        problems = [f"{path.name}: it has no rows"]
+    columns: set[str] = set()
+    for file in sources.read(data, directory):
+        names[file.source] = None
+        for place, row, faults in _parsed(file, data, columns):
+            problems += (f"{place}: {fault}" for fault in faults)
+            if row is not None:
+                places.append(place)
+                rows.append(row)
+    name = ", ".join(names)
+    if unknown := [f"{theirs} (for {ours})" for ours, theirs in data.columns.items() if theirs not in columns]:
+        problems.append(f"data.columns: no row has {', '.join(unknown)}")
     if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise BadInput(f"{path} cannot be used", problems=problems[:_SHOWN] + more)
-    return Rows(path.name, tuple(rows))
+        more = [f"and {len(problems) - _SHOWN:,} more"] if len(problems) > _SHOWN else []
+        raise BadInput(f"{name} cannot be used", problems=problems[:_SHOWN] + more)
+    return Rows(name, tuple(rows), _duplicates(rows, places))
 
 
-def _parse(line: bytes) -> tuple[Any, list[str]]:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return None, ["it is not UTF-8 text"]
-    except json.JSONDecodeError as error:
-        return None, [f"it is not JSON: {error.msg} at column {error.colno}"]
-    except (ValueError, RecursionError):
-        return None, ["it is not JSON that can be read"]
-    return value, list(_faults(value))
+def _parsed(file: File, data: Data, columns: set[str]) -> Iterator[tuple[str, Row | None, list[str]]]:
+    """A file's rows with their places, or what is wrong with them; the names of its columns go into `columns`."""
+    layout: str = "" if data.format == "auto" else data.format
+    first, empty = "", True
+    for record in file.records:
+        empty = False
+        if record.fault or not isinstance(record.value, dict):
+            yield record.place, None, [record.fault or "it is not a JSON object"]
+            continue
+        columns |= _names(record.value)
+        value = renamed(record.value, data.columns)
+        found = recognise(value, data.columns) if data.format == "auto" else layout
+        if not layout and found:
+            layout, first = found, record.place
+        if not layout:
+            if not first:
+                first = record.place
+                yield record.place, None, [_unknown(value)]
+        elif found and found != layout:
+            yield record.place, None, [f"its layout is {found}, and {first} is {layout}; a file has one layout"]
+        elif faults := list(FORMATS[layout].faults(value)):
+            yield record.place, None, faults
+        else:
+            yield record.place, parse(value, layout, data), []
+    if empty:
+        yield file.name, None, ["it has no rows"]
 
 
-def _row(value: Any) -> Row:
-    return Row(tuple(Message(message["role"], message["content"]) for message in value["messages"]))
+def _names(value: dict[str, Any]) -> set[str]:
+    """A row's columns, and the keys of its messages."""
+    turns = [turn for item in value.values() if isinstance(item, list) for turn in item if isinstance(turn, dict)]
+    return {*value, *(key for turn in turns for key in turn)}
 
 
-def _faults(value: Any) -> Iterator[str]:
-    if not isinstance(value, dict):
-        yield "it is not a JSON object"
-        return
-    if "tools" in value:
-        yield "it has tools, and only plain conversations can be trained on"
-    messages = value.get("messages")
-    if not isinstance(messages, list) or not messages:
-        yield "it has no list of messages"
-        return
-    broken = False
-    for number, message in enumerate(messages, 1):
-        for fault in _message_faults(message):
-            broken = True
-            yield f"message {number} {fault}"
-    if not broken:
-        yield from _order_faults([message["role"] for message in messages])
+def _unknown(row: dict[str, Any]) -> str:
+    known = "; ".join(f"{name} has {' and '.join(format_.columns)}" for name, format_ in FORMATS.items())
+    found = f"its columns are {', '.join(row)}" if row else "it has no columns"
+    return f"{found}, which is no known layout: {known}. Map other names in data.columns"
 
 
-def _message_faults(message: Any) -> Iterator[str]:
-    if not isinstance(message, dict):
-        yield "is not a JSON object"
-        return
-    for key in ("role", "content"):
-        if key not in message:
-            yield f"has no {key}"
-        elif not isinstance(message[key], str):
-            yield f"has a {key} that is not text"
-        elif not message[key].strip():
-            yield f"has an empty {key}"
-        elif any("\ud800" <= character <= "\udfff" for character in message[key]):
-            yield f"has a {key} with half of a surrogate pair, which is not text"
-        elif key == "role" and message[key] not in _ROLES:
-            yield f"has the role {message[key]!r}; {', '.join(_ROLES)} are known"
-    for key in sorted(message.keys() - {"role", "content"}):
-        yield f"has {key!r}, which cannot be trained on"
-
-
-def _order_faults(roles: list[str]) -> Iterator[str]:
-    if "system" in roles[1:]:
-        yield f"message {roles.index('system', 1) + 1} is a system message, and only the first can be"
-    if "assistant" not in roles:
-        yield "it has no assistant turn"
-        return
-    if roles[-1] != "assistant":
-        yield f"it ends with the {roles[-1]}'s turn, not the assistant's"
-    if "user" not in roles[: roles.index("assistant")]:
-        yield "the assistant speaks before any user"
+def _duplicates(rows: list[Row], places: list[str]) -> Duplicates:
+    seen: dict[bytes, int] = {}
+    count, shown = 0, list[str]()
+    for index, row in enumerate(rows):
+        earlier = seen.setdefault(hashlib.sha256(row.canonical().encode()).digest(), index)
+        if earlier != index:
+            count += 1
+            if len(shown) < _DUPLICATES_SHOWN:
+                shown.append(f"{places[index]} repeats {places[earlier]}")
+    return Duplicates(count, tuple(shown))
