@@ -59,7 +59,7 @@ def resolve(text: str, settings: Settings, *, relative_to: Path | None = None) -
     directory = (relative_to or Path.cwd()) / Path(text).expanduser()
     if directory.is_dir():
         return LocalBase(directory.resolve(), identify(directory, base_id=directory.resolve().name))
-    if _is_hub_id(text):
+    if is_hub_id(text):
         repository, _, revision = text.partition("@")
         path = hub.snapshot(repository, revision or None)
         return LocalBase(path, identify(path, base_id=repository, revision=path.name))
@@ -69,13 +69,30 @@ def resolve(text: str, settings: Settings, *, relative_to: Path | None = None) -
     )
 
 
+def config_of(text: str, settings: Settings, *, relative_to: Path | None = None) -> Path:
+    """A directory with the config.json of the base that `text` names; its weights need not be there.
+
+    Raises what `resolve` does.
+    """
+    directory = (relative_to or Path.cwd()) / Path(text).expanduser()
+    if not directory.is_dir():
+        if not is_hub_id(text):
+            return resolve(text, settings, relative_to=relative_to).path
+        repository, _, revision = text.partition("@")
+        directory = hub.config(repository, revision or None)
+    if not (directory / "config.json").is_file():
+        raise BadInput(f"{text} holds no config.json", hint="give the directory or the Hub id of a Hugging Face model")
+    return directory.resolve()
+
+
 def is_known(text: str, *, relative_to: Path) -> bool:
     """Whether `text` has the form of a base that can be found, or is a directory that is there."""
     directory = relative_to / Path(text).expanduser()
-    return bool(_PYPI.fullmatch(text) or directory.is_dir() or _is_hub_id(text))
+    return bool(_PYPI.fullmatch(text) or directory.is_dir() or is_hub_id(text))
 
 
-def _is_hub_id(text: str) -> bool:
+def is_hub_id(text: str) -> bool:
+    """Whether `text` has the form ORG/NAME or ORG/NAME@REVISION."""
     return bool(_HUB.fullmatch(text)) and not text.startswith((".", "/", "~"))
 
 

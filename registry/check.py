@@ -44,8 +44,12 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def largest_rank(config: Mapping[str, Any]) -> int:
-    """The largest rank of any layer, `rank_pattern` included; 0 for a method that has none."""
-    return max(int(config.get("r") or 0), *(int(rank) for rank in (config.get("rank_pattern") or {}).values()), 0)
+    """The largest rank of any layer, `rank_pattern` included; 0 for a method that has none.
+
+    AdaLoRA's pattern has a list for each layer, which says of every rank whether it was kept.
+    """
+    pattern = (config.get("rank_pattern") or {}).values()
+    return max(int(config.get("r") or 0), *(sum(rank) if isinstance(rank, list) else int(rank) for rank in pattern), 0)
 
 
 def findings(directory: Path, *, base_config: Mapping[str, Any] | None = None, max_rank: int = MAX_RANK) -> list[str]:

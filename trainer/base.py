@@ -1,15 +1,19 @@
-"""A base model in memory, in the precision that this machine computes fast."""
+"""A base model in memory, in the precision that this machine computes fast, or quantised as the recipe says."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from registry.base import LocalBase
 from registry.errors import BadInput
+from registry.records import Base
+from trainer.recipe import Quantization, Recipe
+
+_DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,33 +23,36 @@ class Loaded:
     model: Any
     tokenizer: Any
     dtype: torch.dtype
-    cuda: bool
+    base: Base
+    """What it is, and how it is held."""
+
+    @property
+    def cuda(self) -> bool:
+        """Whether it is on a GPU."""
+        return bool(self.model.device.type == "cuda")
 
 
-def load(local: LocalBase) -> Loaded:
-    """Load a base's model and tokenizer; raises BadInput when it cannot be chatted with or not be read.
+def load(local: LocalBase, recipe: Recipe) -> Loaded:
+    """Load a base's model and tokenizer; raises BadInput when either cannot be read.
 
     No code that comes with a model is run, and no pickled weight is read.
     """
+    tokenizer = _tokenizer(local)
+    dtype = _DTYPES.get(recipe.training.dtype) or best_dtype()
+    quantization = recipe.quantization
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if recipe.training.attn_implementation:
+        options["attn_implementation"] = recipe.training.attn_implementation
+    if torch.cuda.is_available():
+        options["device_map"] = {"": torch.cuda.current_device()}
+    if quantization:
+        options["quantization_config"] = bits_and_bytes(quantization)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(local.path)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"the tokenizer of {local.base.id} cannot be read: {_first_line(error)}") from error
-    if not tokenizer.chat_template:
-        raise BadInput(
-            f"the tokenizer of {local.base.id} has no chat template, so chat rows cannot be written for it",
-            hint="use the instruct model of the family, or put a chat_template.jinja beside its tokenizer",
-        )
-    if tokenizer.eos_token is None:
-        raise BadInput(f"the tokenizer of {local.base.id} has no end-of-text token")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    dtype = best_dtype()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(local.path, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+        model = AutoModelForCausalLM.from_pretrained(local.path, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise BadInput(f"the model of {local.base.id} cannot be read: {_first_line(error)}") from error
-    return Loaded(model, tokenizer, dtype, torch.cuda.is_available())
+    held = quantization.kind if quantization else "none"
+    return Loaded(model, tokenizer, dtype, local.base.model_copy(update={"quantization": held}))
 
 
 def best_dtype() -> torch.dtype:
@@ -57,6 +64,25 @@ def best_dtype() -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     able = torch.cpu.get_capabilities()
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
+def bits_and_bytes(quantization: Quantization) -> BitsAndBytesConfig:
+    """The recipe's quantisation as transformers takes it."""
+    given = quantization.model_dump(exclude={"bnb_4bit_compute_dtype"})
+    compute = _DTYPES.get(quantization.bnb_4bit_compute_dtype) or best_dtype()
+    return BitsAndBytesConfig(**given, bnb_4bit_compute_dtype=compute)
+
+
+def _tokenizer(local: LocalBase) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(local.path)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"the tokenizer of {local.base.id} cannot be read: {_first_line(error)}") from error
+    if tokenizer.eos_token is None:
+        raise BadInput(f"the tokenizer of {local.base.id} has no end-of-text token")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _first_line(error: Exception) -> str:

@@ -1,53 +1,225 @@
-"""A recipe's method as PEFT's configuration, held against the modules that the base has."""
+"""A recipe's method as PEFT's configuration, held against what PEFT knows and what the base has."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import re
+import typing
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
 
-import torch
-from peft import LoraConfig, TaskType
-from transformers.pytorch_utils import Conv1D
+from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from registry.errors import BadInput
-from trainer.recipe import Lora
+from trainer import catalogue, defaults, targets
+from trainer.recipe import Method, Quantization, as_number
+
+QUANTIZED: Final = ("lora", "adalora", "ia3", "hira", "pvera", "randlora", "road")
+"""PEFT's types that have layers of their own for bitsandbytes' quantised ones."""
+PROMPTS: Final = ("prompt_tuning", "p_tuning", "prefix_tuning", "cartridge", "cpt", "multitask_prompt_tuning")
+"""PEFT's types that put something before the text and leave the weights alone."""
+PLAIN: Final = ("adaption_prompt", "cpt", "multitask_prompt_tuning", "poly", "trainable_tokens", "xlora")
+"""PEFT's types whose model gives only plain logits, so that TRL's fused loss cannot be used."""
+TASKS: Final = ("multitask_prompt_tuning", "poly")
+"""PEFT's types that ask for a task id with every row; a recipe trains one task, number 0."""
+
+_OURS: Final = {field.name for field in dataclasses.fields(PeftConfig)} | {
+    # what PEFT reads off the model, or what only its own machinery sets
+    *("token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers", "hidden_size", "total_step"),
+    *("runtime_config", "megatron_config", "megatron_core", "loftq_config", "arrow_config"),
+}
+_COUNTS: Final = ("r", "init_r", "target_r", "num_virtual_tokens", "effective_rank", "n_frequency", "adapter_len")
+_UNREADY: Final = {
+    "eva": "PEFT computes it from the data in a pass of its own before training",
+    "corda": "PEFT computes it from the data in a pass of its own, and its adapters do not load again",
+    "lora_ga": "PEFT computes it from gradients in a pass of its own before training",
+}
 
 
-def configure(method: Lora, model: torch.nn.Module) -> LoraConfig:
-    """PEFT's configuration of `method` for `model`; raises BadInput when a target is none of its modules."""
-    if method.target_modules != "all-linear":
-        _check_targets(method.target_modules, model)
-    return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=method.r,
-        lora_alpha=method.lora_alpha,
-        lora_dropout=method.lora_dropout,
-        target_modules=method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules),
-        use_rslora=method.use_rslora,
-        bias="none",
-    )
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One hyper-parameter of a method, as PEFT declares it."""
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
 
 
-def linear_modules(model: torch.nn.Module) -> tuple[str, ...]:
-    """The last parts of the names of every module that multiplies by a matrix, sorted, each once."""
-    kinds = (torch.nn.Linear, Conv1D, torch.nn.Embedding)
-    return tuple(
-        sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, kinds)})
-    )
-
-
-def _check_targets(targets: tuple[str, ...], model: torch.nn.Module) -> None:
-    """PEFT takes a list of which one name fits, and says nothing of the others."""
-    kinds = (torch.nn.Linear, Conv1D, torch.nn.Embedding)
-    names = [f".{name}" for name, module in model.named_modules() if isinstance(module, kinds)]
-    there = linear_modules(model)
-    problems = []
-    for target in targets:
-        if not any(name.endswith(f".{target}") for name in names):
-            near = difflib.get_close_matches(target, there, n=1)
-            problems.append(f"method.target_modules: {target!r}" + (f"; did you mean {near[0]}?" if near else ""))
-    if problems:
-        raise BadInput(
-            "target modules that the base does not have",
-            problems=problems,
-            hint=f"this base has {', '.join(there)}; all-linear takes all but the embeddings and the head",
+@cache
+def settings_of(peft_type: str) -> dict[str, Setting]:
+    """Every hyper-parameter that a recipe can set for one of PEFT's types, by name."""
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type.upper())]
+    hints = typing.get_type_hints(config)
+    return {
+        field.name: Setting(
+            field.name,
+            hints[field.name],
+            None if field.default is dataclasses.MISSING else field.default,
+            _help(field.metadata.get("help", "")),
         )
+        for field in dataclasses.fields(config)
+        if field.name not in _OURS
+    }
+
+
+def _help(said: str | tuple[str, ...]) -> str:
+    return " ".join((said if isinstance(said, str) else " ".join(said)).split())
+
+
+def faults(method: Method, quantization: Quantization | None) -> Iterator[tuple[str, str]]:
+    """Every fault of a method's hyper-parameters, as (key, what is wrong)."""
+    if not method.peft_type:
+        for key in method.model_extra or {}:
+            yield key, "full fine-tuning has no hyper-parameters of its own"
+        if quantization:
+            yield "type", "a quantised base cannot be trained in full; take qlora, or leave quantization out"
+        return
+    known = settings_of(method.peft_type)
+    for key, value in method.settings.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            rest = f"did you mean {near[0]}?" if near else f"`loradock methods {method.type}` lists what is"
+            yield key, f"is no hyper-parameter of {method.type}; {rest}"
+        elif fault := _fault(known[key], value):
+            yield key, fault
+    yield from _start_faults(str(method.settings.get("init_lora_weights", "")), quantization)
+    if quantization and method.peft_type not in (*QUANTIZED, *PROMPTS):
+        able = ", ".join(sorted((*QUANTIZED, *PROMPTS)))
+        yield "type", f"{method.type} has no layers for a quantised base; these methods have: {able}"
+
+
+def _start_faults(start: str, quantization: Quantization | None) -> Iterator[tuple[str, str]]:
+    key = "init_lora_weights"
+    if start in _UNREADY:
+        yield key, f"{start} is not to be had here: {_UNREADY[start]}"
+    if start == "loftq" and (quantization is None or quantization.load_in_8bit):
+        yield key, "loftq starts from the error of a base in 4 bits: it needs quantization"
+    if start.startswith(catalogue.FROM_BASE) and quantization:
+        yield key, f"{start} decomposes the base's weights, and a quantised base has them no more"
+
+
+def _fault(setting: Setting, value: Any) -> str:
+    if setting.name == "init_lora_weights" and re.fullmatch(r"pissa_niter_\d+|loftq", str(value)):
+        return ""  # a pattern, which the type does not say; and ours to set
+    try:
+        TypeAdapter(setting.annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
+            _as_declared(setting, value)
+        )
+    except ValidationError as error:
+        said = error.errors(include_url=False)[0]["msg"].replace("Input should be", "should be", 1)
+        return f"{said}, not {value!r}"
+    if setting.name in _COUNTS and isinstance(value, int) and value < 1:
+        return f"should be at least 1, not {value}"
+    if "dropout" in setting.name and isinstance(value, int | float) and not 0 <= value < 1:
+        return f"should be at least 0 and less than 1, not {value}"
+    if setting.name == "target_modules" and not value:
+        return "should be all-linear, attention, mlp, or a list of module names such as [q_proj, v_proj]"
+    return ""
+
+
+def _as_declared(setting: Setting, value: Any) -> Any:
+    """YAML's value as PEFT's type wants it: `5e-4` is text in YAML 1.1, and a list can stand for a tuple."""
+    if isinstance(value, str) and float in (setting.annotation, *typing.get_args(setting.annotation)):
+        return as_number(value)
+    return value
+
+
+def configure(method: Method, model: Any, *, directory: Path | None = None, steps: int = 0) -> PeftConfig | None:
+    """PEFT's configuration of `method` for `model`; None for full fine-tuning.
+
+    `steps` is the number of optimiser steps, which AdaLoRA's schedule is laid over, and `directory` what relative
+    paths of adapters are relative to. Raises BadInput when a target is none of the model's modules, when a rank is
+    larger than a layer, or when PEFT refuses.
+    """
+    if not method.peft_type:
+        return None
+    known = settings_of(method.peft_type)
+    values = {key: _as_declared(known[key], value) for key, value in method.settings.items()}
+    if values.get("init_lora_weights") == "loftq":
+        values["init_lora_weights"] = True  # the start is set on the quantised layers, after they are made
+    values = defaults.of(method.peft_type, method.settings, model, steps) | values
+    if "target_modules" in known:
+        values.setdefault("target_modules", defaults.targets(method.peft_type))
+    if values.get("target_modules") is not None:
+        values["target_modules"] = _targets(values["target_modules"], model)
+    if "adapters" in values:  # PEFT numbers them as it loads them, and looks for them by those numbers
+        paths = [str((directory or Path()) / path) for path in values["adapters"].values()]
+        values["adapters"] = {str(number): path for number, path in enumerate(paths)}
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method.peft_type.upper())]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return config(task_type=TaskType.CAUSAL_LM, **values)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"PEFT refuses the settings of {method.type}: {_first_line(error)}") from error
+
+
+def _targets(given: Any, model: Any) -> Any:
+    if given in targets.GROUPS:
+        found = targets.named(given, model)
+        return found[0] if found == ["all-linear"] else found
+    if isinstance(given, list):
+        targets.check(given, model)
+    return given
+
+
+def wrap(model: Any, config: PeftConfig) -> PeftModel:
+    """The model with the method's weights added, which alone are trained; raises BadInput when PEFT refuses."""
+    kind = config.peft_type.value.lower()
+    if kind == "xlora":
+        model.config.use_cache = False  # it scales by a first pass over the whole text
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapped = get_peft_model(model, config)
+    except (ValueError, TypeError, KeyError, NotImplementedError, AttributeError) as error:
+        raise BadInput(
+            f"PEFT cannot put {kind} on this base: {_first_line(error)}",
+            hint=f"this base has {', '.join(targets.names(model))}; see `loradock methods {kind}`",
+        ) from error
+    _check_rank(wrapped, config)
+    return wrapped
+
+
+def _check_rank(wrapped: PeftModel, config: PeftConfig) -> None:
+    """Raise BadInput where a rank is larger than a layer that carries it: the rest of it could not be used."""
+    rank = getattr(config, "r", None)
+    if not isinstance(rank, int) or config.peft_type not in (PeftType.LORA, PeftType.LOHA, PeftType.LOKR):
+        return
+    for name, layer in wrapped.named_modules():
+        if not isinstance(layer, BaseTunerLayer) or not hasattr(layer, "in_features"):
+            continue
+        if rank > (smallest := min(layer.in_features, layer.out_features)):
+            raise BadInput(
+                f"method.r: {rank} is larger than {name.removeprefix('base_model.model.')}, which has {smallest}",
+                hint=f"lower method.r to {smallest} or less, or leave that module out of method.target_modules",
+            )
+
+
+def shape(config: PeftConfig | None) -> dict[str, str]:
+    """What PEFT was told in the end, defaults included, as text; empty for full fine-tuning."""
+    if config is None:
+        return {}
+    found = {
+        key: value for key, value in vars(config).items() if key not in _OURS and value not in (None, {}, [], False, "")
+    }
+    texts = {
+        key: ", ".join(sorted(map(str, value)))
+        if isinstance(value, set | list)
+        else str(getattr(value, "value", value))
+        for key, value in found.items()
+    }
+    return {"type": config.peft_type.value.lower(), **texts}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,21 +20,56 @@ from pydantic import (
     model_validator,
 )
 
-from registry.base import is_known
+from registry.base import is_hub_id, is_known
 from registry.errors import BadInput, NotFound
 from registry.refs import parse_name
+from trainer import catalogue
 from trainer.yaml_lines import Document, Problem, problem_of
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `5e-4`, which has no dot, as text."""
+def as_number(value: Any) -> Any:
+    """A number that YAML 1.1 took for text: `5e-4`, which has no dot."""
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(as_number), Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+COLUMNS: Final = (
+    *("messages", "role", "content", "instruction", "input", "output", "system", "prompt", "completion", "text"),
+)
+"""Our names for what a row holds; `role` and `content` are those of one message."""
+Optimizer = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_8bit",
+    "adamw_bnb_8bit",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_8bit",
+    "adafactor",
+    "sgd",
+    "rmsprop",
+]
+"""transformers' names of the optimisers that need nothing more than bitsandbytes."""
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+"""transformers' names of the schedules."""
 
 
 class Section(BaseModel):
@@ -43,42 +79,102 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where the rows are, and how many of them only measure."""
+    """Where the rows are, what they look like, and how many of them only measure."""
 
-    path: Text
-    """A chat JSONL file, relative to the recipe."""
-    heldout: Number = Field(default=0.1, gt=0, le=0.5)
-    """The share of rows that is never trained on; evaluation loss is measured on it."""
+    path: tuple[Text, ...]
+    """A file (.jsonl, .json, .csv, .parquet), a directory of them, `ORG/NAME[@REVISION]` on the Hub, or several."""
+    split: Text = "train"
+    """The split of a Hub data set that is read."""
+    subset: Text | None = None
+    """The configuration of a Hub data set that is read, where it has several."""
+    format: Literal["auto", "chat", "alpaca", "prompt_completion", "text"] = "auto"
+    """What a row looks like; `auto` looks at the columns."""
+    columns: Mapping[Text, Text] = Field(default_factory=dict)
+    """The file's own names for our columns: `{instruction: question, output: answer}`."""
+    template: Literal["alpaca", "chat"] = "alpaca"
+    """How instruction rows are written: the Alpaca template, or the base's chat template."""
+    heldout: Number = Field(default=0.1, ge=0, le=0.5)
+    """The share of rows that is never trained on; evaluation loss is measured on it. 0 turns evaluation off."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _paths(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return (given,)
+        if not isinstance(given, list | tuple) or not given:
+            raise ValueError("should be a path, or a list of paths")
+        return tuple(given)
+
+    @field_validator("columns")
+    @classmethod
+    def _known_columns(cls, columns: Mapping[str, str]) -> Mapping[str, str]:
+        if unknown := sorted(columns.keys() - set(COLUMNS)):
+            raise ValueError(f"{', '.join(unknown)} is none of our columns: {', '.join(COLUMNS)}")
+        return columns
 
 
-class Lora(Section):
-    """LoRA, with PEFT's own names (https://arxiv.org/abs/2106.09685)."""
+class Quantization(Section):
+    """How the base's linear layers are held in training, with bitsandbytes' names (https://arxiv.org/abs/2305.14314)."""
 
-    type: Literal["lora"] = "lora"
-    r: int = Field(default=16, ge=1, le=512)
-    lora_alpha: int = Field(default=0, ge=1)
-    """Twice the rank when it is not given."""
-    lora_dropout: Number = Field(default=0.05, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """`all-linear`, which is attention and MLP without the head, or the modules' names."""
-    use_rslora: bool = False
+    load_in_4bit: bool = True
+    load_in_8bit: bool = False
+    """https://arxiv.org/abs/2208.07339"""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """`auto` is bfloat16 where the hardware multiplies it, else float32."""
 
     @model_validator(mode="before")
     @classmethod
-    def _alpha(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or "lora_alpha" in given:
-            return given
-        rank = given.get("r", 16)
-        return given | {"lora_alpha": 2 * rank if type(rank) is int and rank > 0 else 1}
+    def _eight(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("load_in_8bit") is True and "load_in_4bit" not in given:
+            return given | {"load_in_4bit": False}
+        return given
 
-    @field_validator("target_modules", mode="plain")
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.load_in_4bit == self.load_in_8bit:
+            raise ValueError("choose one of load_in_4bit and load_in_8bit")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """`nf4`, `fp4` or `int8`, as a version's base tells it."""
+        return "int8" if self.load_in_8bit else self.bnb_4bit_quant_type
+
+
+class Method(Section):
+    """A method by name, and any of its hyper-parameters by PEFT's own names."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    type: Text = "lora"
+
+    @field_validator("type")
     @classmethod
-    def _targets(cls, given: Any) -> Any:
-        if given == "all-linear":
-            return given
-        if isinstance(given, list | tuple) and given and all(isinstance(name, str) and name for name in given):
-            return tuple(dict.fromkeys(given))
-        raise ValueError("should be all-linear, or a list of module names such as [q_proj, v_proj]")
+    def _known(cls, name: str) -> str:
+        if name not in catalogue.ENTRIES:
+            near = difflib.get_close_matches(name.lower(), catalogue.ENTRIES, n=1, cutoff=0.5)
+            raise ValueError(
+                f"there is no method {name!r}; "
+                + (f"did you mean {near[0]}?" if near else "`loradock methods` lists them")
+            )
+        return name
+
+    @property
+    def entry(self) -> catalogue.Entry:
+        """What is known of the method."""
+        return catalogue.ENTRIES[self.type]
+
+    @property
+    def peft_type(self) -> str:
+        """PEFT's type in lower case; empty for full fine-tuning."""
+        return "" if self.type == catalogue.FULL else self.entry.peft_type or self.type
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The hyper-parameters that the recipe sets, under PEFT's names, the name's own ones included."""
+        return {**self.entry.settings, **(self.model_extra or {})}
 
 
 class Training(Section):
@@ -87,19 +183,58 @@ class Training(Section):
     num_train_epochs: Number | None = Field(default=None, gt=0)
     """3 when max_steps is not given either."""
     max_steps: int | None = Field(default=None, ge=1)
-    learning_rate: Number = Field(default=2e-4, gt=0, le=1)
+    learning_rate: Number | None = Field(default=None, gt=0, le=1)
+    """The method's own default when it is not given: 2e-4 for LoRA."""
     per_device_train_batch_size: int = Field(default=4, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     max_length: int = Field(default=1024, ge=8)
     """Tokens of the longest row; longer ones are left out, and counted."""
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    completion_only_loss: bool = True
+    """Whether only completions carry loss; text rows carry it whole in any case."""
+    packing: bool = False
+    """Whether rows share a sequence; refused where the model's attention does not keep them apart."""
+    optim: Optimizer = "adamw_torch"
+    lr_scheduler_type: Schedule = "cosine"
+    lr_scheduler_kwargs: Mapping[Text, Any] = Field(default_factory=dict)
     warmup_steps: Number = Field(default=0.03, ge=0)
     """Steps, or below 1 a share of all steps."""
     weight_decay: Number = Field(default=0.0, ge=0)
+    adam_beta1: Number = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: Number = Field(default=0.999, ge=0, lt=1)
+    adam_epsilon: Number = Field(default=1e-8, gt=0)
+    max_grad_norm: Number = Field(default=1.0, ge=0)
+    neftune_noise_alpha: Number | None = Field(default=None, gt=0)
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """The base's precision; `auto` is bfloat16 where the hardware multiplies it, else float32."""
+    gradient_checkpointing: bool | None = None
+    """Whether activations are computed again instead of kept; on with a GPU unless it is given."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = None
+    """transformers' choice unless it is given."""
     logging_steps: int = Field(default=5, ge=1)
-    eval_steps: int | None = Field(default=None, ge=1)
-    """Evaluation happens before training and at its end in any case."""
-    max_grad_norm: Number = Field(default=1.0, gt=0)
+    eval_steps: Number | None = Field(default=None, gt=0)
+    """Steps, or below 1 a share of all steps. Evaluation happens before training and at its end in any case."""
+    save_steps: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints, for `--resume`; a tenth of the training unless it is given."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations without a better held-out loss."""
+    load_best_model_at_end: bool = True
+    """Whether the adapter is that of the best evaluation, where there is more than the last."""
+
+    @model_validator(mode="after")
+    def _best_is_saved(self) -> Self:
+        every, steps = self.eval_steps, self.save_steps
+        if self.load_best_model_at_end and every and steps and (every < 1 or steps % every):
+            raise ValueError(
+                f"save_steps should be a multiple of eval_steps, which is {every:g}, for the best evaluation to be kept"
+            )
+        return self
+
+    @field_validator("eval_steps")
+    @classmethod
+    def _whole(cls, steps: float | None) -> float | None:
+        if steps is not None and steps > 1 and steps % 1:
+            raise ValueError(f"should be a whole number of steps, or a share below 1, not {steps:g}")
+        return steps
 
     @model_validator(mode="before")
     @classmethod
@@ -115,18 +250,51 @@ class Training(Section):
             raise ValueError("num_train_epochs is given too: choose one of the two")
         return steps
 
+    @field_validator("early_stopping_patience")
+    @classmethod
+    def _something_to_watch(cls, patience: int | None, info: ValidationInfo) -> int | None:
+        if patience is not None and info.data.get("eval_steps") is None:
+            raise ValueError("needs eval_steps, the steps between two evaluations")
+        return patience
+
 
 class Recipe(Section):
     """All that decides what comes out of a training."""
 
     name: Text
-    """The run's name, and the adapter's."""
+    """The run's name, and the adapter's; the file's name without its ending when it is not given."""
     base: Text
     """A directory, a Hub id, or `pypi:NAME==VERSION`; a relative directory is relative to the recipe."""
+    quantization: Quantization | None = None
+    """None holds the base in `training.dtype`; `qlora` and `loftq` bring one along."""
     data: Data
-    method: Lora = Field(default_factory=lambda: Lora.model_validate({}))
+    method: Method = Field(default_factory=Method)
     training: Training = Field(default_factory=lambda: Training.model_validate({}))
+    samples: int = Field(default=4, ge=0, le=64)
+    """Held-out prompts that are answered before and after, and kept as a table with the run."""
     seed: int = Field(default=42, ge=0, lt=2**32)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        """`data: rows.jsonl` and `method: dora` stand for a section with that alone."""
+        if not isinstance(given, dict):
+            return given
+        for key, field in (("data", "path"), ("method", "type")):
+            if isinstance(given.get(key), str | list):
+                given = given | {key: {field: given[key]}}
+        return given
+
+    @model_validator(mode="after")
+    def _quantized(self) -> Self:
+        if self.quantization is None and self.method.entry.quantized:
+            return self.model_copy(update={"quantization": Quantization()})
+        return self
+
+    @property
+    def learning_rate(self) -> float:
+        """The optimiser's step at its peak."""
+        return self.training.learning_rate or self.method.entry.learning_rate
 
     @field_validator("name")
     @classmethod
@@ -149,35 +317,45 @@ class RecipeFile:
     text: str
     """Verbatim; it is kept with the run."""
     recipe: Recipe
+    original: str = ""
+    """Another trainer's recipe that `text` is the translation of; kept with the run too."""
 
     @property
     def directory(self) -> Path:
         """What the recipe's relative paths are relative to."""
         return self.path.parent
 
-    @property
-    def data_path(self) -> Path:
-        """The data file."""
-        return self.directory / self.recipe.data.path
-
 
 def load(path: Path) -> RecipeFile:
     """Read a recipe; raises NotFound, or BadInput with every fault as `file:line: key: what is wrong`."""
+    return parse(read(path), path)
+
+
+def read(path: Path) -> str:
+    """A recipe's text; raises NotFound, or BadInput when it is no text."""
     if not path.is_file():
         raise NotFound(f"there is no recipe {path}", hint="give the path of a YAML recipe")
     try:
-        text = path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} cannot be used", problems=[f"{path.name}: it is not UTF-8 text"]) from error
+
+
+def parse(text: str, path: Path) -> RecipeFile:
+    """A recipe from its text, `path` being where it stands; raises BadInput as `load` does."""
     document = Document.parse(text)
     problems = list(document.faults)
     recipe: Recipe | None = None
     if not document.broken:
+        value = document.value
+        if isinstance(value, dict) and "name" not in value:
+            value = {"name": path.stem, **value}
         try:
-            recipe = Recipe.model_validate(document.value)
+            recipe = Recipe.model_validate(value)
         except ValidationError as error:
             problems += (problem_of(fault, document, Recipe) for fault in error.errors(include_url=False))
         problems += [*_missing_data(document, path.parent), *_unknown_base(document, path.parent)]
+        problems += _method_faults(document)
     if problems or recipe is None:
         ordered = sorted(problems, key=lambda problem: problem.line)
         raise BadInput(
@@ -186,17 +364,49 @@ def load(path: Path) -> RecipeFile:
     return RecipeFile(path, text, recipe)
 
 
-def _missing_data(document: Document, directory: Path) -> list[Problem]:
-    value = document.value.get("data") if isinstance(document.value, dict) else None
-    given = value.get("path") if isinstance(value, dict) else None
-    if not isinstance(given, str) or not given:
+def _method_faults(document: Document) -> list[Problem]:
+    """What PEFT would not take, whatever else is wrong with the recipe."""
+    value = document.value if isinstance(document.value, dict) else {}
+    given, quantization = value.get("method", {}), value.get("quantization")
+    try:
+        method = Method.model_validate({"type": given} if isinstance(given, str) else given)
+        held = None if quantization is None else Quantization.model_validate(quantization)
+    except ValidationError:
         return []
-    path = directory / given
-    if not path.is_file():
-        return [document.problem(("data", "path"), f"there is no file {given}")]
-    if path.stat().st_size == 0:
-        return [document.problem(("data", "path"), f"{given} is empty")]
-    return []
+    if held is None and not method.model_extra:
+        return []  # what a name stands for has no fault
+    if held is None and method.entry.quantized:
+        held = Quantization()
+    from trainer import methods  # it imports PEFT, which takes seconds
+
+    return [document.problem(("method", key), text) for key, text in methods.faults(method, held)]
+
+
+def _missing_data(document: Document, directory: Path) -> list[Problem]:
+    found = document.value.get("data") if isinstance(document.value, dict) else None
+    location: tuple[int | str, ...] = ("data",)
+    if isinstance(found, dict):
+        found, location = found.get("path"), ("data", "path")
+    given = [(location, found)]
+    if isinstance(found, list):
+        given = [((*location, index), path) for index, path in enumerate(found)]
+    return [
+        document.problem(place, fault)
+        for place, path in given
+        if isinstance(path, str) and path and (fault := _path_fault(path, directory / Path(path).expanduser()))
+    ]
+
+
+def _path_fault(given: str, path: Path) -> str:
+    if path.is_file() and path.stat().st_size == 0:
+        return f"{given} is empty"
+    there = path.exists() or is_data_set(given)
+    return "" if there else f"there is no file or directory {given}, and it is no ORG/NAME on the Hub"
+
+
+def is_data_set(path: str) -> bool:
+    """Whether a path that is not there has the form of a data set on the Hub, and not of a data file."""
+    return is_hub_id(path) and Path(path).suffix not in (".jsonl", ".json", ".csv", ".parquet")
 
 
 def _unknown_base(document: Document, directory: Path) -> list[Problem]:
@@ -212,5 +422,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             found += _flat(value, f"{prefix}{key}.")
         else:
-            found.append((prefix + key, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)))
+            found.append((prefix + key, ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)))
     return found

@@ -1,4 +1,4 @@
-"""A base that cannot be chatted with is refused before its weights are read."""
+"""A base is held as the recipe says, and one that cannot be read is refused."""
 
 from __future__ import annotations
 
@@ -6,32 +6,48 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from registry.base import LocalBase
 from registry.errors import BadInput
 from registry.records import Base
 from trainer import base
+from trainer.recipe import Quantization, Recipe
+
+RECIPE = Recipe.model_validate({"name": "tiny", "base": "org/model", "data": "rows.jsonl"})
 
 
 def local(path: Path) -> LocalBase:
     return LocalBase(path, Base(id="org/model", config_digest="0", weights_digest="0"))
 
 
-def test_no_chat_template(base_dir: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(base_dir / name, tmp_path)
-    with pytest.raises(BadInput, match="the tokenizer of org/model has no chat template"):
-        base.load(local(tmp_path))
-
-
 def test_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(BadInput, match="the tokenizer of org/model cannot be read"):
-        base.load(local(tmp_path))
+        base.load(local(tmp_path), RECIPE)
 
 
 def test_no_weights(base_dir: Path, tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(base_dir / name, tmp_path)
     with pytest.raises(BadInput, match="the model of org/model cannot be read"):
-        base.load(local(tmp_path))
+        base.load(local(tmp_path), RECIPE)
+
+
+@pytest.mark.slow
+def test_a_base_in_four_bits_says_so_and_computes_as_it_was_told(shallow_dir: Path) -> None:
+    recipe = RECIPE.model_copy(update={"quantization": Quantization(bnb_4bit_compute_dtype="bfloat16")})
+    loaded = base.load(local(shallow_dir), recipe)
+    layer = loaded.model.model.layers[0].mlp.up_proj
+    assert type(layer).__name__ == "Linear4bit"
+    assert (layer.weight.quant_type, layer.weight.quant_state.nested) == ("nf4", True)
+    assert layer.compute_dtype is torch.bfloat16
+    assert (loaded.base.quantization, loaded.base.id) == ("nf4", "org/model")
+
+
+@pytest.mark.slow
+def test_a_base_in_eight_bits(shallow_dir: Path) -> None:
+    recipe = RECIPE.model_copy(update={"quantization": Quantization.model_validate({"load_in_8bit": True})})
+    loaded = base.load(local(shallow_dir), recipe)
+    assert type(loaded.model.model.layers[0].mlp.up_proj).__name__ == "Linear8bitLt"
+    assert loaded.base.quantization == "int8"

@@ -35,14 +35,35 @@ def problems(tmp_path: Path, text: str) -> tuple[str, ...]:
 
 def test_the_least_recipe_has_sensible_defaults(tmp_path: Path) -> None:
     found = recipe.load(written(tmp_path, LEAST)).recipe
-    assert (found.method.r, found.method.lora_alpha, found.method.target_modules) == (16, 32, "all-linear")
+    assert (found.method.type, found.method.settings, found.quantization) == ("lora", {}, None)
+    assert found.learning_rate == 2e-4
     assert (found.training.num_train_epochs, found.training.max_steps) == (3.0, None)
     assert found.seed == 42
 
 
-def test_alpha_is_twice_the_rank_unless_it_is_given(tmp_path: Path) -> None:
-    assert recipe.load(written(tmp_path, LEAST + "method: {r: 4}\n")).recipe.method.lora_alpha == 8
-    assert recipe.load(written(tmp_path, LEAST + "method: {r: 4, lora_alpha: 5}\n")).recipe.method.lora_alpha == 5
+def test_base_data_and_method_are_enough(tmp_path: Path) -> None:
+    found = recipe.load(written(tmp_path, "base: org/model\ndata: rows.jsonl\nmethod: qlora\n")).recipe
+    assert (found.name, found.data.path, found.method.type) == ("recipe", ("rows.jsonl",), "qlora")
+    assert found.quantization == recipe.Quantization()
+    assert (found.method.peft_type, found.quantization.kind) == ("lora", "nf4")
+
+
+def test_a_name_that_stands_for_settings_brings_them(tmp_path: Path) -> None:
+    found = recipe.load(written(tmp_path, LEAST + "method: {type: dora, r: 4}\n")).recipe
+    assert (found.method.peft_type, found.method.settings) == ("lora", {"use_dora": True, "r": 4})
+
+
+def test_every_method_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
+    prompts = recipe.load(written(tmp_path, LEAST + "method: prompt_tuning\n")).recipe
+    assert prompts.learning_rate == 3e-2
+    given = recipe.load(written(tmp_path, LEAST + "method: prompt_tuning\ntraining: {learning_rate: 1e-3}\n")).recipe
+    assert given.learning_rate == 1e-3
+
+
+def test_eight_bits_leave_no_four(tmp_path: Path) -> None:
+    found = recipe.load(written(tmp_path, LEAST + "quantization: {load_in_8bit: true}\n")).recipe.quantization
+    assert found is not None
+    assert (found.load_in_4bit, found.kind) == (False, "int8")
 
 
 def test_a_number_without_a_dot_is_a_number(tmp_path: Path) -> None:
@@ -63,10 +84,11 @@ def test_it_is_frozen(tmp_path: Path) -> None:
 
 
 def test_parameters_are_flat_and_whole(tmp_path: Path) -> None:
-    text = LEAST + "method: {target_modules: [q_proj, v_proj]}\n"
+    text = LEAST + "method: {target_modules: [q_proj, v_proj]}\ntraining: {learning_rate: 2e-4}\n"
     found = recipe.load(written(tmp_path, text)).recipe.parameters()
     assert found["method.target_modules"] == "q_proj, v_proj"
     assert found["training.learning_rate"] == "0.0002"
+    assert found["training.completion_only_loss"] == "True"
     assert found["data.path"] == "rows.jsonl"
     assert "training.max_steps" not in found
 
@@ -79,7 +101,7 @@ data:
   heldot: 0.2
 method:
   type: qlora
-  r: "16"
+  r: "x"
   target_modules: [1]
 training:
   learning_rate: .nan
@@ -95,7 +117,6 @@ seed: yes
         ["recipe.yaml:1", "base"],
         ["recipe.yaml:3", "data.path"],
         ["recipe.yaml:4", "data.heldot"],
-        ["recipe.yaml:6", "method.type"],
         ["recipe.yaml:7", "method.r"],
         ["recipe.yaml:8", "method.target_modules"],
         ["recipe.yaml:10", "training.learning_rate"],
@@ -120,9 +141,32 @@ seed: yes
         (LEAST + "seed: 1\nseed: 2\n", "recipe.yaml:5: seed: is given twice, first on line 4"),
         (LEAST + "method: 3\n", "recipe.yaml:4: method: should be a section"),
         (LEAST + "training:\n  learning_rat: 1e-3\n", "recipe.yaml:5: training.learning_rat: is no setting here; did"),
-        (LEAST + "zzz: 1\n", "recipe.yaml:4: zzz: is no setting here; base, data, method, name, seed, training are"),
+        (
+            LEAST + "zzz: 1\n",
+            "recipe.yaml:4: zzz: is no setting here; base, data, method, name, quantization, ",
+        ),
         (LEAST + "method:\n  target_modules: []\n", "recipe.yaml:5: method.target_modules: should be all-linear"),
-        (LEAST + "method:\n  lora_dropout: 1\n", "recipe.yaml:5: method.lora_dropout: should be less than 1"),
+        (LEAST + "method:\n  lora_dropout: 1\n", "recipe.yaml:5: method.lora_dropout: should be at least 0 and less"),
+        (LEAST + "method: lorra\n", "recipe.yaml:4: method.type: there is no method 'lorra'; did you mean "),
+        (LEAST + "method: zzz\n", "recipe.yaml:4: method.type: there is no method 'zzz'; `loradock methods` lists"),
+        (
+            LEAST + "method:\n  lora_alfa: 3\n",
+            "recipe.yaml:5: method.lora_alfa: is no hyper-parameter of lora; did",
+        ),
+        (LEAST + "method:\n  r: 0\n", "recipe.yaml:5: method.r: should be at least 1, not 0"),
+        (LEAST + "method:\n  r: 3.5\n", "recipe.yaml:5: method.r: "),
+        (LEAST + "method:\n  type: ia3\n  r: 8\n", "recipe.yaml:6: method.r: is no hyper-parameter of ia3"),
+        (LEAST + "method: {init_lora_weights: eva}\n", "recipe.yaml:4: method.init_lora_weights: eva is not to be had"),
+        (LEAST + "method: {init_lora_weights: loftq}\n", "recipe.yaml:4: method.init_lora_weights: loftq starts from"),
+        (LEAST + "method: loha\nquantization: {}\n", "recipe.yaml:4: method.type: loha has no layers for a quantised"),
+        (LEAST + "method: pissa\nquantization: {}\n", "recipe.yaml:4: method.init_lora_weights: pissa decomposes"),
+        (LEAST + "method: full\nquantization: {}\n", "recipe.yaml:4: method.type: a quantised base cannot be"),
+        (LEAST + "quantization: {load_in_8bit: true, load_in_4bit: true}\n", "recipe.yaml:4: quantization: choose one"),
+        (LEAST + "training: {early_stopping_patience: 2}\n", "recipe.yaml:4: training.early_stopping_patience: needs"),
+        (
+            LEAST + "training: {eval_steps: 4, save_steps: 6}\n",
+            "recipe.yaml:4: training: save_steps should be a multiple",
+        ),
         (LEAST + "training:\n  logging_steps: 0\n", "recipe.yaml:5: training.logging_steps: should be greater"),
         (LEAST.replace("rows.jsonl", "''"), "recipe.yaml:3: data.path: "),
         (LEAST.replace("support-pirate", "m-1"), "recipe.yaml:1: name: 'm-1' is not an adapter name"),
