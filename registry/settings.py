@@ -46,6 +46,11 @@ class Settings(BaseSettings):
         return self.cache.expanduser().absolute() / "bases"
 
     @property
+    def trainings(self) -> Path:
+        """Checkpoints of trainings that have not finished."""
+        return self.root / "trainings"
+
+    @property
     def adapters(self) -> Path:
         """Adapters fetched for serving, one read-only directory a digest."""
         return self.root / "adapters"

@@ -77,7 +77,7 @@ def experiment_id(client: MlflowClient, settings: Settings, name: str) -> str:
 
 
 @contextmanager
-def _default_store(uri: str) -> Iterator[None]:
+def default_store(uri: str) -> Iterator[None]:
     """Make `uri` the process's default store for a call of MLflow's that looks there, whatever client it is made on.
 
     `mlflow.set_tracking_uri` also sets MLFLOW_TRACKING_URI, which our own settings, and commands we start, would read.
@@ -267,7 +267,7 @@ class Store:
 
     def create_version(self, name: str, source: str, facts: Facts, findings: tuple[str, ...]) -> Version:
         """Make a version. It is not idempotent: `versions.register` sees to one version per digest."""
-        with translated(self.uri, f"adapter {name!r}"), _default_store(self.uri):
+        with translated(self.uri, f"adapter {name!r}"), default_store(self.uri):
             made = self.client.create_model_version(
                 name,
                 source,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `loradock train` sets it; read when torch is loaded
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "LORADOCK_HOME", "LORADOCK_ACTOR"):
     os.environ.pop(name, None)
 
@@ -28,6 +29,20 @@ def base() -> LocalBase:
 @pytest.fixture(scope="session")
 def base_dir(base: LocalBase) -> Path:
     return base.path
+
+
+@pytest.fixture(scope="session")
+def shallow_dir(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lowest two of that model's thirty layers, for tests whose point is not what it says."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory = tmp_path_factory.mktemp("base") / "SmolLM2-2-layers"
+    model = AutoModelForCausalLM.from_pretrained(base_dir)
+    model.model.layers = model.model.layers[:2]
+    model.config.num_hidden_layers = 2
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(base_dir).save_pretrained(directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

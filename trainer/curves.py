@@ -30,8 +30,8 @@ class Curves:
         """A metric's last value; NaN when it has none."""
         return self.points[name][-1][1] if self.points.get(name) else math.nan
 
-    def plot(self, title: str) -> Figure:
-        """Training and evaluation loss over the steps."""
+    def plot(self, title: str, *, kept_step: int = 0) -> Figure:
+        """Training and evaluation loss over the steps, and the step whose weights are kept."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 4), layout="constrained")
@@ -40,7 +40,21 @@ class Curves:
             if found := self.points.get(name):
                 steps, values = zip(*found, strict=True)
                 axes.plot(steps, values, style, label=label)
+        if kept_step:
+            axes.axvline(kept_step, color="grey", linestyle=":", label="kept")
         axes.set(title=title, xlabel="step", ylabel="loss (nats a token)")
         axes.grid(alpha=0.3)
         axes.legend()
+        return figure
+
+    def plot_learning_rate(self, title: str) -> Figure:
+        """The learning rate over the steps."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 3), layout="constrained")
+        axes = figure.add_subplot()
+        steps, values = zip(*self.points["learning_rate"], strict=True)
+        axes.plot(steps, values)
+        axes.set(title=title, xlabel="step", ylabel="learning rate")
+        axes.grid(alpha=0.3)
         return figure

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import datasets
 import torch
 import transformers
-from trl import SFTConfig, SFTTrainer
+from safetensors import SafetensorError
 
 import registry.base
-from registry.base import LocalBase
 from registry.errors import LoradockError
 from registry.settings import Settings
 from registry.versions import describe
-from trainer import adapter, base, environment, methods, tokens, tracking
-from trainer.curves import Curves
+from trainer import adapter, base, environment, fit, methods, processes, room, samples, tokens, undertaking
 from trainer.data import Rows
-from trainer.recipe import RecipeFile, Training
+from trainer.prepared import Prepared, prepare
+from trainer.recipe import Recipe, RecipeFile
 from trainer.tokens import Sides
-from trainer.watch import Watch
+from trainer.undertaking import Undertaking
 
 Say = Callable[[str], None]
+_MAIN_SPEAKS_WITHIN: Final = 5.0  # seconds
+_FULL: Final = ("No space left", "os error 28", "Read-only file system", "os error 30", "Disk quota", "os error 122")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,130 +38,142 @@ class Outcome:
     run_id: str
     name: str
     digest: str
-    """The adapter's."""
+    """The adapter's; empty for full fine-tuning, which leaves none."""
+    trainable: int
+    """Weights that were trained."""
     loss: float
     """Training loss at the last report, in nats a token."""
     eval_loss_before: float
     eval_loss: float
-    """On the held-out rows, before training and at its end."""
+    """On the held-out rows, before training and by the weights that are kept; NaN when no row is held out."""
     steps: int
+    kept_step: int
+    """The step whose weights are kept."""
     seconds: float
     """From the recipe to the stored adapter."""
+    tokens: int
+    """Tokens trained on, padding left out; those before an interruption count too."""
     tokens_per_second: float
-    """Tokens trained on, padding and evaluation left out."""
+    """Of these, over the time in training steps since the start or the resumption."""
 
 
-def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say) -> Outcome:
+def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resume: bool = False) -> Outcome | None:
     """Train what a recipe says and log it to MLflow as one run, which holds the adapter at its end.
 
+    With `resume`, a run of the same recipe, data and base that was interrupted on this machine goes on from its last
+    checkpoint. Where several processes train together, the main one returns the outcome, and the others None.
     Raises BadInput, NotFound or Unreachable, and LoradockError when the training diverges or memory runs out; the run
     then ends as failed, and nothing of it can be registered.
     """
     began = time.perf_counter()
     recipe = source.recipe
+    crew = processes.join()
+    say = say if crew.main else _silent
     train_rows, heldout_rows = rows.split(recipe.data.heldout)
     with _quiet():
         local = registry.base.resolve(recipe.base, settings, relative_to=source.directory)
-        with tracking.started(settings, recipe.name) as run, tempfile.TemporaryDirectory(prefix="loradock-") as scratch:
-            say(f"run {run.id}: {recipe.name} on {recipe.base}")
-            run.text(source.text, "recipe.yaml")
-            loaded = base.load(local)
-            sides = tokens.fitting(train_rows, heldout_rows, loaded.tokenizer, recipe.training.max_length)
-            _say_rows(say, sides, recipe.training.max_length)
-            run.parameters(_parameters(source, rows, sides, local, loaded))
-            run.data(rows.name, rows.digest, len(rows.rows))
-            run.tags(_commit(source.directory))
-            curves = Curves()
-            with _memory_told(), Watch(curves, run.measured) as watch:
-                trainer = _trainer(source, loaded, sides, watch, output=Path(scratch) / "trainer")
-                _fit(trainer, curves, say)
-            manifest = adapter.save(trainer.model, directory := Path(scratch) / "adapter", local)
-            facts = describe(directory, local.base, run_id=run.id, data_digest=rows.digest)
-            run.finish(curves, facts, directory)
-    return Outcome(
-        run_id=run.id,
-        name=recipe.name,
-        digest=manifest.digest,
-        loss=curves.last("loss"),
-        eval_loss_before=curves.first("eval_loss"),
-        eval_loss=curves.last("eval_loss"),
-        steps=trainer.state.global_step,
-        seconds=time.perf_counter() - began,
-        tokens_per_second=watch.tokens / max(watch.seconds, 1e-9),
-    )
+        free = room.available()
+        with (
+            undertaking.opened(source, rows.digest, local.base, settings, crew, resume=resume) as task,
+            _told_by_main(crew),
+            _machine_told(recipe, local.path, free),
+        ):
+            say(f"run {task.run.id}: {recipe.name} on {recipe.base}{task.since}")
+            loaded = base.load(local, recipe)
+            sides = tokens.fitting(
+                train_rows,
+                heldout_rows,
+                loaded.tokenizer,
+                recipe.training.max_length,
+                completion_only_loss=recipe.training.completion_only_loss,
+            )
+            _say_rows(say, rows, sides, recipe.training.max_length)
+            if words := room.lacking(recipe, local.path, max(sides.train.lengths), free):
+                say(f"warning: {words}")
+            prepared = prepare(source, loaded, local.path, sides, task)
+            say(f"{prepared.trainable:,} of {prepared.total:,} weights are trained ({prepared.share:.3%})")
+            _describe(task, source, rows, sides, loaded, prepared)
+            done = fit.fit(recipe, prepared, loaded, sides, task, say)
+            digest = ""
+            if crew.main:
+                _show(task, sides, recipe.training.max_length, loaded, done)
+                if prepared.config is not None:
+                    directory = task.work.empty("adapter")
+                    digest = adapter.save(prepared.model, directory, loaded.base, prepared.start).digest
+                    facts = describe(directory, loaded.base, run_id=task.run.id, data_digest=rows.digest)
+                    task.run.finish(facts, directory, name=recipe.name)
+        return (
+            Outcome(
+                run_id=task.run.id,
+                name=recipe.name,
+                digest=digest,
+                trainable=prepared.trainable,
+                loss=done.curves.last("loss"),
+                eval_loss_before=done.curves.first("eval_loss"),
+                eval_loss=done.eval_loss,
+                steps=done.steps,
+                kept_step=done.kept_step,
+                seconds=time.perf_counter() - began,
+                tokens=done.tokens,
+                tokens_per_second=done.tokens_per_second,
+            )
+            if crew.main
+            else None
+        )
 
 
-def _trainer(source: RecipeFile, loaded: base.Loaded, sides: Sides, watch: Watch, *, output: Path) -> SFTTrainer:
-    recipe = source.recipe
-    transformers.set_seed(recipe.seed)
-    trainer = SFTTrainer(
-        model=loaded.model,
-        args=_arguments(recipe.training, recipe.seed, loaded, output),
-        train_dataset=datasets.Dataset.from_list([example.plain() for example in sides.train.examples]),
-        eval_dataset=datasets.Dataset.from_list([example.plain() for example in sides.heldout.examples]),
-        processing_class=loaded.tokenizer,
-        peft_config=methods.configure(recipe.method, loaded.model),
-        callbacks=[watch],
-    )
-    trainer.remove_callback(transformers.PrinterCallback)  # it writes to stdout
-    found = (len(trainer.train_dataset), len(trainer.eval_dataset))
-    if found != (len(sides.train.examples), len(sides.heldout.examples)):
-        raise LoradockError("TRL left out rows that fit into max_length", hint="report this with the recipe")
-    return trainer
-
-
-def _arguments(training: Training, seed: int, loaded: base.Loaded, output: Path) -> SFTConfig:
-    """The recipe's own names as they are, and what follows from the machine."""
-    given = training.model_dump(exclude_none=True)
-    return SFTConfig(
-        **given,
-        output_dir=str(output),
-        per_device_eval_batch_size=training.per_device_train_batch_size,
-        eval_strategy="steps" if training.eval_steps else "no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=seed,
-        use_cpu=not loaded.cuda,
-        bf16=loaded.dtype is torch.bfloat16,
-        gradient_checkpointing=loaded.cuda,
-        train_sampling_strategy="group_by_length",
-        completion_only_loss=True,
-        dataloader_pin_memory=loaded.cuda,
-        logging_first_step=True,  # so that a training shorter than logging_steps has a loss too
-        logging_nan_inf_filter=False,
-    )
-
-
-def _fit(trainer: SFTTrainer, curves: Curves, say: Say) -> None:
-    trainer.evaluate()
-    say(f"held-out loss {curves.last('eval_loss'):.3f} before training")
-    trainer.train()
-    if curves.points["eval_loss"][-1][0] != trainer.state.global_step:
-        trainer.evaluate()
-    say(f"held-out loss {curves.last('eval_loss'):.3f} after {trainer.state.global_step} steps")
-
-
-def _say_rows(say: Say, sides: Sides, max_length: int) -> None:
+def _say_rows(say: Say, rows: Rows, sides: Sides, max_length: int) -> None:
     say(f"{len(sides.train.examples)} examples to train on, {len(sides.heldout.examples)} held out")
+    if rows.duplicates.count:
+        say(f"warning: {rows.duplicates.count} rows are copies of an earlier one: {', '.join(rows.duplicates.places)}")
     if left_out := sides.train.left_out + sides.heldout.left_out:
         say(f"warning: {left_out} examples are left out: they are longer than training.max_length {max_length}")
+    if odd := sides.train.not_a_prefix + sides.heldout.not_a_prefix:
+        say(f"warning: the chat template writes {odd} examples otherwise than serving writes their prompts")
 
 
-def _parameters(source: RecipeFile, rows: Rows, sides: Sides, local: LocalBase, loaded: base.Loaded) -> dict[str, str]:
-    """All that is known before the first step."""
-    of_base = {key: str(value) for key, value in local.base.model_dump(mode="json").items() if value}
-    return {
-        **{f"recipe.{key}": value for key, value in source.recipe.parameters().items()},
-        "data.file": rows.name,
-        "data.digest": rows.digest,
-        "data.rows": str(len(rows.rows)),
-        **{f"data.train.{key}": value for key, value in sides.train.statistics().items()},
-        **{f"data.heldout.{key}": value for key, value in sides.heldout.statistics().items()},
-        **{f"base.{key}": value for key, value in of_base.items()},
-        **{f"environment.{key}": value for key, value in environment.facts().items()},
-        "environment.dtype": str(loaded.dtype).removeprefix("torch."),
-    }
+def _describe(
+    task: Undertaking,
+    source: RecipeFile,
+    rows: Rows,
+    sides: Sides,
+    loaded: base.Loaded,
+    prepared: Prepared,
+) -> None:
+    """Log all that is known before the first step."""
+    if task.checkpoint:
+        return
+    of_base = {key: str(value) for key, value in loaded.base.model_dump(mode="json").items() if value}
+    task.run.text(source.text, "recipe.yaml")
+    if source.original:
+        task.run.text(source.original, "original.yaml")
+    task.run.data(rows.name, rows.digest, len(rows.rows))
+    task.run.tags(_commit(source.directory))
+    task.run.parameters(
+        {
+            **{f"recipe.{key}": value for key, value in source.recipe.parameters().items()},
+            **{f"peft.{key}": value for key, value in methods.shape(prepared.config).items()},
+            "trainable": str(prepared.trainable),
+            "trainable.share": f"{prepared.share:.6f}",
+            **{f"data.{key}": str(value) for key, value in rows.statistics().items()},
+            **{f"data.train.{key}": value for key, value in sides.train.statistics().items()},
+            **{f"data.heldout.{key}": value for key, value in sides.heldout.statistics().items()},
+            **{f"base.{key}": value for key, value in of_base.items()},
+            **{f"environment.{key}": value for key, value in environment.facts().items()},
+            "environment.dtype": str(loaded.dtype).removeprefix("torch."),
+            "environment.processes": str(task.crew.size),
+        }
+    )
+
+
+def _show(task: Undertaking, sides: Sides, max_length: int, loaded: base.Loaded, done: fit.Done) -> None:
+    """Log what people would rather look at than read."""
+    task.run.figure(done.curves.plot(task.name, kept_step=done.kept_step), "loss.png")
+    task.run.figure(done.curves.plot_learning_rate(task.name), "learning_rate.png")
+    task.run.figure(tokens.histogram(sides, max_length), "tokens.png")
+    if done.prompts:
+        table = samples.table(loaded.tokenizer, done.prompts, done.said_before, done.said_after)
+        task.run.table(table, "samples.json")
 
 
 def _commit(directory: Path) -> dict[str, str]:
@@ -171,14 +183,36 @@ def _commit(directory: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _memory_told() -> Iterator[None]:
+def _told_by_main(crew: processes.Crew) -> Iterator[None]:
+    """Let the main process tell a fault that all have: another waits before it ends, which would end them all."""
+    try:
+        yield
+    except LoradockError:
+        if not crew.main:
+            time.sleep(_MAIN_SPEAKS_WITHIN)
+        raise
+
+
+def _silent(_: str) -> None:
+    """What the processes beside the main one say."""
+
+
+@contextmanager
+def _machine_told(recipe: Recipe, directory: Path, free: int) -> Iterator[None]:
+    """Say in one line what the machine was short of."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise LoradockError(
-            "memory ran out",
-            hint="halve per_device_train_batch_size and double gradient_accumulation_steps, or lower max_length",
-        ) from error
+        raise LoradockError("memory ran out", hint=room.advice(recipe, directory, free)) from error
+    except (RuntimeError, OSError, SafetensorError) as error:
+        if "can't allocate memory" in str(error):
+            raise LoradockError("memory ran out", hint=room.advice(recipe, directory, free)) from error
+        if any(words in str(error) for words in _FULL):
+            raise LoradockError(
+                f"a file could not be written: {str(error).splitlines()[0]}",
+                hint="free space where LORADOCK_HOME and MLflow's artifacts are, and go on with --resume",
+            ) from error
+        raise
 
 
 @contextmanager
@@ -188,6 +222,6 @@ def _quiet() -> Iterator[Any]:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     with warnings.catch_warnings():
-        for library in ("transformers", "trl", "peft", "torch", "accelerate", "datasets"):
+        for library in ("transformers", "trl", "peft", "torch", "accelerate", "datasets", "bitsandbytes"):
             warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
         yield

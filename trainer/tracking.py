@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-from registry.errors import LoradockError, Unreachable
+from registry.errors import LoradockError, NotFound, Unreachable
 from registry.records import Facts
-from registry.settings import Settings
-from registry.store import Store, experiment_id, translated
-from trainer.curves import Curves
+from registry.store import Store, default_store, experiment_id, translated
 
 _REASON: Final = "loradock.reason"
 _BATCH: Final = 100  # MLflow takes 100 params, and 1,000 metrics, in one call
@@ -26,18 +25,16 @@ _BATCH: Final = 100  # MLflow takes 100 params, and 1,000 metrics, in one call
 class Run:
     """One MLflow run that is under way."""
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, run_id: str, logged: int = -1) -> None:
         self._store = store
         self._client = store.client
         self._uri = store.uri
         self._waiting: list[Metric] = []
-        self.name = name
-        experiment = experiment_id(store.client, store.settings, store.settings.experiment)
-        with translated(self._uri):
-            self.id: str = self._client.create_run(experiment, run_name=name).info.run_id
+        self._logged = logged  # the last step whose metrics the run has, from before it was interrupted
+        self.id = run_id
 
     def parameters(self, values: Mapping[str, str]) -> None:
-        """Log what was decided before the first step."""
+        """Log what was decided before the first step; the same again changes nothing."""
         params = [Param(key, value) for key, value in values.items()]
         with translated(self._uri):
             for start in range(0, len(params), _BATCH):
@@ -59,19 +56,32 @@ class Run:
         with translated(self._uri):
             self._client.log_inputs(self.id, [DatasetInput(source, [InputTag("mlflow.data.context", "training")])])
 
+    def figure(self, figure: Any, file: str) -> None:
+        """Keep a picture with the run."""
+        with translated(self._uri):
+            self._client.log_figure(self.id, figure, file)
+
+    def table(self, columns: Mapping[str, list[str]], file: str) -> None:
+        """Keep a table with the run, which MLflow's UI shows as one."""
+        with translated(self._uri), default_store(self._uri):
+            self._client.log_table(self.id, dict(columns), file)
+
     def measured(self, step: int, values: Mapping[str, float]) -> None:
-        """Log metrics of one step; while MLflow is out of reach they wait, and the training goes on."""
+        """Log metrics of one step; while MLflow is out of reach they wait, and the training goes on.
+
+        A step that the run had before it was interrupted is not logged twice.
+        """
+        if step <= self._logged:
+            return
         now = int(time.time() * 1000)
         self._waiting += (Metric(name, value, now, step) for name, value in values.items())
         with suppress(Unreachable):
-            self._send()
+            self.flush()
 
-    def finish(self, curves: Curves, facts: Facts, directory: Path) -> str:
+    def finish(self, facts: Facts, directory: Path, *, name: str) -> str:
         """Log what is left and hand the adapter over, last; returns the adapter's source URI."""
-        self._send()
-        with translated(self._uri):
-            self._client.log_figure(self.id, curves.plot(self.name), "loss.png")
-        return self._store.put_adapter(directory, name=self.name, facts=facts)
+        self.flush()
+        return self._store.put_adapter(directory, name=name, facts=facts)
 
     def end(self, status: str, reason: str = "") -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
@@ -80,22 +90,74 @@ class Run:
                 self._client.set_tag(self.id, _REASON, reason[:500])
             self._client.set_terminated(self.id, status)
 
-    def _send(self) -> None:
+    def history(self, *, until: int) -> dict[str, list[tuple[int, float]]]:
+        """Every metric of the training that the run has, as (step, value), up to a step."""
+        with translated(self._uri):
+            names = [name for name in self._client.get_run(self.id).data.metrics if not name.startswith("system/")]
+            found = {name: self._client.get_metric_history(self.id, name) for name in names}
+        return {
+            name: sorted({metric.step: metric.value for metric in metrics if metric.step <= until}.items())
+            for name, metrics in found.items()
+        }
+
+    def flush(self) -> None:
+        """Log what waits."""
         with translated(self._uri):
             while self._waiting:
                 self._client.log_batch(self.id, metrics=self._waiting[:_BATCH], synchronous=True)
                 del self._waiting[:_BATCH]
 
 
-@contextmanager
-def started(settings: Settings, name: str) -> Iterator[Run]:
-    """A new run, which ends as FINISHED, as FAILED with the error, or as KILLED when it is interrupted.
+class Silent:
+    """The run in a process beside the main one: it has an id, and keeps nothing."""
 
-    SIGTERM interrupts like Ctrl-C while the run is open.
-    """
-    run = Run(Store(settings), name)
+    def __init__(self, run_id: str) -> None:
+        self.id = run_id
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return _nothing
+
+    def history(self, *, until: int) -> dict[str, list[tuple[int, float]]]:
+        """Nothing: the main process has it."""
+        return {}
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def create(store: Store, name: str) -> str:
+    """A new run's id."""
+    experiment = experiment_id(store.client, store.settings, store.settings.experiment)
+    with translated(store.uri):
+        run_id: str = store.client.create_run(experiment, run_name=name).info.run_id
+    return run_id
+
+
+def status(store: Store, run_id: str) -> str:
+    """MLflow's word for how a run stands; empty when the store has no such run."""
     try:
-        with _terminable():
+        with translated(store.uri, f"run {run_id!r}"):
+            found: str = store.client.get_run(run_id).info.status
+    except NotFound:
+        return ""
+    return found
+
+
+def bury(store: Store, run_id: str) -> None:
+    """Close a run whose process is gone without a word, as one that was killed with SIGKILL is."""
+    _close(Run(store, run_id), "KILLED", "its process ended without a word")
+
+
+@contextmanager
+def opened(store: Store, run_id: str, *, again: bool = False) -> Iterator[Run]:
+    """A run, which ends as FINISHED, as FAILED with the error, or as KILLED when it is interrupted.
+
+    SIGTERM interrupts like Ctrl-C while the run is open. `again` takes up a run that was interrupted.
+    """
+    run = Run(store, run_id, _take_up(store, run_id) if again else -1)
+    try:
+        with _terminable(), _system_metrics(store, run_id, again=again):
             yield run
             run.end("FINISHED")
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -106,6 +168,29 @@ def started(settings: Settings, name: str) -> Iterator[Run]:
         said = str(error) if isinstance(error, LoradockError) else f"{type(error).__name__}: {error}"
         _close(run, "FAILED", f"{said}: {problems}" if problems else said)
         raise
+
+
+def _take_up(store: Store, run_id: str) -> int:
+    """Mark a run as running again, and return the last step whose loss it has; -1 for none."""
+    with translated(store.uri, f"run {run_id!r}"):
+        store.client.update_run(run_id, status="RUNNING")
+        store.client.set_tag(run_id, _REASON, "")
+        metrics = store.client.get_run(run_id).data._metric_objs  # noqa: SLF001  # the last of each, with its step
+    return max((metric.step for metric in metrics if metric.key in ("loss", "eval_loss")), default=-1)
+
+
+@contextmanager
+def _system_metrics(store: Store, run_id: str, *, again: bool) -> Iterator[None]:
+    """MLflow's own record of processor, memory, disk, network and GPU, every ten seconds, under `system/`."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    monitor = SystemMetricsMonitor(run_id, resume_logging=again, tracking_uri=store.uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def _close(run: Run, status: str, reason: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -11,17 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from registry import artifact
-from registry.base import LocalBase, identify
-from registry.errors import BadInput
+from registry.errors import BadInput, LoradockError
 from registry.settings import Settings
 from registry.store import Store
-from trainer import base, data, recipe, run, tokens
-from trainer.curves import Curves
+from trainer import data, recipe, room, run
 from trainer.data import Rows
 from trainer.recipe import RecipeFile
-from trainer.watch import Watch
 
 pytestmark = pytest.mark.slow
 
@@ -30,24 +31,25 @@ RECIPE = """\
 name: tiny
 base: {base}
 data: {{path: rows.jsonl, heldout: 0.3}}
+samples: 2
 method: {{r: 4, target_modules: [q_proj, v_proj]}}
 training: {{max_steps: 3, learning_rate: 1e-3, per_device_train_batch_size: 2, logging_steps: 1, eval_steps: 2}}
 """
 
 
-def written(directory: Path, base_dir: Path, *changes: tuple[str, str]) -> tuple[RecipeFile, Rows]:
+def written(directory: Path, shallow_dir: Path, *changes: tuple[str, str]) -> tuple[RecipeFile, Rows]:
     messages = [
         [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"Arr, {n} be {n}!"}]
         for n in range(12)
     ]
     (directory / "rows.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in messages))
-    text = RECIPE.format(base=base_dir)
+    text = RECIPE.format(base=shallow_dir)
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
     (directory / "recipe.yaml").write_text(text)
     source = recipe.load(directory / "recipe.yaml")
-    return source, data.load(source.data_path)
+    return source, data.load(source.recipe.data, directory)
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,12 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, base_dir: Path, empty_store: Path) -> Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path, empty_store: Path) -> Trained:
     directory = tmp_path_factory.mktemp("trained")
     settings = Settings(home=directory / "home")
     settings.home.mkdir()
     shutil.copy(empty_store, settings.home / "mlflow.db")
-    source, rows = written(directory, base_dir)
+    source, rows = written(directory, shallow_dir)
     said: list[str] = []
     outcome = run.train(source, rows, settings, said.append)
     return Trained(source, rows, settings, Store(settings), outcome, said)
@@ -87,10 +89,10 @@ def test_the_run_is_finished_and_keeps_the_recipe_verbatim(trained: Trained) -> 
     assert Path(path).read_text() == trained.source.text
 
 
-def test_it_says_what_was_trained_on_what(trained: Trained, base_dir: Path) -> None:
+def test_it_says_what_was_trained_on_what(trained: Trained, shallow_dir: Path) -> None:
     params = trained.store.client.get_run(trained.outcome.run_id).data.params
     assert params.items() >= trained_parameters(trained).items()
-    assert params["base.id"] == base_dir.name
+    assert params["base.id"] == shallow_dir.name
     assert len(params["base.config_digest"]) == len(params["base.weights_digest"]) == 64
     assert params["environment.torch"][0].isdigit()
     inputs = trained.store.client.get_run(trained.outcome.run_id).inputs.dataset_inputs
@@ -102,7 +104,8 @@ def trained_parameters(trained: Trained) -> dict[str, str]:
     train, heldout = trained.rows.split(0.3)
     return {
         "recipe.method.r": "4",
-        "recipe.method.lora_alpha": "8",
+        "peft.r": "4",
+        "peft.lora_alpha": "8",
         "recipe.method.target_modules": "q_proj, v_proj",
         "recipe.training.learning_rate": "0.001",
         "recipe.seed": "42",
@@ -125,11 +128,25 @@ def test_it_holds_the_curves_step_by_step(trained: Trained) -> None:
     assert all(found == [1, 2, 3] for found in steps.values())
     assert all(point.value > 0 for point in client.get_metric_history(run_id, "tokens_per_second"))
     assert trained.outcome.eval_loss < trained.outcome.eval_loss_before
-    picture = Path(client.download_artifacts(run_id, "loss.png")).read_bytes()
-    assert picture.startswith(b"\x89PNG")
+    for name in ("loss.png", "learning_rate.png", "tokens.png"):
+        assert Path(client.download_artifacts(run_id, name)).read_bytes().startswith(b"\x89PNG")
 
 
-def test_it_holds_an_adapter_that_the_registry_can_take(trained: Trained, tmp_path: Path, base_dir: Path) -> None:
+def test_it_shows_what_the_model_said_before_and_after(trained: Trained) -> None:
+    path = trained.store.client.download_artifacts(trained.outcome.run_id, "samples.json")
+    table = json.loads(Path(path).read_text())
+    assert table["columns"] == ["prompt", "in the data", "before", "after"]
+    assert 1 <= len(table["data"]) <= 4
+    for prompt, expected, *_ in table["data"]:
+        assert "What is" in prompt
+        assert "Arr" in expected
+
+
+def test_it_leaves_no_checkpoint_behind(trained: Trained) -> None:
+    assert list(trained.settings.trainings.iterdir()) == []
+
+
+def test_it_holds_an_adapter_that_the_registry_can_take(trained: Trained, tmp_path: Path, shallow_dir: Path) -> None:
     source, facts = trained.store.adapter_of(trained.outcome.run_id)
     trained.store.download(source, tmp_path, what="the adapter")
     manifest = artifact.verify(tmp_path, trained.outcome.digest, what="the adapter")
@@ -137,7 +154,7 @@ def test_it_holds_an_adapter_that_the_registry_can_take(trained: Trained, tmp_pa
     assert (facts.method, facts.rank, facts.targets) == ("lora", 4, ("q_proj", "v_proj"))
     assert (facts.digest, facts.data_digest) == (trained.outcome.digest, trained.rows.digest)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == base_dir.name
+    assert config["base_model_name_or_path"] == shallow_dir.name
     assert (config["r"], config["lora_alpha"]) == (4, 8)
 
 
@@ -156,15 +173,15 @@ def test_the_same_recipe_gives_the_same_adapter(trained: Trained) -> None:
     assert again.digest == trained.outcome.digest
 
 
-def test_another_seed_gives_another_adapter(trained: Trained, tmp_path: Path, base_dir: Path) -> None:
-    changed = written(tmp_path, base_dir, ("data:", "seed: 7\ndata:"), ("max_steps: 3", "max_steps: 1"))
-    unchanged = written(tmp_path, base_dir, ("max_steps: 3", "max_steps: 1"))
+def test_another_seed_gives_another_adapter(trained: Trained, tmp_path: Path, shallow_dir: Path) -> None:
+    changed = written(tmp_path, shallow_dir, ("data:", "seed: 7\ndata:"), ("max_steps: 3", "max_steps: 1"))
+    unchanged = written(tmp_path, shallow_dir, ("max_steps: 3", "max_steps: 1"))
     digests = {run.train(*each, trained.settings, lambda _: None).digest for each in (changed, unchanged)}
     assert len(digests) == 2
 
 
-def test_a_target_that_does_not_exist_leaves_a_failed_run(home: Path, tmp_path: Path, base_dir: Path) -> None:
-    source, rows = written(tmp_path, base_dir, ("v_proj", "v_prj"))
+def test_a_target_that_does_not_exist_leaves_a_failed_run(home: Path, tmp_path: Path, shallow_dir: Path) -> None:
+    source, rows = written(tmp_path, shallow_dir, ("v_proj", "v_prj"))
     with pytest.raises(BadInput):
         run.train(source, rows, Settings(), lambda _: None)
     [(run_id, status, tags)] = runs(Settings())
@@ -184,10 +201,10 @@ def terminate(_: str) -> None:
 
 @pytest.mark.parametrize(("stop", "raised"), [(interrupt, KeyboardInterrupt), (terminate, SystemExit)])
 def test_an_interrupted_training_is_killed_and_says_so(
-    home: Path, tmp_path: Path, base_dir: Path, stop: Callable[[str], None], raised: type[BaseException]
+    home: Path, tmp_path: Path, shallow_dir: Path, stop: Callable[[str], None], raised: type[BaseException]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    source, rows = written(tmp_path, base_dir)
+    source, rows = written(tmp_path, shallow_dir)
     with pytest.raises(raised):
         run.train(source, rows, Settings(), stop)
     [(_, status, tags)] = runs(Settings())
@@ -195,18 +212,34 @@ def test_an_interrupted_training_is_killed_and_says_so(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_nothing_fits(home: Path, tmp_path: Path, base_dir: Path) -> None:
-    source, rows = written(tmp_path, base_dir, ("max_steps: 3", "max_steps: 3, max_length: 8"))
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError('Io("... (os error 28)")')],
+)
+def test_a_full_disk_is_told(tmp_path: Path, shallow_dir: Path, error: Exception) -> None:
+    source, _ = written(tmp_path, shallow_dir)
+    told = run._machine_told(source.recipe, shallow_dir, 2**30)
+    with pytest.raises(LoradockError, match="a file could not be written") as raised, told:
+        raise error
+    assert "--resume" in raised.value.hint
+
+
+def test_memory_that_runs_out_is_told_with_the_plans_advice(tmp_path: Path, shallow_dir: Path) -> None:
+    source, _ = written(tmp_path, shallow_dir)
+    told = run._machine_told(source.recipe, shallow_dir, 2**30)
+    with pytest.raises(LoradockError, match="memory ran out") as raised, told:
+        torch.empty(2**48)
+    assert "set training." in raised.value.hint
+
+
+def test_a_training_that_needs_more_than_there_is_is_warned_of(tmp_path: Path, shallow_dir: Path) -> None:
+    source, _ = written(tmp_path, shallow_dir)
+    assert room.lacking(source.recipe, shallow_dir, 300, 64 * 2**30) == ""
+    words = room.lacking(source.recipe, shallow_dir, 300, 2**30)
+    assert re.match(r"this needs about \d+\.\d GiB, and 1\.0 GiB are free: set training\.", words)
+
+
+def test_nothing_fits(home: Path, tmp_path: Path, shallow_dir: Path) -> None:
+    source, rows = written(tmp_path, shallow_dir, ("max_steps: 3", "max_steps: 3, max_length: 8"))
     with pytest.raises(BadInput, match="fits into 8 tokens"):
         run.train(source, rows, Settings(), lambda _: None)
-
-
-def test_loss_falls_on_the_assistants_words_alone(tmp_path: Path, base_dir: Path) -> None:
-    source, rows = written(tmp_path, base_dir)
-    train_rows, heldout_rows = rows.split(0.3)
-    loaded = base.load(LocalBase(base_dir, identify(base_dir, base_id="base")))
-    sides = tokens.fitting(train_rows, heldout_rows, loaded.tokenizer, 512)
-    trainer = run._trainer(source, loaded, sides, Watch(Curves(), lambda *_: None), output=tmp_path)
-    for each, example in zip(trainer.train_dataset, sides.train.examples, strict=True):
-        learned = [token for token in each["labels"] if token != -100]
-        assert loaded.tokenizer.decode(learned) == example.completion.content + "<|im_end|>\n"

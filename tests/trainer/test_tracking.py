@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ class Flaky:
 
 def test_what_was_measured_while_mlflow_was_away_arrives_later_once(store: Store) -> None:
     store.client = line = Flaky(store.client)  # type: ignore[assignment]
-    run = tracking.Run(store, "tiny")
+    run = tracking.Run(store, tracking.create(store, "tiny"))
     run.measured(1, {"loss": 3.0})
     line.cut = True
     run.measured(2, {"loss": 2.0})
@@ -41,7 +42,7 @@ def test_what_was_measured_while_mlflow_was_away_arrives_later_once(store: Store
 
 
 def test_many_parameters_are_logged_whole(store: Store) -> None:
-    run = tracking.Run(store, "tiny")
+    run = tracking.Run(store, tracking.create(store, "tiny"))
     values = {f"key.{number}": str(number) for number in range(250)}
     run.parameters(values)
     assert store.client.get_run(run.id).data.params == values
@@ -57,13 +58,45 @@ def test_many_parameters_are_logged_whole(store: Store) -> None:
     ],
 )
 def test_a_run_that_breaks_off_says_why(store: Store, error: BaseException, status: str, reason: str) -> None:
-    with pytest.raises(type(error)), tracking.started(store.settings, "tiny") as run:
+    run_id = tracking.create(store, "tiny")
+    with pytest.raises(type(error)), tracking.opened(store, run_id):
         raise error
-    found = store.client.get_run(run.id)
+    found = store.client.get_run(run_id)
     assert (found.info.status, found.data.tags["loradock.reason"]) == (status, reason)
 
 
 def test_a_run_that_ends_well_is_finished(store: Store) -> None:
-    with tracking.started(store.settings, "tiny") as run:
+    with tracking.opened(store, tracking.create(store, "tiny")) as run:
         assert store.client.get_run(run.id).info.status == "RUNNING"
     assert store.client.get_run(run.id).info.status == "FINISHED"
+
+
+def test_a_run_that_is_taken_up_again_logs_no_step_twice_and_remembers(store: Store) -> None:
+    run_id = tracking.create(store, "tiny")
+    run = tracking.Run(store, run_id)
+    run.measured(0, {"eval_loss": 4.0})
+    run.measured(1, {"loss": 3.0})
+    run.measured(2, {"loss": 2.0})
+    tracking.bury(store, run_id)
+    assert tracking.status(store, run_id) == "KILLED"
+    with tracking.opened(store, run_id, again=True) as run:
+        assert tracking.status(store, run_id) == "RUNNING"
+        assert run.history(until=1) == {"eval_loss": [(0, 4.0)], "loss": [(1, 3.0)]}
+        run.measured(2, {"loss": 2.0})
+        run.measured(3, {"loss": 1.0})
+    assert [point.step for point in store.client.get_metric_history(run_id, "loss")] == [1, 2, 3]
+    assert tracking.status(store, run_id) == "FINISHED"
+
+
+def test_a_run_that_the_store_does_not_have_has_no_status(store: Store) -> None:
+    assert tracking.status(store, "0" * 32) == ""
+
+
+def test_the_machine_is_watched_while_a_run_is_open(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    with tracking.opened(store, run_id := tracking.create(store, "tiny")):
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if found := [name for name in store.client.get_run(run_id).data.metrics if name.startswith("system/")]:
+                break
+    assert "system/cpu_utilization_percentage" in found

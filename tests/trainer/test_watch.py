@@ -12,24 +12,22 @@ from trainer.curves import Curves
 from trainer.watch import Diverged, Watch
 
 
-def state(step: int) -> Any:
-    return SimpleNamespace(global_step=step, max_steps=10)
+def state(step: int, tokens: int = 0) -> Any:
+    return SimpleNamespace(global_step=step, max_steps=10, num_input_tokens_seen=tokens)
 
 
 def test_training_and_evaluation_are_handed_on_with_their_steps() -> None:
     seen: list[tuple[int, Mapping[str, float]]] = []
     watch = Watch(curves := Curves(), lambda step, values: seen.append((step, values)))
-    watch.on_log(None, state(0), None, {"eval_loss": 3.0, "eval_runtime": 1.0, "num_tokens": 0})
+    watch.on_log(None, state(0), None, {"eval_loss": 3.0, "eval_runtime": 1.0})
     watch.on_step_begin(None, state(0), None)
-    watch.on_step_end(None, state(1), None)
-    watch.on_log(None, state(1), None, {"loss": 2.0, "learning_rate": 0.1, "num_tokens": 100, "entropy": 1.0})
+    watch.on_step_end(None, state(1), SimpleNamespace())
+    watch.on_log(None, state(1, tokens=100), None, {"loss": 2.0, "learning_rate": 0.1, "entropy": 1.0})
     watch.on_log(None, state(1), None, {"train_runtime": 9.0, "train_loss": 2.0})
     assert seen[0] == (0, {"eval_loss": 3.0})
-    assert [(step, set(values)) for step, values in seen[1:]] == [
-        (1, {"loss", "learning_rate", "num_tokens", "tokens_per_second"})
-    ]
+    assert [(step, set(values)) for step, values in seen[1:]] == [(1, {"loss", "learning_rate", "tokens_per_second"})]
     assert (curves.first("eval_loss"), curves.last("loss")) == (3.0, 2.0)
-    assert (watch.tokens, watch.seconds > 0) == (100, True)
+    assert watch.tokens_per_second == seen[1][1]["tokens_per_second"] > 0
 
 
 @pytest.mark.parametrize("name", ["loss", "eval_loss", "grad_norm"])
@@ -40,3 +38,43 @@ def test_what_is_no_finite_number_stops_it(name: str, value: float) -> None:
         watch.on_log(None, state(7), None, {"loss": 1.0, name: value})
     assert (raised.value.exit_code, raised.value.step) == (1, 7)
     assert "learning_rate" in raised.value.hint
+
+
+def test_the_tokens_of_an_earlier_start_count_for_no_speed() -> None:
+    watch = Watch(Curves(), lambda *_: None)
+    watch.on_train_begin(None, state(4, tokens=1000), None)
+    watch.on_step_begin(None, state(4, tokens=1000), None)
+    watch.on_step_end(None, state(5, tokens=1000), SimpleNamespace())
+    watch.on_log(None, state(5, tokens=1000), None, {"loss": 2.0})
+    assert watch.tokens_per_second == 0
+
+
+def test_the_last_step_is_evaluated_and_saved() -> None:
+    watch = Watch(Curves(), lambda *_: None)
+    watch.on_step_begin(None, state(9), None)
+    watch.on_step_end(None, state(9), early := SimpleNamespace())
+    watch.on_step_end(None, state(10), late := SimpleNamespace())
+    assert (vars(early), vars(late)) == ({}, {"should_evaluate": True, "should_save": True})
+
+
+def losses(*values: float) -> int:
+    """The step at which these losses stop a training; 0 when they do not."""
+    watch = Watch(Curves(), lambda *_: None)
+    for step, value in enumerate(values, 1):
+        try:
+            watch.on_log(None, state(step), None, {"loss": value})
+        except Diverged as error:
+            return error.step
+    return 0
+
+
+def test_a_loss_that_explodes_says_from_where_to_where() -> None:
+    watch = Watch(Curves({"loss": [(1, 1.5), (2, 6.0), (3, 7.0)]}), lambda *_: None)
+    with pytest.raises(Diverged, match=r"loss rose from 1\.50 to 8\.00 at step 4"):
+        watch.on_log(None, state(4), None, {"loss": 8.0})
+
+
+def test_a_loss_that_explodes_stops_it_and_a_bad_batch_does_not() -> None:
+    assert losses(2.0, 1.5, 5.0, 7.0, 9.0, 11.0) == 5
+    assert losses(2.0, 1.5, 9.0, 1.6, 9.0, 9.0, 1.5) == 0
+    assert losses(12.0, 11.0, 12.0, 13.0, 13.5) == 0

@@ -1,0 +1,5 @@
+"""`python -m registry.cli` is `loradock`."""
+
+from registry.cli import main
+
+main()

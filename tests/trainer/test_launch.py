@@ -1,0 +1,147 @@
+"""Several processes train as one does, and what accelerate would not take is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from registry.errors import BadInput, NotFound
+from registry.settings import Settings
+from registry.store import Store
+from tests.trainer.training import TRAINING, trained, written
+from trainer import launch
+from trainer.processes import Crew, join
+from trainer.recipe import Training
+
+
+def training(rows: int, batches: int) -> Training:
+    return Training.model_validate({"per_device_train_batch_size": rows, "gradient_accumulation_steps": batches})
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "shared"),
+    [(1, (4, 3), (4, 3)), (2, (4, 2), (4, 1)), (2, (4, 3), (2, 3)), (4, (1, 8), (1, 2)), (8, (8, 1), (1, 1))],
+)
+def test_a_step_has_the_same_rows_over_all_processes(
+    size: int, given: tuple[int, int], shared: tuple[int, int]
+) -> None:
+    assert Crew(0, size).batch(training(*given)) == shared
+    assert given[0] * given[1] == shared[0] * shared[1] * size
+
+
+def test_rows_that_cannot_be_shared_out_are_refused() -> None:
+    with pytest.raises(BadInput, match="9 rows a step cannot be shared out over 2 processes"):
+        Crew(0, 2).batch(training(3, 3))
+
+
+def test_alone_there_is_nothing_to_share() -> None:
+    assert join() == Crew(0, 1)
+    assert join().share("anything") == "anything"
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(home: Path, tmp_path: Path, shallow_dir: Path) -> None:
+    recipe = {"method": {"lora_dropout": 0.0}, "training": TRAINING | {"max_steps": 6, "eval_steps": 3}}
+    source, rows = written(tmp_path, shallow_dir, rows=40, **recipe)
+    alone = trained(source, rows, Settings())
+    done = subprocess.run(
+        [sys.executable, "-m", "registry.cli", "train", str(source.path), "--processes", "2", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    together = json.loads(done.stdout)
+    client = Store(Settings()).client
+    for name in ("loss", "eval_loss"):
+        curves = [
+            [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
+            for run_id in (alone.run_id, together["run_id"])
+        ]
+        assert [step for step, _ in curves[1]] == [step for step, _ in curves[0]]
+        assert [value for _, value in curves[1]] == pytest.approx([value for _, value in curves[0]], rel=1e-3)
+    params = client.get_run(together["run_id"]).data.params
+    assert (params["environment.processes"], together["trainable"]) == ("2", alone.trainable)
+    assert done.stderr.count("held-out loss") == 2  # the main process alone speaks
+
+
+@pytest.mark.slow
+def test_a_fault_in_all_processes_is_told_once(home: Path, tmp_path: Path, shallow_dir: Path) -> None:
+    source, _ = written(tmp_path, shallow_dir, method={"target_modules": ["q_prj"]})
+    done = subprocess.run(
+        [sys.executable, "-m", "registry.cli", "train", str(source.path), "--processes", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("target modules that the base does not have") == 1
+    assert "Traceback" not in done.stderr
+
+
+FSDP: dict[str, Any] = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "FSDP",
+    "mixed_precision": "bf16",
+    "num_machines": 1,
+    "num_processes": 2,
+    "fsdp_config": {
+        "fsdp_version": 2,
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "fsdp_cpu_ram_efficient_loading": False,
+    },
+}
+ZERO: dict[str, Any] = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": "auto"}
+
+
+def config(directory: Path, given: dict[str, Any]) -> Path:
+    path = directory / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(given))
+    return path
+
+
+def test_sound_configurations_for_gpus_are_refused_only_for_want_of_gpus(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is sound, but it shards over GPUs, and this machine has none"):
+        launch.check(config(tmp_path, FSDP), 2)
+    (tmp_path / "zero.json").write_text(json.dumps(ZERO))
+    deepspeed = FSDP | {"distributed_type": "DEEPSPEED", "fsdp_config": {}}
+    deepspeed |= {"deepspeed_config": {"deepspeed_config_file": str(tmp_path / "zero.json"), "zero3_init_flag": False}}
+    with pytest.raises(BadInput, match="is sound, but it shards over GPUs"):
+        launch.check(config(tmp_path, deepspeed), 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_proceses": 2}, "unknown keys (['num_proceses'])"),
+        ({"distributed_type": "FSPD"}, "FSPD"),
+        ({"fsdp_config": {"fsdp_state_dict_type": "SOME"}}, "SOME"),
+        ({"num_processes": 4}, "num_processes is 4, not 2"),
+        (
+            {"distributed_type": "DEEPSPEED", "fsdp_config": {}, "deepspeed_config": {"deepspeed_config_file": "no"}},
+            "no",
+        ),
+    ],
+)
+def test_a_configuration_that_accelerate_would_not_take(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput) as raised:
+        launch.check(config(tmp_path, FSDP | change), 2)
+    [problem] = raised.value.problems
+    assert problem.startswith("accelerate.yaml: ")
+    assert said in problem
+
+
+def test_no_configuration_and_no_yaml(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        launch.check(tmp_path / "none.yaml", 2)
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(BadInput):
+        launch.check(tmp_path / "bad.yaml", 2)

@@ -1,0 +1,73 @@
+"""Small trainings for tests: recipes, rows, and what a stored adapter's loss is when it is loaded again."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+
+from registry.base import LocalBase, identify
+from registry.settings import Settings
+from registry.store import Store
+from trainer import base, data, recipe, run, tokens
+from trainer.data import Rows
+from trainer.recipe import RecipeFile
+from trainer.run import Outcome
+
+TRAINING = {"max_steps": 4, "learning_rate": 1e-3, "logging_steps": 1}
+
+
+def written(directory: Path, base_dir: Path, *, rows: int = 20, **sections: Any) -> tuple[RecipeFile, Rows]:
+    """A recipe with its data in `directory`; `sections` are added to it, or replace what it has."""
+    messages = [
+        [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"Arr, {n} be {n}!"}]
+        for n in range(rows)
+    ]
+    (directory / "rows.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in messages))
+    whole = {"base": str(base_dir), "data": {"path": "rows.jsonl", "heldout": 0.3}, "samples": 0, "training": TRAINING}
+    path = directory / "tiny.yaml"
+    path.write_text(json.dumps(whole | sections))
+    source = recipe.load(path)
+    return source, data.load(source.recipe.data, directory)
+
+
+def trained(source: RecipeFile, rows: Rows, settings: Settings, **options: Any) -> Outcome:
+    """Train, as the only process."""
+    outcome = run.train(source, rows, settings, lambda _: None, **options)
+    assert outcome is not None
+    return outcome
+
+
+def stored(outcome: Outcome, settings: Settings, into: Path) -> Mapping[str, Any]:
+    """Fetch a run's adapter, and return its configuration."""
+    store = Store(settings)
+    adapter, _ = store.adapter_of(outcome.run_id)
+    into.mkdir()
+    store.download(adapter, into, what="the adapter")
+    found: Mapping[str, Any] = json.loads((into / "adapter_config.json").read_text())
+    return found
+
+
+def loss_of(adapter: Path, source: RecipeFile, rows: Rows, base_dir: Path) -> float:
+    """The held-out loss of a stored adapter on a base that is loaded afresh, by plain PEFT and torch."""
+    loaded = base.load(LocalBase(base_dir, identify(base_dir, base_id="base")), source.recipe)
+    loaded.model.config.use_cache = False
+    with warnings.catch_warnings():  # PEFT's remarks on methods and quantised bases are not what is tested
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(loaded.model, adapter).eval()
+    kind = model.peft_config["default"].peft_type.value
+    extra = {"task_ids": torch.zeros(1, dtype=torch.long)} if kind in ("MULTITASK_PROMPT_TUNING", "POLY") else {}
+    total = count = 0.0
+    for row in tokens.fitting(*rows.split(source.recipe.data.heldout), loaded.tokenizer, 512).heldout.tokens:
+        ids, kept = torch.tensor([row.input_ids]), torch.tensor(row.completion_mask[1:], dtype=torch.bool)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, use_cache=False, **extra).logits[0, -len(row.input_ids) :]  # after any prompt
+        total += float(cross_entropy(logits[:-1][kept].float(), ids[0, 1:][kept], reduction="sum"))
+        count += int(kept.sum())
+    return total / count

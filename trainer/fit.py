@@ -1,0 +1,196 @@
+"""The training itself: what the trainer is told, the loop, and what is measured around it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+from trl import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from registry.errors import LoradockError
+from trainer import methods, samples
+from trainer.base import Loaded
+from trainer.curves import Curves
+from trainer.prepared import Prepared, checkpoints_activations, keep_precision
+from trainer.recipe import Recipe
+from trainer.samples import Prompt
+from trainer.tokens import Side, Sides
+from trainer.trainers import Fused, MovesRanks, Plain
+from trainer.undertaking import Undertaking
+from trainer.watch import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A loop that came to its end."""
+
+    curves: Curves
+    steps: int
+    kept_step: int
+    eval_loss: float
+    """By the weights that are kept; NaN when no row is held out."""
+    tokens: int
+    tokens_per_second: float
+    prompts: list[Prompt]
+    said_before: list[str]
+    said_after: list[str]
+
+
+def fit(
+    recipe: Recipe,
+    prepared: Prepared,
+    loaded: Loaded,
+    sides: Sides,
+    task: Undertaking,
+    say: Callable[[str], None],
+) -> Done:
+    """Train; raises Diverged when the loss is lost, and what the libraries raise when memory is."""
+    history = task.run.history(until=_step_of(task)) if task.checkpoint else {}
+    curves = Curves({name: list(points) for name, points in history.items()})
+    with Watch(curves, task.run.measured, shown=task.crew.main, evaluated=bool(sides.heldout.examples)) as watch:
+        trainer = _trainer(recipe, prepared, loaded, sides, task, watch)
+        prompts = samples.choose(sides.heldout.tokens or sides.train.tokens, recipe.samples) if task.crew.main else []
+        said_before = _before(task, prepared, loaded, prompts)
+        if sides.heldout.examples and not task.checkpoint:
+            trainer.evaluate()
+            say(f"held-out loss {curves.last('eval_loss'):.3f} before training")
+        trainer.train(resume_from_checkpoint=str(task.checkpoint) if task.checkpoint else None)
+    state = trainer.state
+    kept = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
+    eval_loss = dict(curves.points.get("eval_loss", [])).get(kept, math.nan)
+    if sides.heldout.examples:
+        by = "" if kept == state.global_step else f", with the weights of step {kept}, which were the best"
+        say(f"held-out loss {eval_loss:.3f} after {state.global_step} steps{by}")
+    return Done(
+        curves=curves,
+        steps=state.global_step,
+        kept_step=kept,
+        eval_loss=eval_loss,
+        tokens=watch.tokens,
+        tokens_per_second=watch.tokens_per_second,
+        prompts=prompts,
+        said_before=said_before,
+        said_after=_answers(prepared, loaded, prompts),
+    )
+
+
+def _trainer(
+    recipe: Recipe, prepared: Prepared, loaded: Loaded, sides: Sides, task: Undertaking, watch: Watch
+) -> Trainer:
+    kind = recipe.method.peft_type
+    callbacks: list[Any] = [watch]
+    if kind == "adalora":
+        callbacks.append(MovesRanks())
+    if recipe.training.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
+    options: dict[str, Any] = {
+        "model": prepared.model,
+        "args": _arguments(recipe, prepared, loaded, sides, task),
+        "train_dataset": _dataset(sides.train),
+        "eval_dataset": _dataset(sides.heldout) if sides.heldout.examples else None,
+        "processing_class": loaded.tokenizer,
+        "callbacks": callbacks,
+    }
+    if kind in methods.PLAIN:
+        collator = DataCollatorForLanguageModeling(loaded.tokenizer.pad_token_id)
+        trainer: Any = Plain(data_collator=collator, **options)
+    else:
+        trainer = Fused(**options)
+    keep_precision(recipe, loaded, prepared.model)
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout
+    if not recipe.training.packing and len(trainer.train_dataset) != len(sides.train.examples):
+        raise LoradockError("TRL left out rows that fit into max_length", hint="report this with the recipe")
+    return trainer
+
+
+def _dataset(side: Side) -> Any:
+    """Rows that TRL takes as they are: it masks, cuts and leaves out nothing of what has labels and fits."""
+    rows = [(row.input_ids, zip(row.input_ids, row.completion_mask, strict=True)) for row in side.tokens]
+    return datasets.Dataset.from_list(
+        [{"input_ids": list(ids), "labels": [id_ if kept else -100 for id_, kept in pairs]} for ids, pairs in rows]
+    )
+
+
+def _arguments(recipe: Recipe, prepared: Prepared, loaded: Loaded, sides: Sides, task: Undertaking) -> SFTConfig:
+    """The recipe's own names as they are, and what follows from the machine."""
+    training = recipe.training
+    rows, batches = task.crew.batch(training)
+    every = _every(training.eval_steps, prepared.steps) if sides.heldout.examples else None
+    best = every is not None and training.load_best_model_at_end
+    given = training.model_dump(
+        exclude={
+            *("dtype", "attn_implementation", "early_stopping_patience", "completion_only_loss", "eval_steps"),
+            *("save_steps", "load_best_model_at_end", "learning_rate", "gradient_checkpointing"),
+            *("per_device_train_batch_size", "gradient_accumulation_steps"),
+        },
+        exclude_none=True,
+    )
+    return SFTConfig(
+        **given,
+        output_dir=str(task.work.checkpoints),
+        learning_rate=recipe.learning_rate,
+        per_device_train_batch_size=rows,
+        per_device_eval_batch_size=rows,
+        gradient_accumulation_steps=batches,
+        gradient_checkpointing=checkpoints_activations(training, loaded),
+        eval_strategy="steps" if every else "no",
+        eval_steps=every,
+        eval_packing=False,
+        save_strategy="steps",
+        save_steps=training.save_steps or (every if best else None) or max(1, prepared.steps // 10),
+        save_total_limit=2,
+        load_best_model_at_end=best,
+        metric_for_best_model="eval_loss" if every else None,
+        greater_is_better=False if every else None,
+        restore_callback_states_from_checkpoint=True,
+        report_to="none",
+        disable_tqdm=True,
+        seed=recipe.seed,
+        use_cpu=not loaded.cuda,
+        bf16=loaded.dtype is torch.bfloat16,
+        train_sampling_strategy="group_by_length",
+        include_num_input_tokens_seen="non_padding",
+        dataloader_pin_memory=loaded.cuda,
+        ddp_find_unused_parameters=False,
+        logging_first_step=True,  # so that a training shorter than logging_steps has a loss too
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+    )
+
+
+def _every(given: float | None, steps: int) -> int | None:
+    """Steps between two evaluations, where they may be given as a share of all."""
+    if given is None:
+        return None
+    return int(given) if given >= 1 else max(1, round(given * steps))
+
+
+def _before(task: Undertaking, prepared: Prepared, loaded: Loaded, prompts: list[Prompt]) -> list[str]:
+    """What the model says before it is trained, kept beside the checkpoints for a run that is taken up again."""
+    kept = task.work.path / "before.json"
+    if kept.is_file():
+        said: list[str] = json.loads(kept.read_text(encoding="utf-8"))
+        return said
+    said = _answers(prepared, loaded, prompts)
+    if prompts:
+        kept.write_text(json.dumps(said), encoding="utf-8")
+    return said
+
+
+def _answers(prepared: Prepared, loaded: Loaded, prompts: list[Prompt]) -> list[str]:
+    kind = prepared.config.peft_type.value.lower() if prepared.config else ""
+    inputs: dict[str, Any] = {"use_cache": kind != "xlora"}  # TRL and Trainer turn it off for training
+    if kind in methods.TASKS:
+        inputs["task_ids"] = torch.zeros(len(prompts), dtype=torch.long)
+    return samples.answers(prepared.model, loaded.tokenizer, prompts, **inputs)
+
+
+def _step_of(task: Undertaking) -> int:
+    return int(task.checkpoint.name.rpartition("-")[2]) if task.checkpoint else 0

@@ -1,0 +1,46 @@
+"""Whether this machine has the memory that a training needs, and what to change when it has not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import psutil
+import torch
+
+from registry.errors import LoradockError
+from trainer import meta, plan
+from trainer.recipe import Recipe
+
+_GIB: Final = 2**30
+
+
+def available() -> int:
+    """Bytes that are free for a training: on the GPU where there is one, else in this machine's memory."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def lacking(recipe: Recipe, directory: Path, longest: int, free: int) -> str:
+    """Words for a training that needs more than the `free` bytes by the plan's estimate; empty when it does not.
+
+    `directory` holds the base's config.json, and `longest` is the length of the longest row in tokens.
+    """
+    if not recipe.training.packing:
+        shorter = recipe.training.model_copy(update={"max_length": min(recipe.training.max_length, longest)})
+        recipe = recipe.model_copy(update={"training": shorter})
+    cuda = torch.cuda.is_available()
+    needed = plan.needed(recipe, meta.config(directory), cuda=cuda).needed
+    if needed <= free:
+        return ""
+    said = f"this needs about {needed / _GIB:.1f} GiB, and {free / _GIB:.1f} GiB are free"
+    return f"{said}: {advice(recipe, directory, free)}"
+
+
+def advice(recipe: Recipe, directory: Path, free: int) -> str:
+    """The plan's advice for so many bytes; of a recipe that cannot be planned, the changes that always help."""
+    try:
+        return plan.advice(recipe, meta.config(directory), free)
+    except LoradockError:
+        return "halve per_device_train_batch_size and double gradient_accumulation_steps, or lower max_length"

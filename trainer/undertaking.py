@@ -1,0 +1,84 @@
+"""One training as an undertaking: its MLflow run, its place on this machine, and where it goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry.records import Base
+from registry.settings import Settings
+from registry.store import Store
+from trainer import tracking, workdir
+from trainer.processes import Crew
+from trainer.recipe import RecipeFile
+from trainer.tracking import Run, Silent
+from trainer.workdir import Workdir
+
+
+@dataclass(frozen=True, slots=True)
+class Undertaking:
+    """What `opened` gives."""
+
+    name: str
+    run: Run | Silent
+    """The run; in processes beside the main one, one that keeps nothing."""
+    work: Workdir
+    checkpoint: Path | None
+    """Where an interrupted training goes on from."""
+    crew: Crew
+
+    @property
+    def since(self) -> str:
+        """Words for where it goes on from."""
+        return f", going on after step {self.checkpoint.name.rpartition('-')[2]}" if self.checkpoint else ""
+
+
+@contextmanager
+def opened(
+    source: RecipeFile, data_digest: str, base: Base, settings: Settings, crew: Crew, *, resume: bool
+) -> Iterator[Undertaking]:
+    """Open a training's run and its place for checkpoints; a training that ends well leaves none of these behind.
+
+    Runs whose process was killed without a word are closed on the way. Raises LoradockError when the run to resume is
+    under way in another process, or when nothing can be written.
+    """
+    found: tuple[str, Path | None] | None = None
+    identity = workdir.identity(source.recipe, data_digest, base)
+    if crew.main:
+        store = Store(settings)
+        _bury_the_dead(store, settings)
+        found = _find(store, settings, identity) if resume else None
+        found = found or (tracking.create(store, source.recipe.name), None)
+    run_id, checkpoint = crew.share(found)
+    work = Workdir(settings.trainings / run_id)
+    if not crew.main:
+        yield Undertaking(source.recipe.name, Silent(run_id), work, checkpoint, crew)
+        return
+    with tracking.opened(store, run_id, again=checkpoint is not None) as run:
+        if checkpoint is None:
+            work.make(identity)
+        with work.held():
+            try:
+                yield Undertaking(source.recipe.name, run, work, checkpoint, crew)
+            except BaseException:
+                if work.last() is None:
+                    work.remove()
+                raise
+    work.remove()
+
+
+def _find(store: Store, settings: Settings, identity: str) -> tuple[str, Path | None] | None:
+    """The newest interrupted run of the same training that left a checkpoint."""
+    for work in workdir.unfinished(settings):
+        if work.is_of(identity) and (checkpoint := work.last()) and tracking.status(store, work.run_id):
+            with work.held():
+                return work.run_id, checkpoint
+    return None
+
+
+def _bury_the_dead(store: Store, settings: Settings) -> None:
+    for work in workdir.unfinished(settings):
+        if not work.is_held() and tracking.status(store, work.run_id) == "RUNNING":
+            tracking.bury(store, work.run_id)
