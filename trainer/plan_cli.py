@@ -1,0 +1,183 @@
+"""The `plan` verb: parse, call, print."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+import registry.base
+from registry.cli.output import emit, json_option, say
+from registry.settings import Settings
+from trainer import dialects, gpus
+
+if TYPE_CHECKING:
+    from trainer.memory import Memory
+    from trainer.plan import Estimator, Fit
+    from trainer.recipe import Recipe
+
+GIB: Final = 2**30
+_PARTS: Final = ("weights", "adapter", "gradients", "optimizer", "activations", "loss", "runtime", "needed")
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--gpu",
+    "gpu_name",
+    metavar="NAME|GIB",
+    help="The GPU to fit: a name such as 'RTX 4090' or a100-80gb, or GiB.  [default: this machine's]",
+)
+@json_option
+def plan(recipe: Path, gpu_name: str | None, as_json: bool) -> None:
+    """Say what a training needs before it runs, and whether it fits.
+
+    RECIPE is a YAML file: ours, Axolotl's or LLaMA-Factory's. The base's configuration is read, and none of its
+    weights. Weights are counted exactly; memory is estimated: docs/plan.md says how, and how well. When the training
+    does not fit, the cheapest lines to change follow.
+    """
+    source = dialects.load(recipe, say)
+    wanted = gpus.find(gpu_name) if gpu_name else None
+    directory = registry.base.config_of(source.recipe.base, Settings(), relative_to=source.directory)
+    from trainer import meta, plan
+
+    estimator = plan.Estimator(meta.config(directory), source.directory)
+    found = _found(source.recipe, estimator, wanted or _here())
+    if as_json:
+        emit(found, as_json)
+    else:
+        _show(found)
+
+
+def _here() -> gpus.Gpu | None:
+    """This machine's GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return gpus.Gpu(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory)
+
+
+def _found(recipe: Recipe, estimator: Estimator, gpu: gpus.Gpu | None) -> dict[str, Any]:
+    from trainer import memory, plan
+
+    counts = estimator.counts(recipe)
+    where = plan.machine(recipe, cuda=True)
+    found: dict[str, Any] = {
+        "recipe": recipe.name,
+        "base": recipe.base,
+        "method": recipe.method.type,
+        "trainable": counts.trainable,
+        "total": counts.total,
+        "base_parameters": counts.base,
+        "share": round(counts.share, 8),
+        "adapter_bytes": counts.file,
+        "batch": recipe.training.per_device_train_batch_size,
+        "max_length": recipe.training.max_length,
+        "gradient_checkpointing": memory.checkpoints(recipe, where),
+        "activations_of": estimator.kept(recipe, where).like or recipe.method.type,
+        "memory_gib": {
+            title: _gib(estimator.needed(other, cuda=True)) for title, other in plan.side_by_side(recipe).items()
+        },
+        "activations_gib": _both(recipe, estimator),
+        "this_machine": _machine(recipe, estimator),
+    }
+    if gpu is None:
+        return found | {"fits": {each.name: fits for each, fits in plan.roomy(recipe, estimator)}}
+    return (
+        found
+        | {"gpu": gpu.name, "gpu_gib": round(gpu.memory / GIB, 2)}
+        | _told(plan.fit(recipe, estimator, gpu.memory, cuda=True))
+    )
+
+
+def _told(fit: Fit) -> dict[str, Any]:
+    return {
+        "usable_gib": round(fit.available / GIB, 2),
+        "fits": fit.fits,
+        "changes": [{"lines": dict(change.lines), "cost": change.cost} for change in fit.changes],
+        "needed_gib": round(fit.needed / GIB, 2),
+        "gpus": fit.gpus,
+    }
+
+
+def _gib(found: Memory) -> dict[str, float]:
+    values = asdict(found)
+    return {part: round(values[part] / GIB, 2) for part in _PARTS}
+
+
+def _both(recipe: Recipe, estimator: Estimator) -> dict[str, float]:
+    """The recipe's activations without and with gradient checkpointing."""
+    found = {}
+    for title, on in (("kept", False), ("checkpointed", True)):
+        training = recipe.training.model_copy(update={"gradient_checkpointing": on})
+        size = estimator.needed(recipe.model_copy(update={"training": training}), cuda=True)
+        found[title] = round(size.activations / GIB, 2)
+    return found
+
+
+def _machine(recipe: Recipe, estimator: Estimator) -> dict[str, float]:
+    """What the recipe needs on this machine's CPU, and what there is."""
+    import psutil
+
+    size = estimator.needed(recipe, cuda=False)
+    return {
+        "needed_gib": round(size.needed / GIB, 2),
+        "available_gib": round(psutil.virtual_memory().available / GIB, 2),
+    }
+
+
+def _show(found: dict[str, Any]) -> None:
+    both, here = found["activations_gib"], found["this_machine"]
+    emit(
+        {
+            "training": f"{found['recipe']}: {found['method']} on {found['base']}",
+            "trained": f"{found['trainable']:,} of {found['total']:,} weights ({found['share']:.4%})",
+            "adapter": _size(found["adapter_bytes"]),
+            "batch": f"{found['batch']} rows of {found['max_length']:,} tokens",
+            "activations": f"{both['kept']} GiB kept, {both['checkpointed']} GiB with gradient checkpointing "
+            f"({'on' if found['gradient_checkpointing'] else 'off'})"
+            + ("" if found["activations_of"] == found["method"] else f", taken from {found['activations_of']}"),
+        },
+        as_json=False,
+    )
+    click.echo("\nGiB on a GPU; parts are not all there at once, so that the peak is less than their sum")
+    table = found["memory_gib"]
+    rows = [
+        {"part": "peak" if part == "needed" else part, **{title: f"{table[title][part]:.2f}" for title in table}}
+        for part in _PARTS
+    ]
+    emit(rows, as_json=False, columns=("part", *table))
+    click.echo("")
+    emit({**_verdict(found), "this machine": _on_cpu(here)}, as_json=False)
+
+
+def _verdict(found: dict[str, Any]) -> dict[str, str]:
+    if "gpu" not in found:
+        fits = [name for name, yes in found["fits"].items() if yes]
+        return {"fits": ", ".join(fits) or "none of " + ", ".join(found["fits"])}
+    room = f"{found['gpu']} ({found['usable_gib']} of {found['gpu_gib']} GiB are used; the rest stays free)"
+    if found["fits"]:
+        return {"fits": f"yes, {room}: {found['needed_gib']} GiB"}
+    said = {"fits": f"no, {room}"}
+    for number, change in enumerate(found["changes"], start=1):
+        lines = "; ".join(f"{key}: {_yaml(value)}" for key, value in change["lines"].items())
+        said[f"change {number}"] = f"{lines}  ({change['cost']})"
+    if found["changes"]:
+        return said | {"then it needs": f"{found['needed_gib']} GiB"}
+    several = f"{found['gpus']} of them with FSDP would hold it" if found["gpus"] else "no number of them would hold it"
+    return said | {"no change helps": several}
+
+
+def _on_cpu(here: dict[str, float]) -> str:
+    return f"on its CPU {here['needed_gib']} GiB, of {here['available_gib']} GiB that are free"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB ({size:,} bytes)" if size else "-"
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
