@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 from registry.cli import VERBS
 from registry.settings import Settings
 from serving.settings import ServingSettings
+from trainer import catalogue
 from trainer.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,8 +27,9 @@ def first_cells(file: str, section: str = "") -> list[str]:
 def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     found = []
     for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        kinds = [field.annotation, *typing.get_args(field.annotation)]
+        kind = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if kind is not None:
             found += keys(kind, f"{prefix}{name}.")
         else:
             found.append(prefix + name)
@@ -35,6 +38,10 @@ def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
     assert first_cells("docs/recipe.md") == keys(Recipe)
+
+
+def test_every_method_is_documented_and_no_other() -> None:
+    assert first_cells("docs/methods.md") == list(catalogue.ENTRIES)
 
 
 def test_every_setting_is_documented_and_no_other() -> None:

@@ -11,30 +11,49 @@ import click
 
 from registry.cli.output import emit, json_option, say
 from registry.settings import Settings
-from trainer import data
-from trainer import recipe as recipes
+from trainer import data, dialects
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--resume", is_flag=True, help="Go on with a run of this recipe that was interrupted on this machine.")
+@click.option("--processes", type=click.IntRange(min=1), help="Train in so many processes; a step keeps its rows.")
+@click.option(
+    "--accelerate-config",
+    type=click.Path(path_type=Path),
+    help="A file of `accelerate config` for --processes: FSDP or DeepSpeed over GPUs.",
+)
 @json_option
-def train(recipe: Path, as_json: bool) -> None:
+def train(recipe: Path, resume: bool, processes: int | None, accelerate_config: Path | None, as_json: bool) -> None:
     """Train an adapter from a recipe and log the run to MLflow.
 
-    RECIPE is a YAML file. It and its data are checked whole before anything is loaded. The run that comes of it
-    holds the adapter; `loradock register RUN --name NAME` makes a version of it.
+    RECIPE is a YAML file: ours, Axolotl's or LLaMA-Factory's. It and its data are checked whole before anything is
+    loaded. The run that comes of it holds the adapter; `loradock register RUN --name NAME` makes a version of it.
     """
-    source = recipes.load(recipe)
-    rows = data.load(source.data_path)
+    source = dialects.load(recipe, say)
+    rows = data.load(source.recipe.data, source.directory)
     rows.split(source.recipe.data.heldout)
-    say(f"{len(rows.rows)} rows in {rows.name}; loading")
+    if accelerate_config and not processes:
+        raise click.UsageError("--accelerate-config needs --processes")
     # OpenMP reads this when torch loads it. By default its threads spin while they wait for each other, and beside
     # another busy process, a serving engine for one, that takes five times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if processes:
+        from trainer import launch
+        from trainer.processes import Crew
+
+        Crew(0, processes).batch(source.recipe.training)
+        if accelerate_config:
+            launch.check(accelerate_config, processes)
+        flags = [*(["--resume"] if resume else []), *(["--json"] if as_json else [])]
+        launch.run(["train", str(recipe), *flags], processes, accelerate_config)
+        return
+    say(f"{len(rows.rows)} rows in {rows.name}; loading")
     from trainer import run
 
-    outcome = run.train(source, rows, Settings(), say)
-    emit({key: _rounded(value) for key, value in asdict(outcome).items()}, as_json)
+    outcome = run.train(source, rows, Settings(), say, resume=resume)
+    if outcome is not None:
+        emit({key: _rounded(value) for key, value in asdict(outcome).items()}, as_json)
 
 
 def _rounded(value: str | float) -> str | float | None:

@@ -23,6 +23,9 @@ class Verb(NamedTuple):
 
 VERBS: Final = {
     "train": Verb("Train", "trainer.cli:train", "Train an adapter from a recipe and log the run to MLflow."),
+    "plan": Verb("Train", "trainer.plan_cli:plan", "Say what a training needs before it runs, and whether it fits."),
+    "methods": Verb("Train", "trainer.methods_cli:methods", "List the methods that a recipe can name."),
+    "translate": Verb("Train", "trainer.dialects.cli:translate", "Write another trainer's recipe as ours."),
     "register": Verb("Registry", "registry.cli.verbs:register", "Make an immutable version of a run's adapter."),
     "import": Verb(
         "Registry", "registry.cli.verbs:import_", "Make a version of an adapter that was trained elsewhere."

@@ -30,7 +30,7 @@ def test_every_option_has_help() -> None:
     [
         (None, ROW, 5, "there is no recipe"),
         (RECIPE + "sed: 1\n", ROW, 2, "recipe.yaml:4: sed: is no setting here; did you mean seed?"),
-        (RECIPE, "{}\n", 2, "rows.jsonl:1: it has no list of messages"),
+        (RECIPE, "{}\n", 2, "rows.jsonl:1: it has no columns"),
         (RECIPE, ROW, 2, "leaves no row to"),
     ],
 )
