@@ -32,7 +32,6 @@ _STATE: Final[Mapping[str, tuple[int, float]]] = {
     "sgd": (0, 0),
     "paged_adamw_32bit": (2, 4),
     "lion_32bit": (1, 4),
-    "adamw_torch_8bit": (2, 1 + 4 / 256),
     "adamw_bnb_8bit": (2, 1 + 4 / 256),
     "adamw_8bit": (2, 1 + 4 / 256),
     "paged_adamw_8bit": (2, 1 + 4 / 256),

@@ -45,7 +45,6 @@ COLUMNS: Final = (
 Optimizer = Literal[
     "adamw_torch",
     "adamw_torch_fused",
-    "adamw_torch_8bit",
     "adamw_bnb_8bit",
     "adamw_8bit",
     "paged_adamw_8bit",

@@ -159,6 +159,7 @@ def opened(store: Store, run_id: str, *, again: bool = False) -> Iterator[Run]:
     try:
         with _terminable(), _system_metrics(store, run_id, again=again):
             yield run
+            run.flush()
             run.end("FINISHED")
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         _close(run, "KILLED", "interrupted")
