@@ -65,7 +65,9 @@ def test_two_processes_have_the_losses_of_one(home: Path, tmp_path: Path, shallo
             for run_id in (alone.run_id, together["run_id"])
         ]
         assert [step for step, _ in curves[1]] == [step for step, _ in curves[0]]
-        assert [value for _, value in curves[1]] == pytest.approx([value for _, value in curves[0]], rel=1e-3)
+        values = [[value for _, value in curve] for curve in curves]
+        assert values[1][0] == pytest.approx(values[0][0], rel=1e-5)  # the same rows
+        assert values[1] == pytest.approx(values[0], rel=1e-2)  # Adam makes much of how sums are rounded
     params = client.get_run(together["run_id"]).data.params
     assert (params["environment.processes"], together["trainable"]) == ("2", alone.trainable)
     assert done.stderr.count("held-out loss") == 2  # the main process alone speaks
