@@ -115,7 +115,7 @@ def clock() -> Any:
     """A callback that adds up the time in training steps."""
     import transformers
 
-    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+    class Clock(transformers.TrainerCallback):
         def __init__(self) -> None:
             self.seconds = self.began = 0.0
 
@@ -181,7 +181,7 @@ def train_with(way: str, path: Path, tokenizer: Any, rows: list[list[dict[str, s
 def train_loradock(rows: list[list[dict[str, str]]]) -> tuple[float, float]:
     """The same rows by a recipe, into a store of its own."""
     from registry.settings import Settings
-    from trainer import data, recipe, run
+    from trainer import data, recipe_file, run
 
     home = Path(tempfile.mkdtemp(prefix="benchmark-"))
     (home / "rows.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in rows))
@@ -195,7 +195,7 @@ def train_loradock(rows: list[list[dict[str, str]]]) -> tuple[float, float]:
             "training": {"num_train_epochs": 1, "per_device_train_batch_size": BATCH, "max_length": LENGTH},
         }
     )
-    source = recipe.parse(text, home / "recipe.yaml")
+    source = recipe_file.parse(text, home / "recipe.yaml")
     found = data.load(source.recipe.data, home)
     outcome = run.train(source, found, Settings(home=home), lambda _: None)
     assert outcome is not None

@@ -21,6 +21,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line; its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class LoradockError(Exception):
     """The root of the tree."""
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from registry.base import LocalBase
-from registry.errors import BadInput
+from registry.errors import BadInput, first_line
 from registry.records import Base
 from trainer.recipe import Quantization, Recipe
 
@@ -50,7 +50,7 @@ def load(local: LocalBase, recipe: Recipe) -> Loaded:
     try:
         model = AutoModelForCausalLM.from_pretrained(local.path, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BadInput(f"the model of {local.base.id} cannot be read: {_first_line(error)}") from error
+        raise BadInput(f"the model of {local.base.id} cannot be read: {first_line(error)}") from error
     held = quantization.kind if quantization else "none"
     return Loaded(model, tokenizer, dtype, local.base.model_copy(update={"quantization": held}))
 
@@ -77,13 +77,9 @@ def _tokenizer(local: LocalBase) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(local.path)
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"the tokenizer of {local.base.id} cannot be read: {_first_line(error)}") from error
+        raise BadInput(f"the tokenizer of {local.base.id} cannot be read: {first_line(error)}") from error
     if tokenizer.eos_token is None:
         raise BadInput(f"the tokenizer of {local.base.id} has no end-of-text token")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ class Duplicates:
     """The first few, as `PLACE repeats PLACE`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rows:
     """All rows of a recipe's data, in order."""
 
@@ -38,7 +39,7 @@ class Rows:
     rows: tuple[Row, ...]
     duplicates: Duplicates = Duplicates()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over every row in order, 64 hex digits; spaces, key order and unused columns do not count."""
         total = hashlib.sha256()

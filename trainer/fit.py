@@ -18,7 +18,7 @@ from registry.errors import LoradockError
 from trainer import methods, samples
 from trainer.base import Loaded
 from trainer.curves import Curves
-from trainer.prepared import Prepared, checkpoints_activations, keep_precision
+from trainer.prepared import Prepared, keep_precision
 from trainer.recipe import Recipe
 from trainer.samples import Prompt
 from trainer.tokens import Side, Sides
@@ -52,8 +52,7 @@ def fit(
     say: Callable[[str], None],
 ) -> Done:
     """Train; raises Diverged when the loss is lost, and what the libraries raise when memory is."""
-    history = task.run.history(until=_step_of(task)) if task.checkpoint else {}
-    curves = Curves({name: list(points) for name, points in history.items()})
+    curves = Curves(task.run.history(until=task.step) if task.checkpoint else {})
     with Watch(curves, task.run.measured, shown=task.crew.main, evaluated=bool(sides.heldout.examples)) as watch:
         trainer = _trainer(recipe, prepared, loaded, sides, task, watch)
         prompts = samples.choose(sides.heldout.tokens or sides.train.tokens, recipe.samples) if task.crew.main else []
@@ -111,11 +110,7 @@ def _trainer(
 
 
 def _dataset(side: Side) -> Any:
-    """Rows that TRL takes as they are: it masks, cuts and leaves out nothing of what has labels and fits."""
-    rows = [(row.input_ids, zip(row.input_ids, row.completion_mask, strict=True)) for row in side.tokens]
-    return datasets.Dataset.from_list(
-        [{"input_ids": list(ids), "labels": [id_ if kept else -100 for id_, kept in pairs]} for ids, pairs in rows]
-    )
+    return datasets.Dataset.from_list([row.plain() for row in side.tokens])
 
 
 def _arguments(recipe: Recipe, prepared: Prepared, loaded: Loaded, sides: Sides, task: Undertaking) -> SFTConfig:
@@ -139,7 +134,7 @@ def _arguments(recipe: Recipe, prepared: Prepared, loaded: Loaded, sides: Sides,
         per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows,
         gradient_accumulation_steps=batches,
-        gradient_checkpointing=checkpoints_activations(training, loaded),
+        gradient_checkpointing=training.checkpoints_activations(cuda=loaded.cuda),
         eval_strategy="steps" if every else "no",
         eval_steps=every,
         eval_packing=False,
@@ -185,12 +180,7 @@ def _before(task: Undertaking, prepared: Prepared, loaded: Loaded, prompts: list
 
 
 def _answers(prepared: Prepared, loaded: Loaded, prompts: list[Prompt]) -> list[str]:
-    kind = prepared.config.peft_type.value.lower() if prepared.config else ""
-    inputs: dict[str, Any] = {"use_cache": kind != "xlora"}  # TRL and Trainer turn it off for training
-    if kind in methods.TASKS:
-        inputs["task_ids"] = torch.zeros(len(prompts), dtype=torch.long)
-    return samples.answers(prepared.model, loaded.tokenizer, prompts, **inputs)
-
-
-def _step_of(task: Undertaking) -> int:
-    return int(task.checkpoint.name.rpartition("-")[2]) if task.checkpoint else 0
+    tasks = methods.task_ids(prepared.config, len(prompts), prepared.model.device) if prepared.config else {}
+    cached = prepared.config is None or methods.kind_of(prepared.config) != "xlora"
+    # TRL and Trainer turn the cache off for training.
+    return samples.answers(prepared.model, loaded.tokenizer, prompts, use_cache=cached, **tasks)

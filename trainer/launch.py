@@ -18,7 +18,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from registry.errors import BadInput, LoradockError, NotFound
+from registry.errors import BadInput, LoradockError, NotFound, first_line
 
 _LAST_LINES: Final = 20
 
@@ -76,8 +76,7 @@ def check(config: Path, processes: int) -> None:
         elif arguments.use_deepspeed:
             DeepSpeedPlugin(hf_ds_config=arguments.deepspeed_config_file)
     except Exception as error:  # accelerate's checks raise what they like
-        fault = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInput(what, problems=[f"{config.name}: {fault}"]) from error
+        raise BadInput(what, problems=[f"{config.name}: {first_line(error)}"]) from error
     if found.num_processes not in (-1, None, processes):
         raise BadInput(what, problems=[f"{config.name}: num_processes is {found.num_processes}, not {processes}"])
     if (arguments.use_fsdp or arguments.use_deepspeed) and not torch.cuda.is_available():

@@ -16,7 +16,6 @@ from trainer.activations import Activations
 from trainer.count import Counts
 from trainer.recipe import Quantization, Recipe
 
-GIB: Final = 2**30
 CONTEXT: Final = 10**9
 """CUDA's context and the libraries' workspaces: assumed, and not measured here."""
 INTERPRETER: Final = 585_000_000
@@ -70,8 +69,8 @@ class Memory:
 
 
 def memory(recipe: Recipe, config: PretrainedConfig, counts: Counts, kept: Activations, machine: Machine) -> Memory:
-    """The memory of one training; `config` is the base's, and gradient checkpointing is as `checkpoints` says."""
-    checkpointed = checkpoints(recipe, machine)
+    """The memory of one training; `config` is the base's, and the recipe says whether activations are checkpointed."""
+    checkpointed = recipe.training.checkpoints_activations(cuda=machine.cuda)
     width = trained_bytes(recipe, machine)
     layers = config.get_text_config().num_hidden_layers
     held = held_activations(kept, layers, checkpointed=checkpointed)
@@ -101,12 +100,6 @@ def memory(recipe: Recipe, config: PretrainedConfig, counts: Counts, kept: Activ
             steady + gradients + step(recipe.training.optim, counts, width, machine),
         ),
     )
-
-
-def checkpoints(recipe: Recipe, machine: Machine) -> bool:
-    """Whether gradient checkpointing is on: where the recipe does not say, it is on a GPU."""
-    given = recipe.training.gradient_checkpointing
-    return machine.cuda if given is None else given
 
 
 def trained_bytes(recipe: Recipe, machine: Machine) -> int:

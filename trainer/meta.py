@@ -12,7 +12,7 @@ from peft import PeftConfig
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from registry.errors import BadInput
+from registry.errors import BadInput, first_line
 from trainer import methods
 
 _INDEXING: Final = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
@@ -23,8 +23,7 @@ def config(directory: Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"{directory / 'config.json'} cannot be used: {first}") from error
+        raise BadInput(f"{directory / 'config.json'} cannot be used: {first_line(error)}") from error
 
 
 def base(config: PretrainedConfig, *, layers: int = 0, attention: str | None = None) -> Any:

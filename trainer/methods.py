@@ -13,12 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from registry.errors import BadInput
+from registry.errors import BadInput, first_line
 from trainer import catalogue, defaults, targets
 from trainer.recipe import Method, Quantization, as_number
 
@@ -52,6 +53,17 @@ class Setting:
     annotation: Any
     default: Any
     help: str
+
+
+def kind_of(config: PeftConfig) -> str:
+    """PEFT's type of a configuration in lower case."""
+    kind: str = config.peft_type.value.lower()
+    return kind
+
+
+def task_ids(config: PeftConfig, rows: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """What the model asks for beside so many rows: task 0 for each where it knows tasks, else nothing."""
+    return {"task_ids": torch.zeros(rows, dtype=torch.long, device=device)} if kind_of(config) in TASKS else {}
 
 
 @cache
@@ -127,7 +139,7 @@ def _fault(setting: Setting, value: Any) -> str:
 
 
 def _as_declared(setting: Setting, value: Any) -> Any:
-    """YAML's value as PEFT's type wants it: `5e-4` is text in YAML 1.1, and a list can stand for a tuple."""
+    """YAML's value as PEFT's type wants it: `5e-4` is text in YAML 1.1."""
     if isinstance(value, str) and float in (setting.annotation, *typing.get_args(setting.annotation)):
         return as_number(value)
     return value
@@ -137,8 +149,8 @@ def configure(method: Method, model: Any, *, directory: Path | None = None, step
     """PEFT's configuration of `method` for `model`; None for full fine-tuning.
 
     `steps` is the number of optimiser steps, which AdaLoRA's schedule is laid over, and `directory` what relative
-    paths of adapters are relative to. Raises BadInput when a target is none of the model's modules, when a rank is
-    larger than a layer, or when PEFT refuses.
+    paths of adapters are relative to. Raises BadInput when a target is none of the model's modules, or when PEFT
+    refuses.
     """
     if not method.peft_type:
         return None
@@ -160,21 +172,23 @@ def configure(method: Method, model: Any, *, directory: Path | None = None, step
             warnings.simplefilter("ignore")
             return config(task_type=TaskType.CAUSAL_LM, **values)
     except (ValueError, TypeError) as error:
-        raise BadInput(f"PEFT refuses the settings of {method.type}: {_first_line(error)}") from error
+        raise BadInput(f"PEFT refuses the settings of {method.type}: {first_line(error)}") from error
 
 
 def _targets(given: Any, model: Any) -> Any:
     if given in targets.GROUPS:
-        found = targets.named(given, model)
-        return found[0] if found == ["all-linear"] else found
+        return targets.named(given, model)
     if isinstance(given, list):
         targets.check(given, model)
     return given
 
 
 def wrap(model: Any, config: PeftConfig) -> PeftModel:
-    """The model with the method's weights added, which alone are trained; raises BadInput when PEFT refuses."""
-    kind = config.peft_type.value.lower()
+    """The model with the method's weights added, which alone are trained.
+
+    Raises BadInput when a rank is larger than a layer, or when PEFT refuses, which it does with any of these errors.
+    """
+    kind = kind_of(config)
     if kind == "xlora":
         model.config.use_cache = False  # it scales by a first pass over the whole text
     try:
@@ -183,7 +197,7 @@ def wrap(model: Any, config: PeftConfig) -> PeftModel:
             wrapped = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError, AttributeError) as error:
         raise BadInput(
-            f"PEFT cannot put {kind} on this base: {_first_line(error)}",
+            f"PEFT cannot put {kind} on this base: {first_line(error)}",
             hint=f"this base has {', '.join(targets.names(model))}; see `loradock methods {kind}`",
         ) from error
     _check_rank(wrapped, config)
@@ -218,8 +232,4 @@ def shape(config: PeftConfig | None) -> dict[str, str]:
         else str(getattr(value, "value", value))
         for key, value in found.items()
     }
-    return {"type": config.peft_type.value.lower(), **texts}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return {"type": kind_of(config), **texts}

@@ -14,8 +14,8 @@ from trainer import activations, catalogue, count, gpus, memory, methods
 from trainer.activations import Activations
 from trainer.base import best_dtype
 from trainer.count import Counts
-from trainer.gpus import Gpu
-from trainer.memory import GIB, Machine, Memory
+from trainer.gpus import GIB, Gpu
+from trainer.memory import Machine, Memory
 from trainer.recipe import Method, Quantization, Recipe
 
 RESERVE: Final = 0.08
@@ -31,7 +31,7 @@ class Change:
     cost: str
 
     def __str__(self) -> str:
-        return " and ".join(f"{key}: {_yaml(value)}" for key, value in self.lines.items())
+        return " and ".join(f"{key}: {yaml_text(value)}" for key, value in self.lines.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def roomy(recipe: Recipe, estimator: Estimator) -> list[tuple[Gpu, bool]]:
 
 
 def _checkpointing(recipe: Recipe, cuda: bool) -> Iterator[Change]:
-    if not memory.checkpoints(recipe, Machine(cuda=cuda, bytes_per_weight=4)):
+    if not recipe.training.checkpoints_activations(cuda=cuda):
         yield Change(
             {"training.gradient_checkpointing": True},
             "activations are computed twice: a step takes about a third longer, and the result is the same",
@@ -259,5 +259,6 @@ def _gpus(recipe: Recipe, estimator: Estimator, usable: int) -> int:
     return next((n for n in numbers if memory.sharded(size, counts, layers, n) <= usable), 0)
 
 
-def _yaml(value: Any) -> str:
+def yaml_text(value: Any) -> str:
+    """A value as a recipe has it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -12,13 +12,13 @@ import registry.base
 from registry.cli.output import emit, json_option, say
 from registry.settings import Settings
 from trainer import dialects, gpus
+from trainer.gpus import GIB
 
 if TYPE_CHECKING:
     from trainer.memory import Memory
     from trainer.plan import Estimator, Fit
     from trainer.recipe import Recipe
 
-GIB: Final = 2**30
 _PARTS: Final = ("weights", "adapter", "gradients", "optimizer", "activations", "loss", "runtime", "needed")
 
 
@@ -61,7 +61,7 @@ def _here() -> gpus.Gpu | None:
 
 
 def _found(recipe: Recipe, estimator: Estimator, gpu: gpus.Gpu | None) -> dict[str, Any]:
-    from trainer import memory, plan
+    from trainer import plan
 
     counts = estimator.counts(recipe)
     where = plan.machine(recipe, cuda=True)
@@ -76,7 +76,7 @@ def _found(recipe: Recipe, estimator: Estimator, gpu: gpus.Gpu | None) -> dict[s
         "adapter_bytes": counts.file,
         "batch": recipe.training.per_device_train_batch_size,
         "max_length": recipe.training.max_length,
-        "gradient_checkpointing": memory.checkpoints(recipe, where),
+        "gradient_checkpointing": recipe.training.checkpoints_activations(cuda=True),
         "activations_of": estimator.kept(recipe, where).like or recipe.method.type,
         "memory_gib": {
             title: _gib(estimator.needed(other, cuda=True)) for title, other in plan.side_by_side(recipe).items()
@@ -155,6 +155,8 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _verdict(found: dict[str, Any]) -> dict[str, str]:
+    from trainer.plan import yaml_text
+
     if "gpu" not in found:
         fits = [name for name, yes in found["fits"].items() if yes]
         return {"fits": ", ".join(fits) or "none of " + ", ".join(found["fits"])}
@@ -163,7 +165,7 @@ def _verdict(found: dict[str, Any]) -> dict[str, str]:
         return {"fits": f"yes, {room}: {found['needed_gib']} GiB"}
     said = {"fits": f"no, {room}"}
     for number, change in enumerate(found["changes"], start=1):
-        lines = "; ".join(f"{key}: {_yaml(value)}" for key, value in change["lines"].items())
+        lines = "; ".join(f"{key}: {yaml_text(value)}" for key, value in change["lines"].items())
         said[f"change {number}"] = f"{lines}  ({change['cost']})"
     if found["changes"]:
         return said | {"then it needs": f"{found['needed_gib']} GiB"}
@@ -177,7 +179,3 @@ def _on_cpu(here: dict[str, float]) -> str:
 
 def _size(size: int) -> str:
     return f"{size / 1e6:,.1f} MB ({size:,} bytes)" if size else "-"
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

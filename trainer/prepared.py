@@ -13,7 +13,8 @@ from peft import PeftConfig, prepare_model_for_kbit_training
 from trainer import adapter, loftq, methods, packing
 from trainer.base import Loaded
 from trainer.processes import Crew
-from trainer.recipe import Recipe, RecipeFile, Training
+from trainer.recipe import Recipe, Training
+from trainer.recipe_file import RecipeFile
 from trainer.tokens import Sides
 from trainer.undertaking import Undertaking
 
@@ -49,7 +50,7 @@ def prepare(source: RecipeFile, loaded: Loaded, directory: Path, sides: Sides, t
     steps = count_steps(recipe.training, len(sides.train.examples), task.crew)
     if recipe.training.packing:
         packing.check(loaded.model, sides.train.tokens)
-    checkpointed = checkpoints_activations(recipe.training, loaded)
+    checkpointed = recipe.training.checkpoints_activations(cuda=loaded.cuda)
     model, config, start = loaded.model, None, None
     if recipe.quantization:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointed)
@@ -71,11 +72,6 @@ def count_steps(training: Training, examples: int, crew: Crew) -> int:
     rows, batches = crew.batch(training)
     in_epoch = -(-examples // (rows * crew.size))
     return max(1, int(-(-in_epoch // batches) * (training.num_train_epochs or 1)))
-
-
-def checkpoints_activations(training: Training, loaded: Loaded) -> bool:
-    """Whether activations are computed again in the backward pass: where it is not said, on a GPU."""
-    return loaded.cuda if training.gradient_checkpointing is None else training.gradient_checkpointing
 
 
 def keep_precision(recipe: Recipe, loaded: Loaded, model: Any) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import psutil
 import torch
 
 from registry.errors import LoradockError
 from trainer import meta, plan
+from trainer.gpus import GIB
 from trainer.recipe import Recipe
-
-_GIB: Final = 2**30
 
 
 def available() -> int:
@@ -34,7 +32,7 @@ def lacking(recipe: Recipe, directory: Path, longest: int, free: int) -> str:
     needed = plan.needed(recipe, meta.config(directory), cuda=cuda).needed
     if needed <= free:
         return ""
-    said = f"this needs about {needed / _GIB:.1f} GiB, and {free / _GIB:.1f} GiB are free"
+    said = f"this needs about {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free"
     return f"{said}: {advice(recipe, directory, free)}"
 
 

@@ -16,13 +16,14 @@ import transformers
 from safetensors import SafetensorError
 
 import registry.base
-from registry.errors import LoradockError
+from registry.errors import LoradockError, first_line
 from registry.settings import Settings
 from registry.versions import describe
 from trainer import adapter, base, environment, fit, methods, processes, room, samples, tokens, undertaking
 from trainer.data import Rows
 from trainer.prepared import Prepared, prepare
-from trainer.recipe import Recipe, RecipeFile
+from trainer.recipe import Recipe
+from trainer.recipe_file import RecipeFile
 from trainer.tokens import Sides
 from trainer.undertaking import Undertaking
 
@@ -209,7 +210,7 @@ def _machine_told(recipe: Recipe, directory: Path, free: int) -> Iterator[None]:
             raise LoradockError("memory ran out", hint=room.advice(recipe, directory, free)) from error
         if any(words in str(error) for words in _FULL):
             raise LoradockError(
-                f"a file could not be written: {str(error).splitlines()[0]}",
+                f"a file could not be written: {first_line(error)}",
                 hint="free space where LORADOCK_HOME and MLflow's artifacts are, and go on with --resume",
             ) from error
         raise

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from registry import hub
-from registry.errors import NotFound
-from trainer.recipe import Data, is_data_set
+from registry.errors import NotFound, first_line
+from trainer.recipe import ENDINGS, Data, is_data_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def _csv(path: Path, name: str) -> Iterator[Record]:
 
 
 def _parquet(path: Path, name: str) -> Iterator[Record]:
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
     from pyarrow import parquet
 
     try:
@@ -156,16 +156,13 @@ def _parquet(path: Path, name: str) -> Iterator[Record]:
                     number += 1
                     yield Record(f"{name}: row {number}", row)
     except pa.ArrowException as error:
-        yield Record(name, fault=f"it is not Parquet: {str(error).splitlines()[0]}")
+        yield Record(name, fault=f"it is not Parquet: {first_line(error)}")
 
 
-_READERS: Final[Mapping[str, Callable[[Path, str], Iterator[Record]]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
-_ENDINGS: Final = ", ".join(_READERS)
+_READERS: Final[Mapping[str, Callable[[Path, str], Iterator[Record]]]] = dict(
+    zip(ENDINGS, (_jsonl, _json, _csv, _parquet), strict=True)
+)
+_ENDINGS: Final = ", ".join(ENDINGS)
 
 
 def _data_set(text: str, data: Data) -> File:
@@ -186,7 +183,7 @@ def _data_set(text: str, data: Data) -> File:
         else:
             rows = datasets.load_dataset(str(path), data.subset, split=data.split)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        fault = f"it cannot be read: {(str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]}"
+        fault = f"it cannot be read: {first_line(error.__cause__ or error)}"
     records = (Record(f"{repository}: row {number}", row) for number, row in enumerate(rows, 1))
     broken = iter([Record(repository, fault=fault)])
     return File(f"{repository}@{path.name}", repository, broken if fault else records)

@@ -14,8 +14,8 @@ from registry.errors import BadInput
 
 LINEAR: Final = (torch.nn.Linear, Conv1D)
 _CARRIERS: Final = (*LINEAR, torch.nn.Embedding)
-GROUPS: Final = ("all-linear", "attention", "mlp")
-"""The words that stand for modules by architecture."""
+GROUPS: Final = ("attention", "mlp")
+"""The words that stand for modules by architecture; `all-linear` is PEFT's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ def architecture(model: Any) -> Architecture:
 
 
 def named(target: str, model: Any) -> list[str]:
-    """The module names that one of the GROUPS stands for; `all-linear` is PEFT's own word, and stays."""
-    return [target] if target == "all-linear" else list(getattr(architecture(model), target))
+    """The module names that one of the GROUPS stands for."""
+    return list(getattr(architecture(model), target))
 
 
 def names(model: torch.nn.Module) -> tuple[str, ...]:

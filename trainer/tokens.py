@@ -27,8 +27,9 @@ class Tokens:
     completion_mask: tuple[int, ...]
 
     def plain(self) -> dict[str, list[int]]:
-        """A row of TRL's tokenised form: `SFTTrainer` takes it as it is, with `completion_only_loss=True`."""
-        return {"input_ids": list(self.input_ids), "completion_mask": list(self.completion_mask)}
+        """A row that trainers take as it is: TRL masks, cuts and leaves out nothing of what has labels and fits."""
+        pairs = zip(self.input_ids, self.completion_mask, strict=True)
+        return {"input_ids": list(self.input_ids), "labels": [token if kept else -100 for token, kept in pairs]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ _RANKS: Final = "ranks.json"
 _IMPORTANCE: Final = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # what AdaLoRA's allocator remembers of every weight
 
 
-class ByLength(Sampler[int]):  # type: ignore[misc]
+class ByLength(Sampler[int]):  # type: ignore[misc]  # torch has no types here
     """Rows in an order that puts similar lengths into one step; it follows from seed and epoch alone.
 
     So an interrupted training goes on with the rows that it would have had, and several processes share the steps of
@@ -48,16 +48,8 @@ class ByLength(Sampler[int]):  # type: ignore[misc]
         return iter(get_length_grouped_indices(self._lengths, self._step, generator=generator))
 
 
-class _Ours:
+class _Ours(Trainer):  # type: ignore[misc]  # the libraries' lazy modules have no types
     """What both trainers do differently."""
-
-    model: Any
-    train_dataset: Any
-    args: Any
-    state: Any
-    accelerator: Any
-    is_fsdp_enabled: bool
-    is_deepspeed_enabled: bool
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -70,7 +62,7 @@ class _Ours:
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The loop, with its loss over all tokens alike."""
         self._nats = self._counted = 0.0
-        output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+        output = super().evaluation_loop(*args, **kwargs)
         sums = self.accelerator.reduce(torch.tensor([self._nats, self._counted], device=self.args.device))
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics[f"{prefix}_loss"] = float(sums[0] / sums[1])
@@ -87,7 +79,7 @@ class _Ours:
 
     def _save(self, output_dir: str, state_dict: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._save(output_dir, state_dict)  # type: ignore[misc]
+            super()._save(output_dir, state_dict)
             return
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.contiguous() for name, tensor in _trained(self.model).items()}
@@ -97,18 +89,18 @@ class _Ours:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         load_weights(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()  # type: ignore[misc]
+            super()._load_best_model()
             return
         load_weights(self.model, Path(self.state.best_model_checkpoint))
 
 
-class Fused(_Ours, SFTTrainer):  # type: ignore[misc]  # the libraries' lazy modules have no types
+class Fused(_Ours, SFTTrainer):  # type: ignore[misc]  # as above
     """TRL's trainer, whose loss never makes the whole table of logits."""
 
     def compute_loss(
@@ -124,7 +116,7 @@ class Fused(_Ours, SFTTrainer):  # type: ignore[misc]  # the libraries' lazy mod
         return found
 
 
-class Plain(_Ours, Trainer):  # type: ignore[misc]
+class Plain(_Ours):
     """transformers' trainer, for methods whose models give only plain logits."""
 
     def compute_loss(
@@ -134,11 +126,8 @@ class Plain(_Ours, Trainer):  # type: ignore[misc]
 
         Methods that serve several tasks are trained on task 0.
         """
-        kind = self.model.peft_config["default"].peft_type.value.lower()
-        if kind in methods.TASKS:
-            rows = inputs["input_ids"].shape[0]
-            inputs = {**inputs, "task_ids": torch.zeros(rows, dtype=torch.long, device=inputs["input_ids"].device)}
-        inputs = {**inputs, "use_cache": False}
+        tasks = methods.task_ids(self.model.peft_config["default"], len(inputs["input_ids"]), self.args.device)
+        inputs = {**inputs, **tasks, "use_cache": False}
         if self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
@@ -149,7 +138,7 @@ class Plain(_Ours, Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
 
-class MovesRanks(TrainerCallback):  # type: ignore[misc]
+class MovesRanks(TrainerCallback):  # type: ignore[misc]  # as above
     """AdaLoRA's allocator, told of every step while its gradients are there."""
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

@@ -12,7 +12,7 @@ from registry.settings import Settings
 from registry.store import Store
 from trainer import tracking, workdir
 from trainer.processes import Crew
-from trainer.recipe import RecipeFile
+from trainer.recipe_file import RecipeFile
 from trainer.tracking import Run, Silent
 from trainer.workdir import Workdir
 
@@ -30,9 +30,14 @@ class Undertaking:
     crew: Crew
 
     @property
+    def step(self) -> int:
+        """The step that it goes on after; 0 for a new training."""
+        return workdir.step_of(self.checkpoint) if self.checkpoint else 0
+
+    @property
     def since(self) -> str:
         """Words for where it goes on from."""
-        return f", going on after step {self.checkpoint.name.rpartition('-')[2]}" if self.checkpoint else ""
+        return f", going on after step {self.step}" if self.checkpoint else ""
 
 
 @contextmanager

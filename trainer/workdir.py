@@ -58,7 +58,7 @@ class Workdir:
     def last(self) -> Path | None:
         """The newest checkpoint that was written to its end; the Trainer writes its state last."""
         found = [path for path in self.checkpoints.glob("checkpoint-*") if _whole(path)]
-        return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        return max(found, key=step_of, default=None)
 
     def is_of(self, identity_: str) -> bool:
         """Whether this is a training of the same recipe, data and base."""
@@ -89,6 +89,11 @@ class Workdir:
     def remove(self) -> None:
         """Drop the checkpoints; the run's outcome is in MLflow."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was written after."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def unfinished(settings: Settings) -> list[Workdir]:

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from registry.errors import first_line
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -45,8 +47,7 @@ class Document:
             said = ", ".join(part for part in (error.context, error.problem) if part)
             return cls(None, None, (Problem(mark.line + 1 if mark else 1, f"it is not YAML: {said}"),))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            return cls(None, None, (Problem(1, f"it is not YAML: {first}"),))
+            return cls(None, None, (Problem(1, f"it is not YAML: {first_line(error)}"),))
 
     def problem(self, location: Sequence[int | str], text: str) -> Problem:
         """A fault at `location`, a path of keys and indices; what is not there takes the line of what holds it."""

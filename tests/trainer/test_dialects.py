@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from registry.errors import BadInput, NotFound
-from trainer import data, dialects, recipe
+from trainer import data, dialects, recipe_file
 from trainer.dialects import axolotl_keys, llamafactory_keys
 from trainer.dialects.cli import translate
 from trainer.dialects.rules import Kind, Rule
@@ -220,7 +220,7 @@ def test_rows_are_read_as_the_other_trainer_means_them(home: Path) -> None:
         "message_property_mappings": mapped,
     }
     found = translated({**AXOLOTL, "datasets": [talk]})
-    source = recipe.parse(found.recipe_text, home / "recipe.yaml")
+    source = recipe_file.parse(found.recipe_text, home / "recipe.yaml")
     rows = data.load(source.recipe.data, source.directory)
     (example,) = rows.rows[0].examples()
     assert example.plain() == {
@@ -232,7 +232,7 @@ def test_rows_are_read_as_the_other_trainer_means_them(home: Path) -> None:
 def test_defaults_that_are_written_out_are_not_ours_and_values_are_the_trainers() -> None:
     from transformers import Seq2SeqTrainingArguments
 
-    ours = recipe.parse("base: org/base\ndata: rows.jsonl\n", Path("recipe.yaml")).recipe.model_dump()
+    ours = recipe_file.parse("base: org/base\ndata: rows.jsonl\n", Path("recipe.yaml")).recipe.model_dump()
     for table in (axolotl_keys.DEFAULTS, llamafactory_keys.DEFAULTS):
         for key, value in table.items():
             section, _, name = key.partition(".")
@@ -290,7 +290,7 @@ def test_paths_stay_right_wherever_the_recipe_is_written(home: Path) -> None:
         assert yaml.safe_load(found.recipe_text)["data"]["path"] == paths
         place = (directory or source.parent) / "recipe.yaml"
         place.parent.mkdir(parents=True, exist_ok=True)
-        assert recipe.parse(found.recipe_text, place).recipe.base == os.path.relpath(home / "base", place.parent)
+        assert recipe_file.parse(found.recipe_text, place).recipe.base == os.path.relpath(home / "base", place.parent)
     absolute = dialects.translate(text, source, absolute=True)
     assert absolute
     assert yaml.safe_load(absolute.recipe_text)["data"]["path"] == [
@@ -313,7 +313,7 @@ def written(home: Path) -> Path:
 
 def test_translate_prints_the_recipe_and_says_the_warnings(home: Path) -> None:
     done = CliRunner().invoke(translate, [str(written(home))], catch_exceptions=False)
-    assert recipe.parse(done.stdout, Path("/elsewhere/recipe.yaml")).recipe.method.type == "lora"
+    assert recipe_file.parse(done.stdout, Path("/elsewhere/recipe.yaml")).recipe.method.type == "lora"
     assert "other.yml:" in done.stderr
     assert "empty lines" in done.stderr
 
@@ -322,14 +322,14 @@ def test_translate_writes_a_file_whole_and_not_over_another(home: Path) -> None:
     source, output = written(home), home / "recipe.yaml"
     run = CliRunner()
     run.invoke(translate, [str(source), "--output", str(output)], catch_exceptions=False)
-    assert recipe.load(output).recipe.data.path == ("rows.jsonl",)
+    assert recipe_file.load(output).recipe.data.path == ("rows.jsonl",)
     assert output.stat().st_mode & 0o777 == source.stat().st_mode & 0o777
     output.write_text("mine")
     with pytest.raises(BadInput, match="is there already"):
         run.invoke(translate, [str(source), "--output", str(output)], catch_exceptions=False)
     assert output.read_text() == "mine"
     run.invoke(translate, [str(source), "--output", str(output), "--yes"], catch_exceptions=False)
-    assert recipe.load(output).recipe.base == "org/base"
+    assert recipe_file.load(output).recipe.base == "org/base"
     assert sorted(path.name for path in home.iterdir()) == ["data", "other.yml", "recipe.yaml", "rows.jsonl"]
 
 

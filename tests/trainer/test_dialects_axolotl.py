@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from registry.errors import BadInput
-from trainer import dialects, recipe
+from trainer import dialects, recipe_file
 from trainer.recipe import Recipe
 
 FIXTURES = Path(__file__).parent / "dialects" / "axolotl"
@@ -40,14 +40,14 @@ def example(home: Path, name: str) -> tuple[Recipe, dialects.Translation]:
     path = home / name
     found = dialects.translate(path.read_text(), path)
     assert found is not None
-    return recipe.parse(found.recipe_text, path).recipe, found
+    return recipe_file.parse(found.recipe_text, path).recipe, found
 
 
 def changed(**keys: Any) -> tuple[Recipe, dialects.Translation]:
     path = Path("other.yml").absolute()
     found = dialects.translate(yaml.safe_dump({**START, **keys}, sort_keys=False), path)
     assert found is not None
-    return recipe.parse(found.recipe_text, path).recipe, found
+    return recipe_file.parse(found.recipe_text, path).recipe, found
 
 
 def faults(**keys: Any) -> tuple[str, ...]:

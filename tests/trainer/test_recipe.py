@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from registry.errors import BadInput, NotFound
-from trainer import recipe
+from trainer import recipe, recipe_file
 
 LEAST = """\
 name: support-pirate
@@ -29,12 +29,12 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def problems(tmp_path: Path, text: str) -> tuple[str, ...]:
     with pytest.raises(BadInput) as raised:
-        recipe.load(written(tmp_path, text))
+        recipe_file.load(written(tmp_path, text))
     return raised.value.problems
 
 
 def test_the_least_recipe_has_sensible_defaults(tmp_path: Path) -> None:
-    found = recipe.load(written(tmp_path, LEAST)).recipe
+    found = recipe_file.load(written(tmp_path, LEAST)).recipe
     assert (found.method.type, found.method.settings, found.quantization) == ("lora", {}, None)
     assert found.learning_rate == 2e-4
     assert (found.training.num_train_epochs, found.training.max_steps) == (3.0, None)
@@ -42,50 +42,52 @@ def test_the_least_recipe_has_sensible_defaults(tmp_path: Path) -> None:
 
 
 def test_base_data_and_method_are_enough(tmp_path: Path) -> None:
-    found = recipe.load(written(tmp_path, "base: org/model\ndata: rows.jsonl\nmethod: qlora\n")).recipe
+    found = recipe_file.load(written(tmp_path, "base: org/model\ndata: rows.jsonl\nmethod: qlora\n")).recipe
     assert (found.name, found.data.path, found.method.type) == ("recipe", ("rows.jsonl",), "qlora")
     assert found.quantization == recipe.Quantization()
     assert (found.method.peft_type, found.quantization.kind) == ("lora", "nf4")
 
 
 def test_a_name_that_stands_for_settings_brings_them(tmp_path: Path) -> None:
-    found = recipe.load(written(tmp_path, LEAST + "method: {type: dora, r: 4}\n")).recipe
+    found = recipe_file.load(written(tmp_path, LEAST + "method: {type: dora, r: 4}\n")).recipe
     assert (found.method.peft_type, found.method.settings) == ("lora", {"use_dora": True, "r": 4})
 
 
 def test_every_method_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
-    prompts = recipe.load(written(tmp_path, LEAST + "method: prompt_tuning\n")).recipe
+    prompts = recipe_file.load(written(tmp_path, LEAST + "method: prompt_tuning\n")).recipe
     assert prompts.learning_rate == 3e-2
-    given = recipe.load(written(tmp_path, LEAST + "method: prompt_tuning\ntraining: {learning_rate: 1e-3}\n")).recipe
+    given = recipe_file.load(
+        written(tmp_path, LEAST + "method: prompt_tuning\ntraining: {learning_rate: 1e-3}\n")
+    ).recipe
     assert given.learning_rate == 1e-3
 
 
 def test_eight_bits_leave_no_four(tmp_path: Path) -> None:
-    found = recipe.load(written(tmp_path, LEAST + "quantization: {load_in_8bit: true}\n")).recipe.quantization
+    found = recipe_file.load(written(tmp_path, LEAST + "quantization: {load_in_8bit: true}\n")).recipe.quantization
     assert found is not None
     assert (found.load_in_4bit, found.kind) == (False, "int8")
 
 
 def test_a_number_without_a_dot_is_a_number(tmp_path: Path) -> None:
-    found = recipe.load(written(tmp_path, LEAST + "training: {learning_rate: 5e-4, max_steps: 3}\n")).recipe
+    found = recipe_file.load(written(tmp_path, LEAST + "training: {learning_rate: 5e-4, max_steps: 3}\n")).recipe
     assert found.training.learning_rate == 5e-4
     assert (found.training.num_train_epochs, found.training.max_steps) == (None, 3)
 
 
 def test_the_source_is_kept_verbatim(tmp_path: Path) -> None:
     text = "# why: because\r\n" + LEAST.replace("\n", "\r\n") + "\n\n# end: é"
-    assert recipe.load(written(tmp_path, text)).text == text
+    assert recipe_file.load(written(tmp_path, text)).text == text
 
 
 def test_it_is_frozen(tmp_path: Path) -> None:
-    found = recipe.load(written(tmp_path, LEAST)).recipe
+    found = recipe_file.load(written(tmp_path, LEAST)).recipe
     with pytest.raises(ValidationError):
         found.seed = 1  # type: ignore[misc]
 
 
 def test_parameters_are_flat_and_whole(tmp_path: Path) -> None:
     text = LEAST + "method: {target_modules: [q_proj, v_proj]}\ntraining: {learning_rate: 2e-4}\n"
-    found = recipe.load(written(tmp_path, text)).recipe.parameters()
+    found = recipe_file.load(written(tmp_path, text)).recipe.parameters()
     assert found["method.target_modules"] == "q_proj, v_proj"
     assert found["training.learning_rate"] == "0.0002"
     assert found["training.completion_only_loss"] == "True"
@@ -186,21 +188,21 @@ def test_an_empty_data_file_is_told_with_the_line_that_names_it(tmp_path: Path) 
     path = written(tmp_path, LEAST)
     (tmp_path / "rows.jsonl").write_bytes(b"")
     with pytest.raises(BadInput) as raised:
-        recipe.load(path)
+        recipe_file.load(path)
     assert raised.value.problems == ("recipe.yaml:3: data.path: rows.jsonl is empty",)
 
 
 def test_no_recipe_and_no_text(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        recipe.load(tmp_path / "none.yaml")
+        recipe_file.load(tmp_path / "none.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInput):
-        recipe.load(tmp_path / "bytes.yaml")
+        recipe_file.load(tmp_path / "bytes.yaml")
 
 
 @pytest.mark.parametrize("name", ["support-pirate", "support-telegram"])
 def test_the_examples_can_be_used(name: str) -> None:
-    assert recipe.load(EXAMPLES / f"{name}.yaml").recipe.name == name
+    assert recipe_file.load(EXAMPLES / f"{name}.yaml").recipe.name == name
 
 
 def test_the_front_of_the_house_stays_light() -> None:

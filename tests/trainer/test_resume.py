@@ -21,7 +21,7 @@ from tests.trainer.training import TRAINING, trained, written
 from trainer import tracking, workdir
 from trainer.data import Rows
 from trainer.processes import Crew
-from trainer.recipe import RecipeFile
+from trainer.recipe_file import RecipeFile
 from trainer.undertaking import opened
 
 STEPS = 8

@@ -20,9 +20,10 @@ from registry import artifact
 from registry.errors import BadInput, LoradockError
 from registry.settings import Settings
 from registry.store import Store
-from trainer import data, recipe, room, run
+from tests.trainer.training import write_rows
+from trainer import data, recipe_file, room, run
 from trainer.data import Rows
-from trainer.recipe import RecipeFile
+from trainer.recipe_file import RecipeFile
 
 pytestmark = pytest.mark.slow
 
@@ -38,17 +39,13 @@ training: {{max_steps: 3, learning_rate: 1e-3, per_device_train_batch_size: 2, l
 
 
 def written(directory: Path, shallow_dir: Path, *changes: tuple[str, str]) -> tuple[RecipeFile, Rows]:
-    messages = [
-        [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"Arr, {n} be {n}!"}]
-        for n in range(12)
-    ]
-    (directory / "rows.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in messages))
+    write_rows(directory, 12)
     text = RECIPE.format(base=shallow_dir)
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
     (directory / "recipe.yaml").write_text(text)
-    source = recipe.load(directory / "recipe.yaml")
+    source = recipe_file.load(directory / "recipe.yaml")
     return source, data.load(source.recipe.data, directory)
 
 

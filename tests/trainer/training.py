@@ -15,25 +15,30 @@ from torch.nn.functional import cross_entropy
 from registry.base import LocalBase, identify
 from registry.settings import Settings
 from registry.store import Store
-from trainer import base, data, recipe, run, tokens
+from trainer import base, data, recipe_file, run, tokens
 from trainer.data import Rows
-from trainer.recipe import RecipeFile
+from trainer.recipe_file import RecipeFile
 from trainer.run import Outcome
 
 TRAINING = {"max_steps": 4, "learning_rate": 1e-3, "logging_steps": 1}
 
 
-def written(directory: Path, base_dir: Path, *, rows: int = 20, **sections: Any) -> tuple[RecipeFile, Rows]:
-    """A recipe with its data in `directory`; `sections` are added to it, or replace what it has."""
+def write_rows(directory: Path, count: int) -> None:
+    """So many conversations of one question and its answer, as rows.jsonl."""
     messages = [
         [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"Arr, {n} be {n}!"}]
-        for n in range(rows)
+        for n in range(count)
     ]
     (directory / "rows.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in messages))
+
+
+def written(directory: Path, base_dir: Path, *, rows: int = 20, **sections: Any) -> tuple[RecipeFile, Rows]:
+    """A recipe with its data in `directory`; `sections` are added to it, or replace what it has."""
+    write_rows(directory, rows)
     whole = {"base": str(base_dir), "data": {"path": "rows.jsonl", "heldout": 0.3}, "samples": 0, "training": TRAINING}
     path = directory / "tiny.yaml"
     path.write_text(json.dumps(whole | sections))
-    source = recipe.load(path)
+    source = recipe_file.load(path)
     return source, data.load(source.recipe.data, directory)
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from registry.errors import BadInput
 from registry.refs import parse_name
 from trainer import recipe as recipes
+from trainer import recipe_file
 from trainer.dialects import axolotl, axolotl_keys, llamafactory, llamafactory_keys
 from trainer.dialects.draft import Draft
 from trainer.dialects.places import Places
@@ -61,15 +62,15 @@ def detect(text: str) -> Dialect | None:
     return _dialect(Document.parse(text).value)
 
 
-def load(path: Path, say: Callable[[str], None]) -> recipes.RecipeFile:
+def load(path: Path, say: Callable[[str], None]) -> recipe_file.RecipeFile:
     """Read a recipe, whoever's it is; raises NotFound or BadInput. What a translation changes is said."""
-    text = recipes.read(path)
+    text = recipe_file.read(path)
     if (found := translate(text, path)) is None:
-        return recipes.parse(text, path)
+        return recipe_file.parse(text, path)
     for warning in found.warnings:
         say(f"warning: {warning}")
     say(f"{path} is taken as {found.dialect}'s; `loradock translate {path}` shows it as our recipe")
-    return replace(recipes.parse(found.recipe_text, path), original=text)
+    return replace(recipe_file.parse(found.recipe_text, path), original=text)
 
 
 def _dialect(value: Any) -> Dialect | None:

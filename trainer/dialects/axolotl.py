@@ -43,7 +43,7 @@ def translate(source: Source, draft: Draft, places: Places) -> None:
     _dtype(source, draft)
     rows = rows_of(source, draft, places)
     _training(source, draft)
-    parts.heldout(source, draft, "val_set_size", _total(rows))
+    parts.heldout(source, draft, "val_set_size", parts.total(rows))
     for key, value in DEFAULTS.items():
         if key == "training.num_train_epochs" and "training.max_steps" in draft:
             continue
@@ -52,11 +52,6 @@ def translate(source: Source, draft: Draft, places: Places) -> None:
         draft.default(key, value, f"{NAME}'s default")
     _evaluations(source, draft, rows)
     source.finish(KEYS)
-
-
-def _total(rows: list[parts.Rows]) -> int | None:
-    counts = [part.count for part in rows]
-    return sum(found or 0 for found in counts) if None not in counts else None
 
 
 def _model(source: Source) -> None:

@@ -11,12 +11,19 @@ from typing import Any, Final
 from trainer.dialects.rules import (
     CUT,
     DEVICES,
+    EVALUATION,
     KEPT,
     MLFLOW,
     NUMBERS,
+    OPTIMIZER,
     PREFERENCE,
+    RATES,
+    READ,
     REMOTE_CODE,
+    RESUME,
     SHUFFLED,
+    TEMPLATE,
+    TOKENIZER,
     VISION,
     VOCABULARY,
     WHOLE,
@@ -30,19 +37,12 @@ from trainer.dialects.rules import (
 
 NAME: Final = "Axolotl"
 _ATTENTION: Final = "attention is chosen by attn_implementation: eager, sdpa, flash_attention_2 or flash_attention_3"
-_EVALUATION: Final = "evaluation here is the held-out loss, with a table of answers before and after"
 _FORM: Final = "it says how the work is laid out in memory, which training.gradient_checkpointing decides here"
 _MACHINE: Final = "the machine and its memory are no part of a recipe"
-_OPTIMIZER: Final = "there is no such optimiser here: training.optim lists what there is"
 _QUANTIZED: Final = (
     "a base is held in its own precision, or by bitsandbytes in 4 or 8 bits (load_in_4bit, load_in_8bit)"
 )
-_RATES: Final = "one learning rate holds for all weights that are trained"
-_READ: Final = "rows are read anew for each run"
-_RESUME: Final = "`loradock train --resume` goes on from a run's last checkpoint"
 _SCHEDULE: Final = "there is no such schedule here: training.lr_scheduler_type lists what there is"
-_TEMPLATE: Final = "rows are written by the base's own chat template, as it is"
-_TOKENIZER: Final = "the tokenizer is the base's, as its own configuration says"
 _WEIGHTS: Final = "which weights are trained is told by method.target_modules and method.modules_to_save"
 
 KEYS: Final[Mapping[str, Rule]] = {
@@ -52,8 +52,8 @@ KEYS: Final[Mapping[str, Rule]] = {
     **each("base_model_config tokenizer_config", worked("base")),
     **each("model_type type_of_model", worked("base")),
     "trust_remote_code": idle(REMOTE_CODE),
-    **each("tokenizer_type tokenizer_use_fast tokenizer_legacy tokenizer_save_jinja_files", idle(_TOKENIZER, True)),
-    "tokenizer_use_mistral_common": refused(_TOKENIZER),
+    **each("tokenizer_type tokenizer_use_fast tokenizer_legacy tokenizer_save_jinja_files", idle(TOKENIZER, True)),
+    "tokenizer_use_mistral_common": refused(TOKENIZER),
     **each("processor_type processor_kwargs image_size image_resize_algorithm role_boundaries", refused(VISION)),
     "freeze_mm_modules": refused(VISION),
     **each("cls_model_config num_labels", refused("only causal language models are trained")),
@@ -104,9 +104,9 @@ KEYS: Final[Mapping[str, Rule]] = {
     "peft_ensure_weight_tying": to("method.ensure_weight_tying"),
     "peft_autocast_adapter_dtype": idle("an adapter is trained in float32", True),
     "peft": worked("method.init_lora_weights"),
-    "lora_model_dir": refused("training starts a new adapter: " + _RESUME),
-    **each("loraplus_lr_ratio embedding_lr embedding_lr_scale lr_groups", refused(_RATES)),
-    "loraplus_lr_embedding": refused(_RATES, 1e-6),
+    "lora_model_dir": refused("training starts a new adapter: " + RESUME),
+    **each("loraplus_lr_ratio embedding_lr embedding_lr_scale lr_groups", refused(RATES)),
+    "loraplus_lr_embedding": refused(RATES, 1e-6),
     **each(
         "relora relora_steps relora_warmup_steps relora_anneal_steps relora_prune_ratio relora_cpu_offload "
         "jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps",
@@ -124,7 +124,7 @@ KEYS: Final[Mapping[str, Rule]] = {
     "val_set_size": worked("data.heldout"),
     "test_datasets": refused("what only measures is held out of the data itself: val_set_size"),
     **each("chat_template default_system_message", worked("the base's own chat template")),
-    **each("chat_template_jinja chat_template_kwargs", refused(_TEMPLATE)),
+    **each("chat_template_jinja chat_template_kwargs", refused(TEMPLATE)),
     "eot_tokens": idle("where a turn ends is told by the base's own chat template"),
     "train_on_inputs": worked("training.completion_only_loss"),
     "sequence_len": to("training.max_length"),
@@ -158,7 +158,7 @@ KEYS: Final[Mapping[str, Rule]] = {
     **each(
         "dataset_prepared_path dataset_processes dataset_num_proc dataset_keep_in_memory num_dataset_shards_to_save "
         "is_preprocess preprocess_iterable",
-        idle(_READ),
+        idle(READ),
     ),
     **each("dataloader_pin_memory dataloader_num_workers dataloader_prefetch_factor", idle(NUMBERS, True, 0)),
     "dataloader_drop_last": refused("the last batch of an epoch is trained on like the others"),
@@ -173,13 +173,13 @@ KEYS: Final[Mapping[str, Rule]] = {
     "auto_find_batch_size": idle("`loradock plan` says what fits"),
     "learning_rate": to("training.learning_rate"),
     "optimizer": to("training.optim", adamw_hf="adamw_torch"),
-    **each("optim_args optim_target_modules adam_beta3 adam_epsilon2", refused(_OPTIMIZER)),
-    **each("dion_lr dion_momentum", refused(_OPTIMIZER)),
-    **each("dion_rank_fraction dion_rank_multiple_of", idle(_OPTIMIZER, 1, 1.0)),
+    **each("optim_args optim_target_modules adam_beta3 adam_epsilon2", refused(OPTIMIZER)),
+    **each("dion_lr dion_momentum", refused(OPTIMIZER)),
+    **each("dion_rank_fraction dion_rank_multiple_of", idle(OPTIMIZER, 1, 1.0)),
     **each(
         "qgalore_rank qgalore_update_proj_gap qgalore_scale qgalore_proj_type qgalore_proj_quant qgalore_proj_bits "
         "qgalore_proj_group_size qgalore_cos_threshold qgalore_gamma_proj qgalore_queue_size torchdistx_path",
-        idle(_OPTIMIZER, True),
+        idle(OPTIMIZER, True),
     ),
     "weight_decay": to("training.weight_decay"),
     "adam_beta1": to("training.adam_beta1"),
@@ -217,12 +217,12 @@ KEYS: Final[Mapping[str, Rule]] = {
     **each(
         "do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split eval_max_new_tokens "
         "generate_samples",
-        idle(_EVALUATION),
+        idle(EVALUATION),
     ),
-    "eval_table_size": idle(_EVALUATION, 0),
-    **each("num_generation_samples generation_max_new_tokens generation_temperature", idle(_EVALUATION, 3, 50, 0.7)),
-    **each("generation_top_p generation_top_k generation_prompt_ratio", idle(_EVALUATION, 0.5)),
-    "generation_do_sample": idle(_EVALUATION, True),
+    "eval_table_size": idle(EVALUATION, 0),
+    **each("num_generation_samples generation_max_new_tokens generation_temperature", idle(EVALUATION, 3, 50, 0.7)),
+    **each("generation_top_p generation_top_k generation_prompt_ratio", idle(EVALUATION, 0.5)),
+    "generation_do_sample": idle(EVALUATION, True),
     **each("loss_watchdog_threshold loss_watchdog_patience", idle("a run stops by itself when it diverges")),
     "save_steps": worked("training.save_steps"),
     **each("saves_per_epoch save_strategy save_total_limit save_only_model save_first_step", idle(KEPT)),
@@ -230,8 +230,8 @@ KEYS: Final[Mapping[str, Rule]] = {
     "dynamic_checkpoint": idle(KEPT),
     "output_dir": idle(KEPT),
     **each("hub_model_id hub_strategy hub_revision push_dataset_to_hub", idle("nothing is uploaded")),
-    "resume_from_checkpoint": refused(_RESUME),
-    "auto_resume_from_checkpoints": idle(_RESUME),
+    "resume_from_checkpoint": refused(RESUME),
+    "auto_resume_from_checkpoints": idle(RESUME),
     # Logging
     "logging_steps": to("training.logging_steps"),
     **each("include_tokens_per_second use_tensorboard use_mlflow", idle(MLFLOW)),
@@ -303,7 +303,7 @@ DATASET: Final[Mapping[str, Rule]] = {
     "message_property_mappings": worked("data.columns"),
     "roles": worked("data.format"),
     "chat_template": worked("the base's own chat template"),
-    "chat_template_jinja": refused(_TEMPLATE),
+    "chat_template_jinja": refused(TEMPLATE),
     **each("roles_to_train train_on_eos train_on_eot", worked("training.completion_only_loss")),
     **each(
         "message_field_training message_field_training_detail", refused("every assistant turn is trained on, whole")
@@ -311,10 +311,10 @@ DATASET: Final[Mapping[str, Rule]] = {
     "drop_system_message": refused("system messages are kept: take them out of the file"),
     **each("field_tools field_thinking template_thinking_key split_thinking", refused("a turn is a role and its text")),
     **each("field_system field_human field_model", refused(_FIELDS)),
-    "conversation": refused(_TEMPLATE),
+    "conversation": refused(TEMPLATE),
     **each("input_format input_transform", refused("rows are read as they are in the file")),
     **each("shards shards_idx", refused(WHOLE)),
-    "preprocess_shards": idle(_READ),
+    "preprocess_shards": idle(READ),
     "trust_remote_code": refused("a data set's own code is never run"),
     **each("logprobs_field temperature", refused("the loss is that of the next token")),
     **each(

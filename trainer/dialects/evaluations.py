@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from trainer.dialects.draft import Draft
 from trainer.dialects.length import Length
-from trainer.dialects.parts import Rows, is_number, number
+from trainer.dialects.parts import Rows, is_number, number, total
 from trainer.dialects.rules import KEPT
 from trainer.dialects.source import Location, Source
 
@@ -20,13 +20,12 @@ UNCOUNTED: Final = (
 
 def length(draft: Draft, found: Sequence[Rows], batch: int, epochs: Any) -> Length:
     """How long the training is; a batch of `batch` rows unless the draft has its own."""
-    counts = [part.count for part in found]
-    known = bool(found) and None not in counts and not draft.get("training.packing")
+    known = bool(found) and not draft.get("training.packing")
     per_device = draft.get("training.per_device_train_batch_size") or batch
     accumulated = draft.get("training.gradient_accumulation_steps") or 1
     steps, share = draft.get("training.max_steps"), draft.get("data.heldout")
     return Length(
-        rows=sum(part or 0 for part in counts) if known else None,
+        rows=total(found) if known else None,
         heldout=share if is_number(share) else 0,
         batch=max(1, per_device * accumulated) if is_number(per_device) and is_number(accumulated) else batch,
         epochs=epochs if is_number(epochs) and epochs > 0 else 1,

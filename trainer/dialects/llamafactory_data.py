@@ -77,8 +77,7 @@ def rows_of(source: Source, draft: Draft, places: Places) -> list[parts.Rows]:
     if first:
         _write(source, draft, first)
     _samples(source, draft, rows)
-    counts = [part.count for part in rows]
-    parts.heldout(source, draft, "val_size", sum(found or 0 for found in counts) if None not in counts else None)
+    parts.heldout(source, draft, "val_size", parts.total(rows))
     return rows
 
 

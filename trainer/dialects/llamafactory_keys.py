@@ -10,12 +10,19 @@ from typing import Any, Final
 
 from trainer.dialects.rules import (
     DEVICES,
+    EVALUATION,
     KEPT,
     MLFLOW,
     NUMBERS,
+    OPTIMIZER,
     PREFERENCE,
+    RATES,
+    READ,
     REMOTE_CODE,
+    RESUME,
     SHUFFLED,
+    TEMPLATE,
+    TOKENIZER,
     VISION,
     VOCABULARY,
     WHOLE,
@@ -29,16 +36,9 @@ from trainer.dialects.rules import (
 
 NAME: Final = "LLaMA-Factory"
 _ANSWERS: Final = "it is about answering, not about training"
-_EVALUATION: Final = "evaluation here is the held-out loss, with a table of answers before and after"
 _EXPORT: Final = "exporting and merging are no part of training"
 _LOSS: Final = "the loss is that of the next token, each completion token weighing the same"
 _MACHINE: Final = "the machine, its memory and its threads are no part of a recipe"
-_OPTIMIZER: Final = "there is no such optimiser here: training.optim lists what there is"
-_RATES: Final = "one learning rate holds for all weights that are trained"
-_READ: Final = "rows are read anew for each run"
-_RESUME: Final = "`loradock train --resume` goes on from a run's last checkpoint"
-_TEMPLATE: Final = "rows are written by the base's own chat template, as it is"
-_TOKENIZER: Final = "the tokenizer is the base's, as its own configuration says"
 _WEIGHTS: Final = "which weights are trained is told by finetuning_type (lora, full, oft) and lora_target"
 _WINDOW: Final = "the base's positions, attention and layers stay as they are"
 
@@ -46,9 +46,9 @@ _BASE: Final[Mapping[str, Rule]] = {
     "model_name_or_path": worked("base"),
     "model_revision": worked("base"),
     "trust_remote_code": idle(REMOTE_CODE),
-    **each("adapter_name_or_path adapter_folder", refused("training starts a new adapter: " + _RESUME)),
-    **each("use_fast_tokenizer", idle(_TOKENIZER, True)),
-    "split_special_tokens": refused(_TOKENIZER),
+    **each("adapter_name_or_path adapter_folder", refused("training starts a new adapter: " + RESUME)),
+    **each("use_fast_tokenizer", idle(TOKENIZER, True)),
+    "split_special_tokens": refused(TOKENIZER),
     **each("resize_vocab add_tokens add_special_tokens new_special_tokens_config", refused(VOCABULARY)),
     "init_special_tokens": idle(VOCABULARY, "noise_init"),
     **each("rope_scaling shift_attn mixture_of_depths block_diag_attn model_max_length", refused(_WINDOW)),
@@ -92,18 +92,18 @@ _METHOD: Final[Mapping[str, Rule]] = {
     **each("pissa_init pissa_iter", worked("method.init_lora_weights")),
     "pissa_convert": idle("a PiSSA adapter is kept as the LoRA adapter that it amounts to"),
     "create_new_adapter": idle("training starts a new adapter"),
-    "loraplus_lr_ratio": refused(_RATES),
-    "loraplus_lr_embedding": refused(_RATES, 1e-6),
+    "loraplus_lr_ratio": refused(RATES),
+    "loraplus_lr_embedding": refused(RATES, 1e-6),
     **each("freeze_trainable_layers freeze_trainable_modules freeze_extra_modules", idle(_WEIGHTS, 2, "all")),
     "use_llama_pro": refused(_WEIGHTS),
-    **each("use_galore use_apollo use_badam use_adam_mini use_muon", refused(_OPTIMIZER)),
+    **each("use_galore use_apollo use_badam use_adam_mini use_muon", refused(OPTIMIZER)),
     **each(
         "galore_target galore_rank galore_update_interval galore_scale galore_proj_type galore_layerwise "
         "apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj apollo_proj_type apollo_scale_type "
         "apollo_layerwise apollo_scale_front "
         "badam_mode badam_start_block badam_switch_mode badam_switch_interval badam_update_ratio badam_mask_mode "
         "badam_verbose",
-        idle(_OPTIMIZER),
+        idle(OPTIMIZER),
     ),
     **each("use_dft_loss use_asft_loss use_eaft_loss", refused(_LOSS)),
     **each("asft_alpha eaft_alpha", idle(_LOSS, 0.1, 1.0)),
@@ -136,19 +136,19 @@ _DATA: Final[Mapping[str, Rule]] = {
     "streaming": refused(WHOLE),
     "buffer_size": idle(WHOLE, 16384),
     "tokenized_path": refused("rows are read from their files, and kept nowhere"),
-    "data_shared_file_system": idle(_READ),
-    **each("overwrite_cache preprocessing_num_workers", idle(_READ)),
-    "preprocessing_batch_size": idle(_READ, 1000),
+    "data_shared_file_system": idle(READ),
+    **each("overwrite_cache preprocessing_num_workers", idle(READ)),
+    "preprocessing_batch_size": idle(READ, 1000),
     "ignore_pad_token_for_loss": refused("padding is never trained on", True),
-    **each("tool_format default_system preserve_thinking", refused(_TEMPLATE)),
-    "enable_thinking": idle(_TEMPLATE, True),
-    "eval_num_beams": idle(_EVALUATION),
+    **each("tool_format default_system preserve_thinking", refused(TEMPLATE)),
+    "enable_thinking": idle(TEMPLATE, True),
+    "eval_num_beams": idle(EVALUATION),
     "disable_shuffling": refused(SHUFFLED),
 }
 
 _TRAINING: Final[Mapping[str, Rule]] = {
     "do_train": worked("the stage that is trained: sft"),
-    **each("do_eval do_predict predict_with_generate compute_accuracy", idle(_EVALUATION)),
+    **each("do_eval do_predict predict_with_generate compute_accuracy", idle(EVALUATION)),
     "per_device_train_batch_size": to("training.per_device_train_batch_size"),
     "gradient_accumulation_steps": to("training.gradient_accumulation_steps"),
     "num_train_epochs": worked("training.num_train_epochs"),
@@ -158,7 +158,7 @@ _TRAINING: Final[Mapping[str, Rule]] = {
     "lr_scheduler_kwargs": to("training.lr_scheduler_kwargs"),
     **each("warmup_steps warmup_ratio", worked("training.warmup_steps")),
     "optim": to("training.optim"),
-    **each("optim_args optim_target_modules", refused(_OPTIMIZER)),
+    **each("optim_args optim_target_modules", refused(OPTIMIZER)),
     "weight_decay": to("training.weight_decay"),
     "adam_beta1": to("training.adam_beta1"),
     "adam_beta2": to("training.adam_beta2"),
@@ -170,7 +170,7 @@ _TRAINING: Final[Mapping[str, Rule]] = {
     **each(
         "fp8 fp8_backend fp8_enable_fsdp_float8_all_gather", refused("the base's precision is training.dtype", "auto")
     ),
-    **each("bf16_full_eval fp16_full_eval", idle(_EVALUATION)),
+    **each("bf16_full_eval fp16_full_eval", idle(EVALUATION)),
     "tf32": idle("products of float32 are as exact as PyTorch's default makes them"),
     "gradient_checkpointing": worked("training.gradient_checkpointing"),
     "gradient_checkpointing_kwargs": idle("gradients are the same either way"),
@@ -191,9 +191,9 @@ _TRAINING: Final[Mapping[str, Rule]] = {
     **each(
         "eval_delay per_device_eval_batch_size eval_accumulation_steps prediction_loss_only include_for_metrics "
         "batch_eval_metrics eval_use_gather_object label_names",
-        idle(_EVALUATION, 0),
+        idle(EVALUATION, 0),
     ),
-    "eval_do_concat_batches": idle(_EVALUATION, True),
+    "eval_do_concat_batches": idle(EVALUATION, True),
     "save_steps": worked("training.save_steps"),
     "save_strategy": idle(KEPT, "steps"),
     **each(
@@ -205,7 +205,7 @@ _TRAINING: Final[Mapping[str, Rule]] = {
         "push_to_hub hub_token hub_private_repo hub_model_id hub_always_push hub_revision", idle("nothing is uploaded")
     ),
     "hub_strategy": idle("nothing is uploaded", "every_save"),
-    **each("resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint", refused(_RESUME)),
+    **each("resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint", refused(RESUME)),
     # Logging
     "logging_steps": to("training.logging_steps"),
     **each("logging_strategy", idle(MLFLOW, "steps")),
@@ -279,7 +279,7 @@ INFO: Final[Mapping[str, Rule]] = {
     "ranking": refused(PREFERENCE),
     "folder": refused("files of a data set on the Hub cannot be chosen: download them"),
     "num_samples": refused("data sets are joined, each whole"),
-    "file_sha1": idle(_READ),
+    "file_sha1": idle(READ),
 }
 """The keys of one entry of dataset_info.json."""
 ALPACA_COLUMNS: Final[Mapping[str, str]] = {

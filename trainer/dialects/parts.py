@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from registry.base import is_hub_id, is_known
-from trainer import recipe as recipes
 from trainer.dialects.draft import Draft
 from trainer.dialects.length import count
 from trainer.dialects.places import Places
 from trainer.dialects.source import Location, Source
-
-FILES: Final = (".jsonl", ".json", ".csv", ".parquet")
+from trainer.recipe import ENDINGS, is_data_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +23,14 @@ class Rows:
     """As it stands in our recipe."""
     found: Path | None
     """None on the Hub."""
+    count: int | None
+    """How many rows there are; None on the Hub."""
 
-    @property
-    def count(self) -> int | None:
-        """How many rows there are; None on the Hub."""
-        return count(self.found) if self.found else None
+
+def total(found: Sequence[Rows]) -> int | None:
+    """How many rows there are in all; None when one part is on the Hub."""
+    counts = [part.count for part in found if part.count is not None]
+    return sum(counts) if len(counts) == len(found) else None
 
 
 def is_number(value: Any) -> bool:
@@ -67,12 +68,12 @@ def base(source: Source, draft: Draft, places: Places, key: str, revisions: Sequ
 def rows(source: Source, places: Places, text: str, location: Location, revision: Any = None) -> Rows | None:
     """The rows that `text` names; None after a fault."""
     if found := places.find(text):
-        if found.is_file() and found.suffix.lower() not in FILES:
-            source.refuse(location, f"{text} ends in none of {', '.join(FILES)}")
+        if found.is_file() and found.suffix.lower() not in ENDINGS:
+            source.refuse(location, f"{text} ends in none of {', '.join(ENDINGS)}")
             return None
-        return Rows(places.write(found, text), found)
-    if recipes.is_data_set(text):
-        return Rows(f"{text}@{revision}" if revision else text, None)
+        return Rows(places.write(found, text), found, count(found))
+    if is_data_set(text):
+        return Rows(f"{text}@{revision}" if revision else text, None, None)
     source.refuse(
         location, f"there is no {text}, neither in the working directory nor beside this file, nor ORG/NAME on the Hub"
     )

@@ -80,6 +80,13 @@ TURNS: Final = (
     "each of the assistant's turns is an example of its own here, so that rows of several turns make more steps"
 )
 WHOLE: Final = "rows are read whole before training begins"
+EVALUATION: Final = "evaluation here is the held-out loss, with a table of answers before and after"
+OPTIMIZER: Final = "there is no such optimiser here: training.optim lists what there is"
+RATES: Final = "one learning rate holds for all weights that are trained"
+READ: Final = "rows are read anew for each run"
+RESUME: Final = "`loradock train --resume` goes on from a run's last checkpoint"
+TEMPLATE: Final = "rows are written by the base's own chat template, as it is"
+TOKENIZER: Final = "the tokenizer is the base's, as its own configuration says"
 SHUFFLED: Final = "rows are shuffled anew for each epoch, and nothing else orders them"
 
 
