@@ -26,19 +26,19 @@ VERBS: Final = {
     "plan": Verb("Train", "trainer.plan_cli:plan", "Say what a training needs before it runs, and whether it fits."),
     "methods": Verb("Train", "trainer.methods_cli:methods", "List the methods that a recipe can name."),
     "translate": Verb("Train", "trainer.dialects.cli:translate", "Write another trainer's recipe as ours."),
-    "register": Verb("Registry", "registry.cli.verbs:register", "Make an immutable version of a run's adapter."),
+    "register": Verb("Registry", "registry.cli.versions:register", "Make an immutable version of a run's adapter."),
     "import": Verb(
-        "Registry", "registry.cli.verbs:import_", "Make a version of an adapter that was trained elsewhere."
+        "Registry", "registry.cli.versions:import_", "Make a version of an adapter that was trained elsewhere."
     ),
-    "check": Verb("Registry", "registry.cli.verbs:check", "Say whether vLLM can serve an adapter, and why not."),
+    "check": Verb("Registry", "registry.cli.doctor:check", "Say whether vLLM can serve an adapter, and why not."),
     "list": Verb(
-        "Registry", "registry.cli.verbs:list_", "List adapters with their aliases, or one adapter's versions."
+        "Registry", "registry.cli.views:list_", "List adapters with their aliases, or one adapter's versions."
     ),
-    "show": Verb("Registry", "registry.cli.verbs:show", "Show all that is known of one version."),
-    "history": Verb("Registry", "registry.cli.verbs:history", "Show who moved an adapter's aliases, when and why."),
-    "verify": Verb("Registry", "registry.cli.verbs:verify", "Hash a version's stored bytes again."),
-    "promote": Verb("Registry", "registry.cli.verbs:promote", "Move an alias to a version."),
-    "rollback": Verb("Registry", "registry.cli.verbs:rollback", "Move an alias back to where it stood before."),
+    "show": Verb("Registry", "registry.cli.views:show", "Show all that is known of one version."),
+    "history": Verb("Registry", "registry.cli.aliases:history", "Show who moved an adapter's aliases, when and why."),
+    "verify": Verb("Registry", "registry.cli.versions:verify", "Hash a version's stored bytes again."),
+    "promote": Verb("Registry", "registry.cli.aliases:promote", "Move an alias to a version."),
+    "rollback": Verb("Registry", "registry.cli.aliases:rollback", "Move an alias back to where it stood before."),
     "serve": Verb("Serve", "serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
     "status": Verb("Serve", "serving.cli:status", "Show what a serving replica holds and answers with."),
 }

@@ -1,0 +1,142 @@
+"""Families and their versions: MLflow's registered models, model versions and aliases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from registry.errors import Conflict, NotFound
+from registry.records import Facts, Version, canonical_json
+from registry.refs import AliasRef, VersionRef
+from registry.store.connection import Connection, default_store, experiment_id, translated
+from registry.store.tags import PREFIX, facts_from, tags_of
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+_LEDGER: Final = "loradock.ledger"
+_FINDINGS: Final = "loradock.findings"
+_LEDGERS: Final = "loradock-ledgers"
+"""The experiment whose runs hold each family's history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One adapter's registered model, as a single call shows it."""
+
+    name: str
+    aliases: Mapping[str, int]
+    ledger: str
+    """The run that holds its history; empty for a registered model that loradock did not make."""
+
+
+class Families(Connection):
+    """Making, finding and listing families and versions, and setting aliases."""
+
+    def create_family(self, name: str) -> Family:
+        """Make a registered model and its ledger; of several who try at once, one makes it and all return the same."""
+        from mlflow.exceptions import MlflowException
+
+        if (found := self.find_family(name)) is None:
+            with translated(self.uri):
+                ledgers = experiment_id(self.client, self.settings, _LEDGERS)
+                ledger = self.client.create_run(ledgers, run_name=f"{name} history").info.run_id
+                self.client.set_terminated(ledger)
+                try:
+                    self.client.create_registered_model(name, tags={_LEDGER: ledger})
+                except MlflowException as error:
+                    self.client.delete_run(ledger)
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+            found = self.family(name)
+        if not found.ledger:
+            raise Conflict(name, expected="a family of loradock's", found="a registered model that something else made")
+        return found
+
+    def find_family(self, name: str) -> Family | None:
+        """The family called `name`, or None."""
+        try:
+            return self.family(name)
+        except NotFound:
+            return None
+
+    def family(self, name: str) -> Family:
+        """The family called `name`, its aliases included; raises NotFound."""
+        with translated(self.uri, f"adapter {name!r}"):
+            return _family_from(self.client.get_registered_model(name))
+
+    def families(self) -> tuple[Family, ...]:
+        """Every family that loradock made, with its aliases: one call for each thousand."""
+        found: list[Family] = []
+        token: str | None = None
+        with translated(self.uri):
+            while True:
+                page = self.client.search_registered_models(max_results=1000, page_token=token)
+                found += (_family_from(model) for model in page)
+                if not (token := page.token):
+                    return tuple(family for family in found if family.ledger)
+
+    def create_version(self, name: str, source: str, facts: Facts, findings: tuple[str, ...]) -> Version:
+        """Make a version. It is not idempotent: `versions.register` sees to one version per digest."""
+        with translated(self.uri, f"adapter {name!r}"), default_store(self.uri):
+            made = self.client.create_model_version(
+                name,
+                source,
+                run_id=facts.run_id,
+                tags={**tags_of(facts), _FINDINGS: canonical_json(findings)},
+                model_id=source.removeprefix("models:/"),
+                await_creation_for=0,  # it is there at once; waiting is for other registries, and logs
+            )
+        return _version_from(made)
+
+    def find_version(self, name: str, digest: str) -> Version | None:
+        """The lowest version of `name` that holds these bytes, or None."""
+        found = self._search(f"name = '{name}' AND tags.`{PREFIX}digest` = '{digest}'")
+        return min(found, key=lambda version: version.ref.number, default=None)
+
+    def version(self, ref: VersionRef) -> Version:
+        """One version; raises NotFound."""
+        with translated(self.uri, f"version {str(ref)!r}"):
+            return _version_from(self.client.get_model_version(ref.name, str(ref.number)))
+
+    def versions(self, name: str) -> tuple[Version, ...]:
+        """Every version of a family, oldest first."""
+        return tuple(sorted(self._search(f"name = '{name}'"), key=lambda version: version.ref.number))
+
+    def _search(self, filter_string: str) -> list[Version]:
+        found: list[Version] = []
+        token: str | None = None
+        with translated(self.uri):
+            while True:
+                page = self.client.search_model_versions(filter_string, max_results=1000, page_token=token)
+                found += (_version_from(item) for item in page if f"{PREFIX}digest" in item.tags)
+                if not (token := page.token):
+                    return found
+
+    def set_alias(self, ref: AliasRef, number: int | None) -> None:
+        """Point an alias at a version, or take it away; last write wins. Only `promotion` calls it."""
+        with translated(self.uri, f"version '{ref.name}/{number}'"):
+            if number is None:
+                self.client.delete_registered_model_alias(ref.name, ref.alias)
+            else:
+                self.client.set_registered_model_alias(ref.name, ref.alias, str(number))
+
+
+def _family_from(model: Any) -> Family:
+    aliases = {alias: int(number) for alias, number in model.aliases.items()}
+    return Family(model.name, aliases, model.tags.get(_LEDGER, ""))
+
+
+def _version_from(found: ModelVersion) -> Version:
+    if f"{PREFIX}digest" not in found.tags:
+        raise NotFound(f"there is no version '{found.name}/{found.version}' that loradock registered")
+    return Version(
+        ref=VersionRef(found.name, int(found.version)),
+        facts=facts_from(found.tags),
+        source=found.source or "",
+        created_at=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+        findings=tuple(json.loads(found.tags.get(_FINDINGS, "[]"))),
+    )
