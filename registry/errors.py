@@ -4,6 +4,7 @@
     ├── BadInput       2  what the user wrote cannot be meant
     ├── Refused        3  a check or a gate said no
     │   ├── DigestMismatch   stored bytes are not the bytes that were registered
+    │   ├── GateFailed       a family's policy asks for more than it shows
     │   ├── HistoryDamaged   an entry of a history was edited, or is missing
     │   ├── NotServable      the adapter's own files rule it out
     │   └── WrongBase        trained on another base model
@@ -30,6 +31,8 @@ class LoradockError(Exception):
     """The root of the tree."""
 
     exit_code = 1
+    problems: tuple[str, ...] = ()
+    """Every fault that was found, where there can be several."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -62,6 +65,17 @@ class DigestMismatch(Refused):
             hint="restore the files from a backup, or register the adapter again as a new version",
         )
         self.what, self.expected, self.found, self.faults = what, expected, found, tuple(faults)
+
+
+class GateFailed(Refused):
+    """A version does not show what its family's policy asks for; `problems` has every rule with its figure."""
+
+    def __init__(self, ref: str, alias: str, verdicts: Sequence[str]) -> None:
+        super().__init__(
+            f"{ref} does not pass the policy for {alias}",
+            hint="what failed says what to do; `--force --reason WHY` moves it all the same, and stands in the history",
+        )
+        self.ref, self.alias, self.problems = ref, alias, tuple(verdicts)
 
 
 class HistoryDamaged(Refused):

@@ -11,10 +11,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from registry.errors import HistoryDamaged
-from registry.records import Move
-from registry.store import Family, Store
+from registry.records import Entry, Move, PolicyChange, Removal, parse_entry
+from registry.store import Family, Ledger, Store
+from registry.store.ledgers import ENTRIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,53 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A family's moves in order, and the family as it stood when they were read."""
+    """A family's history, or the end of it with what came before and still matters; and the family at that moment."""
 
     family: Family
-    moves: tuple[Move, ...]
-    applied: frozenset[int]
-    """The numbers of the moves whose alias was set."""
-    last: str = ""
-    """The newest entry as it was written."""
+    entries: tuple[Entry, ...]
+    """In order."""
+    ledger: Ledger
+    """Them as they are stored."""
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The entries that moved an alias."""
+        return tuple(entry for entry in self.entries if isinstance(entry, Move))
+
+    @property
+    def end(self) -> int:
+        """The number that the next entry will have."""
+        return self.entries[-1].seq + 1 if self.entries else 0
+
+    @property
+    def last(self) -> str:
+        """The newest entry as it was written."""
+        ledger = self.ledger
+        return (ledger.entries.get(self.end - 1) or ledger.carried[self.end - 1]) if self.entries else ""
+
+    @property
+    def applied(self) -> frozenset[int]:
+        """The numbers of the moves whose alias was set."""
+        return self.ledger.applied
+
+    @property
+    def policy(self) -> PolicyChange | None:
+        """The policy in force."""
+        return max((e for e in self.entries if isinstance(e, PolicyChange)), key=lambda e: e.seq, default=None)
+
+    @property
+    def removed(self) -> frozenset[int]:
+        """The versions that were deleted, or are about to be."""
+        return frozenset(number for entry in self.entries if isinstance(entry, Removal) for number in entry.versions)
+
+    @property
+    def carry(self) -> Mapping[int, str]:
+        """What a new run of the ledger begins with, as it was written."""
+        kept = {move.seq for move in self.heads.values()} | {self.end - 1}
+        kept |= {self.policy.seq} if self.policy else set()
+        kept |= {e.seq for e in self.entries if isinstance(e, Removal) and e.seq >= self.end - ENTRIES}
+        texts = {**self.ledger.carried, **self.ledger.entries}
+        return {seq: texts[seq] for seq in sorted(kept) if seq in texts}
 
     @property
     def heads(self) -> Mapping[str, Move]:
@@ -85,21 +126,24 @@ class History:
         return {alias: number for alias, number in stood.items() if number is not None}
 
 
-def read(store: Store, name: str) -> History:
+def read(store: Store, name: str, *, whole: bool = True) -> History:
     """A family's history; raises NotFound, or HistoryDamaged when an entry was edited or is missing.
 
-    Entries and aliases are two calls. When they disagree, entries are read again: had anyone moved the alias through
-    loradock in between, there would be an entry more.
+    Without `whole` only its end is read, in a time that does not grow: the last entries, and the older ones that still
+    matter. Entries and aliases are two calls. When they disagree, both are read again: had anyone moved the alias
+    through loradock in between, there would be an entry more.
     """
     family = store.family(name)
     if not family.ledger:
-        return History(family, (), frozenset())
+        return History(family, (), _NONE)
+    ledger = store.ledger(family, whole=whole)
     while True:
-        ledger = store.ledger(family)
-        moves, last = _chain(name, ledger.entries)
-        found = History(store.family(name), moves, ledger.applied, last)
-        if not found.drifts or store.ledger(family) == ledger:
+        found = History(family, _chain(name, ledger, whole=whole), ledger)
+        if not found.drifts:
             return found
+        family, before = store.family(name), ledger
+        if (ledger := store.ledger(family, whole=whole)) == before:
+            return History(family, found.entries, ledger)
 
 
 def link(entry: str) -> str:
@@ -107,18 +151,29 @@ def link(entry: str) -> str:
     return hashlib.sha256(entry.encode()).hexdigest() if entry else ""
 
 
-def _chain(name: str, entries: Mapping[int, str]) -> tuple[tuple[Move, ...], str]:
-    moves: list[Move] = []
-    before = ""
-    for expected, (number, entry) in enumerate(entries.items()):
+def _chain(name: str, ledger: Ledger, *, whole: bool) -> tuple[Entry, ...]:
+    """The entries, oldest first, each held against the one before."""
+    if whole and (edited := [seq for seq, text in ledger.carried.items() if ledger.entries.get(seq) != text]):
+        raise HistoryDamaged(name, edited[0], "is not what it was copied as")
+    older = {seq: text for seq, text in sorted(ledger.carried.items()) if seq < ledger.start}
+    before = older.get(ledger.start - 1, "")
+    entries: list[Entry] = []
+    for expected, (number, text) in enumerate(ledger.entries.items(), ledger.start):
         if number != expected:
             raise HistoryDamaged(name, expected, "is missing")
-        try:
-            move = Move.model_validate_json(entry)
-        except ValueError as error:
-            raise HistoryDamaged(name, number, "cannot be read") from error
-        if (move.seq, move.prev) != (number, link(before)):
+        entry = _parsed(name, number, text)
+        if (entry.seq, entry.prev) != (number, link(before)):
             raise HistoryDamaged(name, number, "does not follow from the one before: one of them was edited")
-        moves.append(move)
-        before = entry
-    return tuple(moves), before
+        entries.append(entry)
+        before = text
+    return (*(_parsed(name, seq, text) for seq, text in older.items()), *entries)
+
+
+def _parsed(name: str, number: int, text: str) -> Entry:
+    try:
+        return parse_entry(text)
+    except ValueError as error:
+        raise HistoryDamaged(name, number, "cannot be read") from error
+
+
+_NONE: Final = Ledger(start=0, entries={}, carried={}, applied=frozenset(), run_id="", room=True)

@@ -6,30 +6,54 @@ is. A promoter who dies in between leaves nothing that the next one does not men
 
 from __future__ import annotations
 
+import logging
 import secrets
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Final, Literal, TypeVar
 
-from registry.errors import BadInput, Conflict, Drifted, NotFound, NotServable, WrongBase
+from registry import artifact, gates, versions
+from registry.errors import (
+    BadInput,
+    Conflict,
+    DigestMismatch,
+    Drifted,
+    GateFailed,
+    NotFound,
+    NotServable,
+    Refused,
+    WrongBase,
+)
 from registry.history import History, link, read
-from registry.records import Move, Version
-from registry.refs import AliasRef, VersionRef
+from registry.records import Move, PolicyChange, Removal, Version
+from registry.refs import PRODUCTION, AliasRef, VersionRef
 from registry.store import Store
 
-_MAX_REASON = 1000  # characters; MLflow silently cuts a param at 6,000
+log = logging.getLogger(__name__)
+
+E = TypeVar("E", Move, PolicyChange, Removal)
+
+_MAX_REASON: Final = 1000  # characters
+_MAX_ENTRY: Final = 5000  # characters; MLflow silently cuts a param at 6,000
 
 
 def resolve(store: Store, ref: VersionRef | AliasRef) -> Version:
-    """The version that a ref names now, an alias by its history; raises NotFound."""
+    """The version that a ref names now, as replicas see it; raises NotFound, which says where a lost alias stood."""
     if isinstance(ref, VersionRef):
         return store.version(ref)
-    number = read(store, ref.name).head(ref.alias)
-    if number is None:
+    try:
+        return store.version_at(ref)
+    except NotFound:
+        stood = read(store, ref.name).head(ref.alias)
+    if stood is None:
         raise NotFound(
             f"{ref.name!r} has no alias {ref.alias!r}",
             hint=f"promote a version first: loradock promote {ref.name}/1 --to {ref.alias}",
         )
-    return store.version(VersionRef(ref.name, number))
+    raise NotFound(
+        f"{ref} stood at version {stood}, and was taken from it in MLflow, or the version was deleted there",
+        hint=f"`loradock rollback {ref.name}{_option(ref.alias)}` moves it to the version before",
+    )
 
 
 def promote(
@@ -57,9 +81,38 @@ def promote(
         return None
     if force and not reason:
         raise BadInput("--force needs a --reason", hint="history keeps it")
+    verdicts = gates.judge(store, past, version, alias)
+    failed = tuple(verdict.rule for verdict in verdicts if not verdict.passed)
+    if failed and not force:
+        raise GateFailed(str(ref), alias, [str(verdict) for verdict in verdicts])
     if not force:
         _admit(store, version, at)
-    return _move(store, past, "promote", alias, version, actor=actor, reason=reason, forced=force)
+    evidence = tuple(sorted({verdict.evidence for verdict in verdicts if verdict.evidence}))
+    return _move(
+        store,
+        past,
+        "promote",
+        alias,
+        version,
+        actor=actor,
+        reason=reason,
+        forced=force,
+        evidence=evidence,
+        failed=failed,
+    )
+
+
+def verdicts(store: Store, ref: VersionRef, alias: str) -> tuple[gates.Verdict, ...]:
+    """What the policy would say of a promotion now, check included."""
+    version, past = store.version(ref), _undrifted(store, ref.name, alias)
+    try:
+        _admit(store, version, past.head(alias))
+    except Refused as error:
+        return (gates.Verdict(rule="check", passed=False, figure=str(error)), *gates.judge(store, past, version, alias))
+    return (
+        gates.Verdict(rule="check", passed=True, figure="vLLM can serve it"),
+        *gates.judge(store, past, version, alias),
+    )
 
 
 def rollback(store: Store, name: str, alias: str, *, actor: str, reason: str = "", to: int | None = None) -> Move:
@@ -67,16 +120,22 @@ def rollback(store: Store, name: str, alias: str, *, actor: str, reason: str = "
 
     Versions that were deleted meanwhile are passed over. Raises NotFound, BadInput, Conflict or Drifted.
     """
-    past = _undrifted(store, name, alias)
+    past = _undrifted(store, name, alias, whole=True)
     if to is not None and to not in {move.to_version for move in past.moves if move.alias == alias}:
         raise BadInput(f"{name}@{alias} was never at version {to}", hint=f"promote it: loradock promote {name}/{to}")
     for target in past.earlier(alias) if to is None else (to,):
         try:
             version = store.version(VersionRef(name, target))
-        except NotFound:
+            with versions.fetched(store, version) as directory:
+                artifact.verify(directory, version.facts.digest, what=str(version.ref))
+        except (NotFound, DigestMismatch) as error:
+            log.warning("passed over: %s", error)
             continue
         return _move(store, past, "rollback", alias, version, actor=actor, reason=reason)
-    raise NotFound(f"{name}@{alias} has no earlier version to go back to", hint=f"see: loradock history {name}")
+    raise NotFound(
+        f"{name}@{alias} has no {'earlier version' if to is None else f'version {to}'} to go back to",
+        hint=f"see: loradock history {name}",
+    )
 
 
 def adopt(store: Store, name: str, *, actor: str, reason: str = "") -> tuple[Move, ...]:
@@ -110,9 +169,9 @@ def _found(store: Store, name: str, number: int | None) -> Version | None:
     return None if number is None else store.version(VersionRef(name, number))
 
 
-def _undrifted(store: Store, name: str, alias: str) -> History:
+def _undrifted(store: Store, name: str, alias: str, *, whole: bool = False) -> History:
     """The history, unless the alias was moved past loradock. One that is gone bars no move: it serves nobody."""
-    past = read(store, name)
+    past = read(store, name, whole=whole)
     for drift in past.drifts_of(alias):
         if drift.found is not None:
             raise Drifted(name, alias, recorded=drift.recorded, found=drift.found)
@@ -137,6 +196,39 @@ def _admit(store: Store, version: Version, incumbent: int | None) -> None:
         )
 
 
+def set_policy(store: Store, name: str, text: str, *, actor: str, reason: str = "") -> PolicyChange:
+    """Write a new policy into a family's history; raises Conflict when somebody else changed it in between."""
+    past = read(store, name, whole=False)
+    before = past.policy
+
+    def decide(now: History) -> None:
+        if now.policy != before:
+            raise Conflict(f"the policy of {name}", expected="as it was", found="changed", winner=_actor(now.policy))
+
+    return _append(store, past, lambda head: PolicyChange(**head, policy=text), decide, actor=actor, reason=reason)
+
+
+def remove(
+    store: Store, name: str, numbers: tuple[int, ...], *, actor: str, reason: str, decided_on: History
+) -> Removal:
+    """Write down that versions are deleted, from when on no alias moves to them; the caller then deletes them.
+
+    Raises Conflict when an alias moved to one of them since `decided_on`.
+    """
+
+    def decide(now: History) -> None:
+        moved = {move.to_version: move for move in now.moves if move.seq >= decided_on.end}
+        for number in numbers:
+            if number in moved:
+                move = moved[number]
+                raise Conflict(str(move.ref_in(name)), expected="elsewhere", found=str(number), winner=move.actor)
+
+    decide(read(store, name))
+    return _append(
+        store, decided_on, lambda head: Removal(**head, versions=numbers), decide, actor=actor, reason=reason
+    )
+
+
 def _move(
     store: Store,
     past: History,
@@ -146,34 +238,77 @@ def _move(
     *,
     actor: str,
     reason: str,
-    forced: bool = False,
     came_from: int | None = None,
+    **more: Any,
 ) -> Move:
-    if len(reason) > _MAX_REASON:
-        raise BadInput(f"a reason has at most {_MAX_REASON} characters; this one has {len(reason)}")
-    decided_on = past.heads.get(alias)
-    nonce = secrets.token_hex(8)
-    while True:
-        move = Move(
-            seq=len(past.moves),
+    decided_on, policy = past.heads.get(alias), past.policy
+    number = version.ref.number if version else None
+
+    def decide(now: History) -> None:
+        if now.heads.get(alias) != decided_on:
+            raise _conflict(now, alias, decided_on.to_version if decided_on else None)
+        if op == "promote" and now.policy != policy:
+            raise Conflict(f"the policy of {now.family.name}", expected="as it was", found="changed")
+        if number in now.removed:
+            raise NotFound(f"version '{now.family.name}/{number}' is deleted", hint="choose another version")
+
+    def make(head: Mapping[str, Any]) -> Move:
+        return Move(
+            **head,
             op=op,
             alias=alias,
             from_version=came_from if op == "restore" else past.head(alias),
-            to_version=version.ref.number if version else None,
-            actor=actor,
-            reason=reason,
-            forced=forced,
-            at=datetime.now(UTC),
+            to_version=number,
             digest=version.facts.digest if version else "",
-            nonce=nonce,
-            prev=link(past.last),
+            **more,
         )
-        if store.append(past.family, move.seq, move.canonical()):
-            settle(store, past.family.name)
-            return move
-        past = read(store, past.family.name)
-        if past.heads.get(alias) != decided_on:
-            raise _conflict(past, alias, decided_on.to_version if decided_on else None)
+
+    decide(past)
+    move = _append(store, past, make, decide, actor=actor, reason=reason)
+    settle(store, past.family.name)
+    return move
+
+
+def _append(
+    store: Store,
+    past: History,
+    make: Callable[[Mapping[str, Any]], E],
+    decide: Callable[[History], None],
+    *,
+    actor: str,
+    reason: str,
+) -> E:
+    """Write the next entry; `decide` raises where what others wrote in between speaks against it."""
+    if len(reason) > _MAX_REASON:
+        raise BadInput(f"a reason has at most {_MAX_REASON} characters; this one has {len(reason)}")
+    nonce = secrets.token_hex(8)
+    while True:
+        entry = make(
+            {
+                "seq": past.end,
+                "actor": actor,
+                "reason": reason,
+                # never before the entry that it follows, whatever this machine's clock says
+                "at": max(datetime.now(UTC), past.entries[-1].at) if past.entries else datetime.now(UTC),
+                "nonce": nonce,
+                "prev": link(past.last),
+            }
+        )
+        text = entry.canonical()
+        if len(text) > _MAX_ENTRY:
+            raise BadInput(f"an entry of a history has at most {_MAX_ENTRY} characters; this one has {len(text)}")
+        if store.append(past.family, past.ledger, entry.seq, text, carry=past.carry):
+            return entry
+        past = read(store, past.family.name, whole=False)
+        decide(past)
+
+
+def _actor(entry: PolicyChange | None) -> str:
+    return entry.actor if entry else ""
+
+
+def _option(alias: str) -> str:
+    return "" if alias == PRODUCTION else f" --alias {alias}"
 
 
 def _conflict(past: History, alias: str, expected: int | None) -> Conflict:
@@ -194,7 +329,7 @@ def settle(store: Store, name: str) -> None:
     """
     ours: set[str] = set()
     while True:
-        past = read(store, name)
+        past = read(store, name, whole=False)
         pending = {a: move for a, move in past.heads.items() if move.seq not in past.applied or a in ours}
         wrong = {a: move.to_version for a, move in pending.items() if past.family.aliases.get(a) != move.to_version}
         ours |= wrong.keys()
@@ -204,4 +339,4 @@ def settle(store: Store, name: str) -> None:
             break
     for move in pending.values():
         if move.seq not in past.applied:
-            store.mark_applied(past.family, move.seq)
+            store.mark_applied(past.ledger, move.seq)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from registry.refs import AliasRef, VersionRef
 
@@ -81,6 +81,8 @@ class Facts(Record):
     run_id: str
     data_digest: str
     """SHA-256 over every row that was trained on, or held out."""
+    parents: tuple[str, ...] = ()
+    """The versions that it was made from, `support-bot/3`; none for a trained or imported adapter."""
 
 
 class Version(Record):
@@ -95,26 +97,60 @@ class Version(Record):
     """What the check at registration found against serving it; empty for a servable version."""
 
 
-class Move(Record):
-    """An alias that went from one version to another: one entry of a family's history."""
+class Entry(Record):
+    """One entry of a family's history: who did what, when and why, chained to the entry before."""
 
     seq: int
-    op: Literal["promote", "rollback", "adopt", "restore"]
-    alias: str
-    from_version: int | None
-    to_version: int | None
-    """None where an alias that was deleted past loradock was adopted as gone."""
     actor: str
     reason: str
-    forced: bool = False
     at: datetime
-    digest: str
-    """The digest of the version it went to; empty where it went to none."""
     nonce: str
     """Random; tells this writer's entry from another's that says the same."""
     prev: str
     """SHA-256 of the entry before, as it was written; empty for the first."""
 
+
+class Move(Entry):
+    """An alias that went from one version to another."""
+
+    op: Literal["promote", "rollback", "adopt", "restore"]
+    alias: str
+    from_version: int | None
+    to_version: int | None
+    """None where an alias that was deleted past loradock was adopted as gone."""
+    forced: bool = False
+    digest: str
+    """The digest of the version it went to; empty where it went to none."""
+    evidence: tuple[str, ...] = ()
+    """The evaluations, as MLflow runs, by which the family's policy let it through."""
+    failed: tuple[str, ...] = ()
+    """What a forced move was moved in spite of."""
+
     def ref_in(self, name: str) -> AliasRef:
         """The alias that moved."""
         return AliasRef(name, self.alias)
+
+
+class PolicyChange(Entry):
+    """A new policy for what may be promoted."""
+
+    op: Literal["policy"] = "policy"
+    policy: str
+    """YAML, as it was given."""
+
+
+class Removal(Entry):
+    """Versions that are deleted, and take no alias from here on."""
+
+    op: Literal["delete"] = "delete"
+    versions: tuple[int, ...]
+
+
+def parse_entry(text: str) -> Move | PolicyChange | Removal:
+    """An entry as it was written; raises ValueError."""
+    return _ENTRY.validate_json(text)
+
+
+_ENTRY: TypeAdapter[Move | PolicyChange | Removal] = TypeAdapter(
+    Annotated[Move | PolicyChange | Removal, Field(discriminator="op")]
+)

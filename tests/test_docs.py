@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from registry.cli import VERBS
+from registry.policy import Rules
 from registry.settings import Settings
 from serving.settings import ServingSettings
 from trainer import catalogue
@@ -42,6 +43,10 @@ def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
 
 def test_every_method_is_documented_and_no_other() -> None:
     assert first_cells("docs/methods.md") == list(catalogue.ENTRIES)
+
+
+def test_every_rule_of_a_policy_is_documented_and_no_other() -> None:
+    assert first_cells("docs/policy.md") == list(Rules.model_fields)
 
 
 def test_every_setting_is_documented_and_no_other() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from registry.errors import BadInput, LoradockError
+from registry.errors import LoradockError
 
 
 class Verb(NamedTuple):
@@ -38,6 +38,7 @@ VERBS: Final = {
     "history": Verb("Registry", "registry.cli.aliases:history", "Show who moved an adapter's aliases, when and why."),
     "verify": Verb("Registry", "registry.cli.versions:verify", "Hash a version's stored bytes again."),
     "promote": Verb("Registry", "registry.cli.aliases:promote", "Move an alias to a version."),
+    "policy": Verb("Registry", "registry.cli.aliases:policy", "Show or set what a version must show to be promoted."),
     "rollback": Verb("Registry", "registry.cli.aliases:rollback", "Move an alias back to where it stood before."),
     "serve": Verb("Serve", "serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
     "status": Verb("Serve", "serving.cli:status", "Show what a serving replica holds and answers with."),
@@ -94,8 +95,7 @@ def main() -> None:
     except LoradockError as error:
         if "--debug" in sys.argv:
             raise
-        problems = error.problems if isinstance(error, BadInput) else ()
-        _stop("\n  ".join([str(error), *problems]), error.hint, error.exit_code)
+        _stop("\n  ".join([str(error), *error.problems]), error.hint, error.exit_code)
     except BrokenPipeError:  # the reader of a pipe left; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import click
 
 from registry import history as histories
+from registry import policy as policies
 from registry import promotion, refs
 from registry.cli.output import emit, json_option, say
 from registry.cli.shared import alias_option, moment, reason_option
-from registry.errors import BadInput, Drifted
-from registry.records import Move
+from registry.errors import BadInput, Drifted, GateFailed, NotFound
+from registry.records import Entry, Move, PolicyChange, Removal
 from registry.settings import Settings
 from registry.store import Store
 
@@ -46,8 +49,11 @@ def history(name: str, at: datetime | None, adopt: bool, restore: bool, reason: 
     if at:
         emit({alias: f"{name}/{number}" for alias, number in past.at(at.replace(tzinfo=UTC)).items()}, as_json)
         return
-    rows = [move.model_dump(mode="json") | {"at": moment(move.at)} for move in past.moves]
-    emit(rows, as_json, columns=("seq", "at", "op", "alias", "from_version", "to_version", "actor", "reason"))
+    if as_json:
+        emit([entry.model_dump(mode="json") | {"at": moment(entry.at)} for entry in past.entries], as_json)
+        return
+    rows = [{**_told(entry), "at": moment(entry.at)} for entry in past.entries]
+    emit(rows, as_json, columns=("seq", "at", "what", "from", "to", "actor", "reason", "notes"))
 
 
 @click.command()
@@ -55,16 +61,23 @@ def history(name: str, at: datetime | None, adopt: bool, restore: bool, reason: 
 @alias_option
 @click.option("--expect", type=int, metavar="NUMBER", help="Move only when the alias is at this version now.")
 @reason_option
-@click.option("--force", is_flag=True, help="Promote what a check refuses; needs --reason.")
+@click.option("--force", is_flag=True, help="Promote what a check or the policy refuses; needs --reason.")
+@click.option("--dry-run", is_flag=True, help="Move nothing; print what the policy says of it, rule by rule.")
 @json_option
-def promote(ref: str, alias: str, expect: int | None, reason: str, force: bool, as_json: bool) -> None:
+def promote(ref: str, alias: str, expect: int | None, reason: str, force: bool, dry_run: bool, as_json: bool) -> None:
     """Move an alias to a version.
 
-    REF is NAME/NUMBER. The move is a compare-and-set: when somebody else moves the alias meanwhile, it exits
-    with 4 and says who.
+    REF is NAME/NUMBER. The move is a compare-and-set: when somebody else moves the alias meanwhile, it exits with 4 and
+    says who. Where the adapter has a policy for the alias, a version that does not pass it exits with 3.
     """
     settings = Settings()
     version = refs.parse_version(ref)
+    if dry_run:
+        verdicts = promotion.verdicts(Store(settings), version, refs.parse_alias(alias))
+        emit([verdict.model_dump() for verdict in verdicts], as_json, columns=("rule", "passed", "figure", "evidence"))
+        if not all(verdict.passed for verdict in verdicts):
+            raise GateFailed(str(version), alias, ())
+        return
     move = promotion.promote(
         Store(settings),
         version,
@@ -81,6 +94,36 @@ def promote(ref: str, alias: str, expect: int | None, reason: str, force: bool, 
 
 @click.command()
 @click.argument("name")
+@click.option(
+    "--set",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Make this YAML file the policy from now on.",
+)
+@reason_option
+@json_option
+def policy(name: str, file: Path | None, reason: str, as_json: bool) -> None:
+    """Show what an adapter's versions must show before an alias moves to them, or set it.
+
+    A policy is part of the adapter's history: `loradock history` tells who set it, when and why.
+    """
+    settings = Settings()
+    store, name = Store(settings), refs.parse_name(name)
+    if file:
+        text = file.read_text(encoding="utf-8")
+        policies.parse(text, what=str(file))
+        promotion.set_policy(store, name, text, actor=settings.actor, reason=reason)
+    if (set_ := histories.read(store, name, whole=False).policy) is None:
+        raise NotFound(f"{name!r} has no policy", hint=f"write one, and: loradock policy {name} --set FILE")
+    if as_json:
+        emit(set_.model_dump(mode="json") | {"rules": policies.parse(set_.policy).model_dump()}, as_json)
+        return
+    say(f"set by {set_.actor} at {moment(set_.at)}{': ' if set_.reason else ''}{set_.reason}")
+    click.echo(set_.policy.rstrip())
+
+
+@click.command()
+@click.argument("name")
 @click.option("--alias", default=refs.PRODUCTION, show_default=True, help="The alias to move back.")
 @click.option("--to", type=int, metavar="NUMBER", help="An earlier version of this alias.  [default: the one before]")
 @reason_option
@@ -92,6 +135,22 @@ def rollback(name: str, alias: str, to: int | None, reason: str, as_json: bool) 
         Store(settings), refs.parse_name(name), refs.parse_alias(alias), actor=settings.actor, reason=reason, to=to
     )
     _report(move, name, as_json)
+
+
+def _told(entry: Entry) -> dict[str, Any]:
+    """An entry as a row that a person reads."""
+    row: dict[str, Any] = {"seq": entry.seq, "actor": entry.actor, "reason": entry.reason}
+    match entry:
+        case Move():
+            forced = f"forced past {', '.join(entry.failed) or 'the check'}" if entry.forced else ""
+            evidence = f"by {', '.join(entry.evidence)}" if entry.evidence else ""
+            what = f"{entry.op} {entry.alias}"
+            row |= {"what": what, "from": entry.from_version, "to": entry.to_version, "notes": forced or evidence}
+        case PolicyChange():
+            row |= {"what": "set the policy"}
+        case Removal():
+            row |= {"what": "delete", "from": ", ".join(map(str, entry.versions))}
+    return row
 
 
 def _report(move: Move | None, name: str, as_json: bool) -> None:

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 
 from registry.store.adapters import Adapters
 from registry.store.connection import connect, default_store, experiment_id, masked, translated
-from registry.store.families import Families, Family
+from registry.store.evidence import Evidences
+from registry.store.families import Family
 from registry.store.ledgers import Ledger, Ledgers
 
 __all__ = ["Family", "Ledger", "Store", "connect", "default_store", "experiment_id", "masked", "translated"]
 
 
-class Store(Adapters, Families, Ledgers):
+class Store(Adapters, Evidences, Ledgers):
     """The registry's calls to MLflow."""
 
     @contextmanager

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 from registry.errors import Conflict, NotFound
 from registry.records import Facts, Version, canonical_json
 from registry.refs import AliasRef, VersionRef
-from registry.store.connection import Connection, default_store, experiment_id, translated
+from registry.store.connection import Connection, default_store, experiment_id, masked, translated
 from registry.store.tags import PREFIX, facts_from, tags_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _LEDGER: Final = "loradock.ledger"
+_NEWEST: Final = "loradock.ledger.newest"
 _FINDINGS: Final = "loradock.findings"
 _LEDGERS: Final = "loradock-ledgers"
 """The experiment whose runs hold each family's history."""
@@ -30,7 +31,9 @@ class Family:
     name: str
     aliases: Mapping[str, int]
     ledger: str
-    """The run that holds its history; empty for a registered model that loradock did not make."""
+    """The run in which its history begins; empty for a registered model that loradock did not make."""
+    newest: str = ""
+    """A later run of its history: from there, not from the beginning, the end is looked for."""
 
 
 class Families(Connection):
@@ -42,9 +45,7 @@ class Families(Connection):
 
         if (found := self.find_family(name)) is None:
             with translated(self.uri):
-                ledgers = experiment_id(self.client, self.settings, _LEDGERS)
-                ledger = self.client.create_run(ledgers, run_name=f"{name} history").info.run_id
-                self.client.set_terminated(ledger)
+                ledger = self.new_ledger(name)
                 try:
                     self.client.create_registered_model(name, tags={_LEDGER: ledger})
                 except MlflowException as error:
@@ -56,6 +57,17 @@ class Families(Connection):
             raise Conflict(name, expected="a family of loradock's", found="a registered model that something else made")
         return found
 
+    def new_ledger(self, name: str) -> str:
+        """A run for a part of a family's history, by its id."""
+        ledgers = experiment_id(self.client, self.settings, _LEDGERS)
+        run_id: str = self.client.create_run(ledgers, run_name=f"{name} history").info.run_id
+        self.client.set_terminated(run_id)
+        return run_id
+
+    def set_newest_ledger(self, name: str, run_id: str) -> None:
+        """Note where a family's history ends now, for those who read only its end."""
+        self.client.set_registered_model_tag(name, _NEWEST, run_id)
+
     def find_family(self, name: str) -> Family | None:
         """The family called `name`, or None."""
         try:
@@ -65,8 +77,12 @@ class Families(Connection):
 
     def family(self, name: str) -> Family:
         """The family called `name`, its aliases included; raises NotFound."""
-        with translated(self.uri, f"adapter {name!r}"):
-            return _family_from(self.client.get_registered_model(name))
+        with translated(self.uri):
+            # Not get_registered_model, which reads all versions to tell the latest.
+            found = self.client.search_registered_models(f"name = '{name}'", max_results=1)
+        if not found:
+            raise NotFound(f"there is no adapter {name!r} in {masked(self.uri)}")
+        return _family_from(found[0])
 
     def families(self) -> tuple[Family, ...]:
         """Every family that loradock made, with its aliases: one call for each thousand."""
@@ -102,6 +118,23 @@ class Families(Connection):
         with translated(self.uri, f"version {str(ref)!r}"):
             return _version_from(self.client.get_model_version(ref.name, str(ref.number)))
 
+    def tags(self, ref: VersionRef) -> Mapping[str, str]:
+        """All tags of a version, those that people set included; raises NotFound."""
+        with translated(self.uri, f"version {str(ref)!r}"):
+            return dict(self.client.get_model_version(ref.name, str(ref.number)).tags)
+
+    def version_at(self, ref: AliasRef) -> Version:
+        """The version that an alias stands at in MLflow; raises NotFound."""
+        from mlflow.exceptions import MlflowException
+
+        with translated(self.uri, f"version under {str(ref)!r}"):
+            try:
+                return _version_from(self.client.get_model_version_by_alias(ref.name, ref.alias))
+            except MlflowException as error:
+                if error.error_code == "INVALID_PARAMETER_VALUE":  # MLflow's word for an alias that is not there
+                    raise NotFound(f"there is no alias {str(ref)!r} in {masked(self.uri)}") from error
+                raise
+
     def versions(self, name: str) -> tuple[Version, ...]:
         """Every version of a family, oldest first."""
         return tuple(sorted(self._search(f"name = '{name}'"), key=lambda version: version.ref.number))
@@ -127,7 +160,8 @@ class Families(Connection):
 
 def _family_from(model: Any) -> Family:
     aliases = {alias: int(number) for alias, number in model.aliases.items()}
-    return Family(model.name, aliases, model.tags.get(_LEDGER, ""))
+    first = model.tags.get(_LEDGER, "")
+    return Family(model.name, aliases, first, model.tags.get(_NEWEST, first))
 
 
 def _version_from(found: ModelVersion) -> Version:

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,12 @@ from registry.errors import BadInput, Conflict, NotFound, NotServable, WrongBase
 from registry.refs import AliasRef, parse_ref
 from registry.store import Store
 from tests.adapters import NAME, SMOL, aliases, make_version, ref
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def store(request: pytest.FixtureRequest, store: Store) -> Store:
+    """The embedded store, and a server on PostgreSQL."""
+    return store if request.param == "sqlite" else request.getfixturevalue("remote")
 
 
 @pytest.fixture
@@ -124,59 +130,40 @@ def test_an_unknown_version_or_alias(three: Store) -> None:
         promotion.resolve(three, AliasRef(NAME, "canary"))
 
 
-def test_a_promoter_who_died_after_writing_history_is_made_good_by_the_next(three: Store) -> None:
+def test_a_promoter_who_died_after_writing_history_is_made_good_by_the_next(
+    three: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     promotion.promote(three, ref(1), "production", actor="ann")
-    past = history.read(three, NAME)
-    written = past.moves[0].model_copy(
-        update={"seq": 1, "to_version": 2, "from_version": 1, "prev": hashlib.sha256(past.last.encode()).hexdigest()}
-    )
-    assert three.append(past.family, 1, written.canonical())  # and here it dies: the alias was not set
+    with monkeypatch.context() as dying:
+        dying.setattr(three, "set_alias", lambda *move: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            promotion.promote(three, ref(2), "production", actor="ann")
     assert aliases(three) == {"production": 1}
     assert promotion.promote(three, ref(2), "production", actor="bob") is None
     assert aliases(three) == {"production": 2}
 
 
-PROMOTER = """
-import sys
-from registry import history, promotion
-from registry.errors import Conflict
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store
-store = Store(Settings())
-store.families()
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    number = int(sys.argv[1])
-    promotion.promote(store, VersionRef("support-bot", number), "production", actor=f"p{number}", expect=1)
-except Conflict as error:
-    print("lost to", error.winner)
-else:
-    print("won")
-"""
+def test_a_clock_that_lags_or_leads_puts_no_move_before_the_one_it_follows(
+    three: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour = timedelta(hours=1)
+    for number, skew in ((1, hour), (2, -hour), (3, 0 * hour)):
+        with monkeypatch.context() as skewed:
+            skewed.setattr(promotion, "datetime", Clock(datetime.now(UTC) + skew))
+            promotion.promote(three, ref(number), "production", actor="ann")
+    past = history.read(three, NAME)
+    moments = [move.at for move in past.moves]
+    assert moments == sorted(moments)
+    assert [move.to_version for move in past.moves] == [1, 2, 3]
+    assert past.at(moments[-1]) == {"production": 3}
+    assert past.at(moments[0] - timedelta(microseconds=1)) == {}
 
 
-@pytest.mark.slow
-def test_of_four_processes_at_once_one_wins_and_the_others_name_it(store: Store, tmp_path: Path) -> None:
-    for seed in range(5):
-        make_version(store, tmp_path / str(seed), seed=seed)
-    promotion.promote(store, ref(1), "production", actor="ann")
-    promoters = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROMOTER, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for number in range(2, 6)
-    ]
-    for promoter in promoters:
-        assert promoter.stdout
-        assert promoter.stdout.readline() == "ready\n"
-    for promoter in promoters:
-        assert promoter.stdin
-        promoter.stdin.write("go\n")
-        promoter.stdin.flush()
-    answers = [promoter.communicate(timeout=120)[0].strip() for promoter in promoters]
-    (winner,) = (number for number, answer in enumerate(answers, start=2) if answer == "won")
-    assert sorted(set(answers)) == [f"lost to p{winner}", "won"]
-    assert aliases(store) == {"production": winner}
-    assert [move.to_version for move in history.read(store, NAME).moves] == [1, winner]
+class Clock:
+    """A clock that stands at one moment."""
+
+    def __init__(self, moment: datetime) -> None:
+        self._moment = moment
+
+    def now(self, zone: tzinfo) -> datetime:
+        return self._moment.astimezone(zone)
