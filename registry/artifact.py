@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -109,7 +110,8 @@ class TensorInfo:
 def read_header(path: Path) -> Mapping[str, TensorInfo]:
     """Names, dtypes and shapes from a safetensors header, without reading a weight; raises BadInput when damaged.
 
-    Format: https://huggingface.co/docs/safetensors (8 bytes length, little endian, then JSON, then data).
+    Format: https://huggingface.co/docs/safetensors (8 bytes length, little endian, then JSON, then data that the
+    tensors cover without a gap and without an overlap).
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -118,7 +120,7 @@ def read_header(path: Path) -> Mapping[str, TensorInfo]:
         if length > min(_MAX_HEADER, size - 8):
             raise BadInput(f"{path.name} is not a safetensors file, or it was cut off")
         try:
-            header: dict[str, Any] = json.loads(file.read(length))
+            header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_once)
             tensors = {
                 name: TensorInfo(
                     entry["dtype"], tuple(entry["shape"]), *(8 + length + offset for offset in entry["data_offsets"])
@@ -126,26 +128,65 @@ def read_header(path: Path) -> Mapping[str, TensorInfo]:
                 for name, entry in header.items()
                 if name != "__metadata__"
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            faults = list(_layout_faults(tensors, 8 + length, size))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"{path.name} has a damaged safetensors header") from error
-    end = max((info.stop for info in tensors.values()), default=8 + length)
-    if end != size:
-        raise BadInput(f"{path.name} holds {size} bytes where its header tells of {end}")
+    if faults:
+        raise BadInput(f"{path.name} has a damaged safetensors header: {faults[0]}")
     return tensors
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _layout_faults(tensors: Mapping[str, TensorInfo], start: int, size: int) -> Iterator[str]:
+    """What of dtypes, shapes and offsets cannot be; the offsets count from the file's first byte."""
+    at = start
+    for full, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        name = full[:100]
+        if any(type(number) is not int or number < 0 for number in (*info.shape, info.start, info.stop)):
+            yield f"{name!r} has a shape or an offset that is no number"
+        bits = _BITS.get(info.dtype)
+        if bits is None:
+            yield f"{name!r} has the unknown dtype {info.dtype!r}"
+        elif (info.stop - info.start) * 8 != bits * math.prod(info.shape):
+            yield f"{name!r} of {info.dtype} {info.shape} takes {info.stop - info.start} bytes"
+        if info.start != at:
+            yield f"{name!r} {'overlaps the tensor' if info.start < at else 'leaves a gap to the one'} before it"
+        at = info.stop
+    if at != size:
+        yield f"it tells of {at} bytes where the file holds {size}"
+
+
+_BITS: Final = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
 _NUMPY: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+def floats(data: bytes, dtype: str) -> NDArray[Any] | None:
+    """The values of a tensor's bytes, flat; None for other than floating types of 16 bits and more."""
+    import numpy as np
+
+    if (kind := _NUMPY.get(dtype)) is None:
+        return None
+    values = np.frombuffer(data, dtype=kind)
+    return (values.astype("<u4") << 16).view("<f4") if dtype == "BF16" else values  # the upper half of a float32
 
 
 def read_values(path: Path, tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, NDArray[Any]]]:
     """Each tensor's values, flat, one tensor in memory at a time; tensors of other than floating types are left out."""
-    import numpy as np
-
     with path.open("rb") as file:
         for name, info in tensors.items():
-            if kind := _NUMPY.get(info.dtype):
-                file.seek(info.start)
-                values = np.frombuffer(file.read(info.stop - info.start), dtype=kind)
-                if info.dtype == "BF16":  # the upper half of a float32
-                    values = (values.astype("<u4") << 16).view("<f4")
+            file.seek(info.start)
+            if info.dtype in _NUMPY and (values := floats(file.read(info.stop - info.start), info.dtype)) is not None:
                 yield name, values

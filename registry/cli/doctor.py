@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,15 +13,17 @@ from registry import base as bases
 from registry import check as checks
 from registry import promotion, refs, versions
 from registry.artifact import verify as verify_files
-from registry.cli.output import emit, json_option
+from registry.check.mend import Mended, mend
+from registry.cli.output import emit, json_option, say
 from registry.cli.shared import base_option
-from registry.errors import NotServable
+from registry.errors import NotFound, NotServable
+from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", metavar="REF|DIR")
 @base_option(required=False)
 @click.option(
     "--max-lora-rank",
@@ -28,23 +32,82 @@ from registry.store import Store
     show_default=True,
     help="The rank that the server is started for.",
 )
+@click.option("--fix", type=click.Path(path_type=Path), metavar="OUT", help="Mend what can be, into a new directory.")
 @json_option
-def check(target: str, base: str | None, max_lora_rank: int, as_json: bool) -> None:
+def check(target: str, base: str | None, max_lora_rank: int, fix: Path | None, as_json: bool) -> None:
     """Say whether vLLM can serve an adapter, and why not.
 
-    TARGET is a directory, or a version. Without --base its shapes are held against no base. Nothing is loaded. It exits
-    with 3 when the adapter cannot be served.
+    Its configuration and its tensors' headers are read, and its values for NaN and zeros; no model is loaded. Without
+    --base its shapes are held against no base. It exits with 3 when the adapter cannot be served as it is. --fix
+    writes a mended copy and shows how little each layer's B·A went from what it was.
     """
     settings = Settings()
-    config = bases.resolve(base, settings).config if base else None
-    with contextlib.ExitStack() as stack:
-        directory = Path(target)
-        if not directory.is_dir():
-            store = Store(settings)
-            version = promotion.resolve(store, refs.parse_ref(target))
-            directory = stack.enter_context(versions.fetched(store, version))
-            verify_files(directory, version.facts.digest, what=str(version.ref))
-        found = checks.findings(directory, base_config=config, max_rank=max_lora_rank)
-    emit({"target": target, "servable": not found, "findings": found}, as_json)
-    if found:
-        raise NotServable(target, found)
+    if max_lora_rank not in checks.RANKS:
+        say(f"warning: vLLM starts with no --max-lora-rank {max_lora_rank}, only {', '.join(map(str, checks.RANKS))}")
+    where = bases.config_of(base, settings) if base else None
+    shapes = checks.read_shapes(where) if where else checks.BaseShapes()
+    with _files(target, settings) as (directory, version):
+        found = checks.examine(directory, base=shapes, max_rank=max_lora_rank)
+        if version and where and shapes.complete:
+            found = checks.with_base(found, version.facts.base, bases.identify(where, base_id=str(base)))
+        if fix:
+            mended = mend(directory, fix, found, base=shapes, max_rank=max_lora_rank)
+            _report_mended(target, fix, found, mended, as_json)
+            return
+    _print({"target": target, "verdict": found.verdict, "servable": found.servable}, found, as_json)
+    _refuse(target, found)
+
+
+@contextlib.contextmanager
+def _files(target: str, settings: Settings) -> Iterator[tuple[Path, Version | None]]:
+    """A directory as it is, or a version's files, verified."""
+    if Path(target).is_dir():
+        yield Path(target), None
+        return
+    if target.startswith((".", "/", "~")):
+        raise NotFound(f"there is no directory {target}")
+    store = Store(settings)
+    version = promotion.resolve(store, refs.parse_ref(target))
+    with versions.fetched(store, version) as directory:
+        verify_files(directory, version.facts.digest, what=str(version.ref))
+        yield directory, version
+
+
+def _report_mended(target: str, out: Path, found: checks.Diagnosis, mended: Mended | None, as_json: bool) -> None:
+    if mended is None:
+        say(f"there is nothing to mend in {target}; nothing was written")
+        _print({"target": target, "verdict": found.verdict, "servable": found.servable}, found, as_json)
+        return
+    told: dict[str, Any] = {
+        "target": target,
+        "mended": str(out),
+        "mendings": mended.mendings,
+        "verdict": mended.diagnosis.verdict,
+        "servable": mended.diagnosis.servable,
+        "largest_difference": mended.largest,
+    }
+    if as_json:
+        told["differences"] = mended.differences
+    _print(told, mended.diagnosis, as_json)
+    _refuse(str(out), mended.diagnosis)
+
+
+def _print(told: dict[str, Any], found: checks.Diagnosis, as_json: bool) -> None:
+    rows = [finding.row() for finding in found.findings]
+    if as_json:
+        emit(told | {"findings": rows}, as_json)
+        return
+    emit(told, as_json)
+    if rows:
+        emit(rows, as_json, columns=("code", "remedy", "blocks", "text"))
+
+
+def _refuse(what: str, found: checks.Diagnosis) -> None:
+    if found.servable:
+        return
+    error = NotServable(what, [finding.text for finding in found.blocking])
+    if found.mendings and found.curable:
+        error.hint = f"it is {found.verdict}; --fix OUT writes a mended copy"
+    elif found.curable:
+        error.hint = f"it is {found.verdict}"
+    raise error

@@ -1,0 +1,208 @@
+"""What the names, shapes and types of an adapter's tensors say against it, alone and on a base."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from registry.artifact import TensorInfo
+from registry.check.config import replaces
+from registry.check.findings import Finding, some
+from registry.check.names import ROOT, TensorName
+from registry.check.settings import Scaling, targets
+from registry.check.shapes import BaseShapes, Layer
+from registry.check.vllm import NO_EMBEDDINGS
+
+_TYPES: Final = ("F32", "F16", "BF16")
+_EMBEDDING_WEIGHTS: Final = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
+"""Copies of the base's weights that PEFT keeps and vLLM passes over."""
+_EMBEDDINGS: Final = ("embed_tokens", "lm_head")
+_TOLD: Final = {
+    "prefix-missing": f"tensors are named without PEFT's {ROOT}",
+    "prefix-doubled": f"tensors are named with {ROOT} more than once",
+    "wrapper-in-names": "tensors bear a wrapper's name (DDP's module, FSDP's, torch.compile's _orig_mod)",
+    "adapter-in-names": "tensors bear the adapter's name, or lack PEFT's .weight",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The two LoRA matrices of a module, by their names in the file; empty for one that is missing."""
+
+    module: str
+    a: str = ""
+    b: str = ""
+    embedding: bool = False
+
+
+def pairs(names: Mapping[str, TensorName]) -> dict[str, Pair]:
+    """Every module's LoRA matrices, by module; of two with one name the last."""
+    found: dict[str, dict[str, str]] = {}
+    for name, parsed in names.items():
+        if parsed.side:
+            found.setdefault(parsed.module, {})[parsed.part] = name
+    return {
+        module: Pair(
+            module,
+            sides.get("A") or sides.get("embedding_A", ""),
+            sides.get("B") or sides.get("embedding_B", ""),
+            "embedding_A" in sides or "embedding_B" in sides,
+        )
+        for module, sides in found.items()
+    }
+
+
+def in_names(config: Mapping[str, Any], names: Mapping[str, TensorName]) -> Iterator[Finding]:
+    """Names that PEFT does not write, and tensors that are no LoRA matrices."""
+    for code, told in _TOLD.items():
+        if wrong := [name for name, parsed in names.items() if parsed.part and code in parsed.faults]:
+            yield Finding(code, f"{len(wrong)} of {len(names)} {told}: {some(wrong, most=1)}", "names")
+    written = Counter(parsed.written() for parsed in names.values())
+    if twice := [name for name, count in written.items() if count > 1]:
+        yield Finding("tensors-twice", f"it holds more than one tensor for the same matrix: {some(twice)}")
+    listed = config.get("modules_to_save") or []
+    kept = [str(name) for name in listed] if isinstance(listed, list) else [str(listed)]
+    foreign = [
+        name
+        for name, parsed in names.items()
+        if not parsed.part
+        and not name.endswith(_EMBEDDING_WEIGHTS)
+        and not replaces(parsed, kept)
+        and "trainable_tokens" not in parsed.module
+        and not (parsed.module.endswith(".bias") and config.get("bias", "none") not in ("none", None))
+    ]
+    if foreign:
+        yield Finding("tensors-unknown", f"{len(foreign)} of its tensors are no LoRA weights: {some(foreign)}")
+
+
+def in_pairs(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], found: Mapping[str, Pair]
+) -> Iterator[Finding]:
+    """Matrices without their other half, of impossible shapes, or of another rank than was configured."""
+    if not found:
+        yield Finding("no-lora-weights", "it has no LoRA weights")
+        return
+    if half := [pair.module for pair in found.values() if not (pair.a and pair.b)]:
+        yield Finding("half-pair", f"{len(half)} modules have only one of lora_A and lora_B: {some(half)}")
+    wrong: dict[str, list[str]] = {}
+    for pair in found.values():
+        if pair.a and pair.b and (fault := _shape_fault(config, pair, tensors[pair.a], tensors[pair.b])):
+            wrong.setdefault(fault[0], []).append(f"{pair.module} has {fault[1]}")
+    told = {
+        "tensor-empty": "are empty or flat, as a sharded training leaves them that was not gathered",
+        "tensor-transposed": "lie the other way round",
+        "ranks-differ": "differ in the ranks of lora_A and lora_B",
+        "rank-not-configured": "have another rank than the configuration says",
+    }
+    for code, modules in wrong.items():
+        yield Finding(code, f"{len(modules)} of {len(found)} modules {told[code]}: {some(modules, most=2)}")
+    if odd := sorted({tensors[name].dtype for pair in found.values() for name in (pair.a, pair.b) if name} - {*_TYPES}):
+        text = f"its LoRA weights are {', '.join(odd)}, where {', '.join(_TYPES)} are usual"
+        yield Finding("dtype-unusual", text, blocks=odd != ["F64"])
+    yield from _untargeted(config, found)
+
+
+def sound(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], found: Mapping[str, Pair]) -> dict[str, Pair]:
+    """The pairs whose widths mean something: not those that are empty or lie the other way round."""
+
+    def means(pair: Pair) -> bool:
+        fault = _shape_fault(config, pair, tensors[pair.a], tensors[pair.b]) if pair.a and pair.b else None
+        return fault is None or fault[0] not in ("tensor-empty", "tensor-transposed")
+
+    return {module: pair for module, pair in found.items() if means(pair)}
+
+
+def ranks(tensors: Mapping[str, TensorInfo], found: Mapping[str, Pair]) -> list[int]:
+    """The rank of each pair that has one."""
+    both = ((tensors[pair.a].shape, tensors[pair.b].shape) for pair in found.values() if pair.a and pair.b)
+    return [a[0] for a, b in both if len(a) == len(b) == 2 and a[0] == b[1]]
+
+
+def _shape_fault(config: Mapping[str, Any], pair: Pair, a: TensorInfo, b: TensorInfo) -> tuple[str, str] | None:
+    """A code and what was seen."""
+    seen = f"lora_A of {a.shape} and lora_B of {b.shape}"
+    if len(a.shape) != 2 or len(b.shape) != 2 or 0 in (*a.shape, *b.shape):
+        return "tensor-empty", seen
+    if ".experts" in pair.module:  # fused experts share their ranks out
+        return None
+    try:
+        rank = Scaling.of(config).rank_of(pair.module) if "r" in config else None
+    except AttributeError:
+        rank = None
+    if rank is not None and ((a.shape[0] != rank == a.shape[1]) or (b.shape[1] != rank == b.shape[0])):
+        return "tensor-transposed", seen
+    if a.shape[0] != b.shape[1]:
+        return "ranks-differ", seen
+    if rank is not None and a.shape[0] != rank:
+        return "rank-not-configured", f"rank {a.shape[0]} where {rank} is configured"
+    return None
+
+
+def _untargeted(config: Mapping[str, Any], found: Mapping[str, Pair]) -> Iterator[Finding]:
+    if left := [module for module in found if targets(config, module) is False]:
+        text = f"{len(left)} modules have LoRA weights that target_modules does not name, which PEFT leaves out"
+        yield Finding("tensors-untargeted", f"{text}: {some(left)}", "settings")
+    wanted = config.get("target_modules")
+    if (
+        isinstance(wanted, list)
+        and not config.get("exclude_modules")
+        and (idle := [str(name) for name in wanted if not any(targets({"target_modules": [name]}, m) for m in found)])
+    ):
+        text = f"target_modules names what no tensor is for: {some(sorted(idle))}"
+        yield Finding("targets-idle", text, "settings", blocks=False)
+
+
+def on_base(tensors: Mapping[str, TensorInfo], found: Mapping[str, Pair], base: BaseShapes) -> Iterator[Finding]:
+    """Modules that the base does not have, has under another name, or has of another width."""
+    wrong: dict[str, list[str]] = {}
+    for pair in found.values():
+        for code, seen in _misfit(tensors, pair, base):
+            wrong.setdefault(code, []).append(seen)
+    amiss = {module for code in _FOREIGN for module in (seen.partition(":")[0] for seen in wrong.get(code, []))}
+    if amiss and amiss == set(found):
+        texts = [text for code in _FOREIGN for text in wrong.pop(code, [])]
+        told = f"it was trained on another base: not one of its {len(found)} modules fits"
+        yield Finding("wrong-base", f"{told}, {some(texts)}")
+    for code, texts in wrong.items():
+        what, remedy = _MISFITS[code]
+        yield Finding(code, f"{len(texts)} {what}: {some(texts)}", remedy)
+
+
+_FOREIGN: Final = ("layer-missing", "tensor-too-small", "tensor-too-large", "vocabulary-differs")
+_MISFITS: Final = {
+    "layer-missing": ("modules are not in the base", ""),
+    "module-misnamed": ("modules have another name in the base", "names"),
+    "tensor-transposed": ("modules lie the other way round", ""),
+    "tensor-too-small": ("tensors are smaller than the base's, which vLLM fills up without a word", ""),
+    "tensor-too-large": ("tensors are larger than the base's", ""),
+    "vocabulary-differs": ("tensors have another vocabulary than the base", ""),
+    "embeddings-not-served": ("modules are embeddings or a head, where vLLM takes no LoRA on this base", "merge"),
+}
+
+
+def _misfit(tensors: Mapping[str, TensorInfo], pair: Pair, base: BaseShapes) -> Iterator[tuple[str, str]]:
+    layer = base.layer(pair.module)
+    if layer is None:
+        known = f"the base has {base.depth} layers" if base.depth else "the base has none"
+        yield "layer-missing", f"{pair.module}: {known}"
+        return
+    if name := base.renames(pair.module):
+        yield "module-misnamed", f"{pair.module}: {name}"
+    if pair.module.rsplit(".", 1)[-1] in _EMBEDDINGS and base.architecture in NO_EMBEDDINGS:
+        yield "embeddings-not-served", f"{pair.module}: {base.architecture}"
+    given = Layer(_width(tensors, pair.a, 1), _width(tensors, pair.b, 0))
+    if given.inputs != given.outputs and (given.inputs, given.outputs) == (layer.outputs, layer.inputs):
+        yield "tensor-transposed", f"{pair.module}: {given.inputs} to {given.outputs}"
+        return
+    vocabulary = "A" if layer.embedding else "B" if pair.module.endswith("lm_head") else ""
+    for side, has, wants in (("A", given.inputs, layer.inputs), ("B", given.outputs, layer.outputs)):
+        if has is not None and wants is not None and has != wants:
+            smaller = "tensor-too-small" if has < wants else "tensor-too-large"
+            code = "vocabulary-differs" if side == vocabulary else smaller
+            yield code, f"{pair.module}: lora_{side} is {has} wide where the base is {wants}"
+
+
+def _width(tensors: Mapping[str, TensorInfo], name: str, axis: int) -> int | None:
+    return tensors[name].shape[axis] if name and len(tensors[name].shape) == 2 else None
