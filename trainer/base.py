@@ -15,6 +15,10 @@ from trainer.recipe import Quantization, Recipe
 
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+_PACKS: Final = "support_avx512bf16_for_cpu"
+"""What makes bitsandbytes repack a 4-bit layer's weight the first time that it is used without gradients, on a CPU that
+multiplies bfloat16. From then on no gradient passes through it, for which torch has only a warning."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -51,6 +55,9 @@ def load(local: LocalBase, recipe: Recipe) -> Loaded:
         model = AutoModelForCausalLM.from_pretrained(local.path, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BadInput(f"the model of {local.base.id} cannot be read: {first_line(error)}") from error
+    for module in model.modules():
+        if hasattr(module, _PACKS):
+            setattr(module, _PACKS, False)
     held = quantization.kind if quantization else "none"
     return Loaded(model, tokenizer, dtype, local.base.model_copy(update={"quantization": held}))
 

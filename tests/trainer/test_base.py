@@ -46,6 +46,27 @@ def test_a_base_in_four_bits_says_so_and_computes_as_it_was_told(shallow_dir: Pa
 
 
 @pytest.mark.slow
+def test_gradients_pass_through_four_bits_after_an_evaluation_as_before_it(shallow_dir: Path) -> None:
+    recipe = RECIPE.model_copy(update={"quantization": Quantization(bnb_4bit_compute_dtype="float32")})
+    model = base.load(local(shallow_dir), recipe).model
+    layer = model.model.layers[0].mlp.up_proj
+    given = torch.randn(1, 4, layer.in_features, generator=torch.Generator().manual_seed(0))
+
+    def gradient() -> torch.Tensor:
+        ours = given.clone().requires_grad_()
+        layer(ours).sum().backward()
+        assert ours.grad is not None
+        return ours.grad
+
+    before = gradient()
+    with torch.inference_mode():
+        model.eval()(input_ids=torch.tensor([[1, 2, 3]]))
+    model.train()
+    assert before.abs().max() > 0
+    assert torch.equal(gradient(), before)
+
+
+@pytest.mark.slow
 def test_a_base_in_eight_bits(shallow_dir: Path) -> None:
     recipe = RECIPE.model_copy(update={"quantization": Quantization.model_validate({"load_in_8bit": True})})
     loaded = base.load(local(shallow_dir), recipe)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from registry.settings import Settings
 from registry.store import Store
-from tests.trainer.training import loss_of, stored, trained, written
+from tests.trainer.training import NF4, loss_of, stored, trained, written
 from trainer import catalogue
 from trainer.methods import QUANTIZED
 
@@ -45,14 +45,15 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_method_of_the_mission(name: str, home: Path, tmp_path: Path, base_dir: Path) -> None:
-    source, rows = written(tmp_path, base_dir, method=name)
+    quantized = {"quantization": NF4} if name in ("qlora", "loftq") else {}
+    source, rows = written(tmp_path, base_dir, method=name, **quantized)
     outcome = trained(source, rows, Settings())
     config = stored(outcome, Settings(), tmp_path / "adapter")
     facts = Store(Settings()).adapter_of(outcome.run_id)[1]
     rank, said = NAMED[name]
     assert config.items() >= said.items()
     assert facts.rank == rank
-    assert facts.base.quantization == ("nf4" if name in ("qlora", "loftq") else "none")
+    assert facts.base.quantization == ("nf4" if quantized else "none")
     assert outcome.eval_loss < outcome.eval_loss_before
     assert loss_of(tmp_path / "adapter", source, rows, base_dir) == pytest.approx(outcome.eval_loss, abs=2e-3)
 
@@ -87,7 +88,7 @@ def test_qlora_as_its_paper_has_it(home: Path, tmp_path: Path, shallow_dir: Path
 def test_the_other_types_with_layers_for_a_quantised_base(
     name: str, home: Path, tmp_path: Path, shallow_dir: Path
 ) -> None:
-    source, rows = written(tmp_path, shallow_dir, method=name, quantization={})
+    source, rows = written(tmp_path, shallow_dir, method=name, quantization=NF4)
     outcome = trained(source, rows, Settings())
     stored(outcome, Settings(), tmp_path / "adapter")
     assert outcome.eval_loss < outcome.eval_loss_before

@@ -20,7 +20,9 @@ from trainer.data import Rows
 from trainer.recipe_file import RecipeFile
 from trainer.run import Outcome
 
-TRAINING = {"max_steps": 4, "learning_rate": 1e-3, "logging_steps": 1}
+TRAINING = {"max_steps": 4, "learning_rate": 1e-3, "logging_steps": 1, "dtype": "float32"}
+"""In one precision everywhere: left out, it is what the machine computes fast."""
+NF4 = {"bnb_4bit_compute_dtype": "float32"}
 
 
 def write_rows(directory: Path, count: int) -> None:
