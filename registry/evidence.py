@@ -54,7 +54,7 @@ class Evidence(Record):
     through: Literal["transformers", "endpoint"] = "transformers"
     at: datetime
     metrics: Mapping[str, Scores]
-    weights: tuple[Number, ...]
+    weights: Annotated[tuple[Number, ...], Field(min_length=1)]
     """Completion tokens of each row."""
     rows: tuple[str, ...] = ()
     """SHA-256 of each row's canonical text."""
@@ -124,10 +124,12 @@ def paired_bootstrap(
     """
     import numpy as np
 
+    if not ours or len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} rows cannot be paired with {len(theirs)}")
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     weight = np.ones_like(difference) if weights is None else np.asarray(weights, dtype=np.float64)
     random, rows = np.random.default_rng(seed), len(difference)
-    at_once = max(1, _DRAWN // max(1, rows))
+    at_once = max(1, _DRAWN // rows)
     means = []
     for start in range(0, resamples, at_once):
         drawn = random.integers(rows, size=(min(at_once, resamples - start), rows))

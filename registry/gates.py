@@ -89,7 +89,8 @@ def _by_evidence(rules: Rules, case: Case) -> Iterator[Verdict]:
         found = _with(usable, metric)
         yield _bounded(metric, bound, found) if found else _not_measured(f"metrics.{metric}", metric, case)
     for metric, margin in rules.no_worse.items():
-        yield _no_worse(metric, margin, _with(usable, metric), case)
+        compared = [found for found in usable if case.incumbent and found.incumbent == case.incumbent.digest]
+        yield _no_worse(metric, margin, _with(compared, metric) or _with(usable, metric), case)
     for metric, margin in rules.better_than_base.items():
         found = _with(usable, metric)
         rule = f"better_than_base.{metric}"

@@ -35,7 +35,7 @@ class Rules(Record):
     metrics: Mapping[Name, Bound] = {}
     """Bounds on the version's mean of a metric."""
     no_worse: Mapping[Name, NonNegativeFloat] = {}
-    """By how much a metric may be worse than the incumbent's: all of the interval of a paired bootstrap over the rows."""
+    """How much worse than the incumbent a metric may be: all of the interval of a paired bootstrap over the rows."""
     better_than_base: Mapping[Name, NonNegativeFloat] = {}
     """By how much a metric must be better than the bare base's, by the same interval."""
     effect: bool = False

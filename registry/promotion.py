@@ -123,7 +123,8 @@ def rollback(store: Store, name: str, alias: str, *, actor: str, reason: str = "
     past = _undrifted(store, name, alias, whole=True)
     if to is not None and to not in {move.to_version for move in past.moves if move.alias == alias}:
         raise BadInput(f"{name}@{alias} was never at version {to}", hint=f"promote it: loradock promote {name}/{to}")
-    for target in past.earlier(alias) if to is None else (to,):
+    targets = past.earlier(alias) if to is None else (to,)
+    for target in (number for number in targets if number not in past.removed):
         try:
             version = store.version(VersionRef(name, target))
             with versions.fetched(store, version) as directory:
@@ -249,6 +250,8 @@ def _move(
             raise _conflict(now, alias, decided_on.to_version if decided_on else None)
         if op == "promote" and now.policy != policy:
             raise Conflict(f"the policy of {now.family.name}", expected="as it was", found="changed")
+        if version and now is not past:
+            store.version(version.ref)  # whoever is late may find its deletion no longer in the end of the history
         if number in now.removed:
             raise NotFound(f"version '{now.family.name}/{number}' is deleted", hint="choose another version")
 

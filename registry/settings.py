@@ -24,6 +24,10 @@ class Settings(BaseSettings):
     """MLflow's own variable: the experiment that training runs go to."""
     actor: str = Field(default_factory=getpass.getuser)
     """Who moves aliases, as history tells it."""
+    keep: int = Field(default=10, ge=0)
+    """How many of an adapter's newest versions, and of each alias's versions to roll back to, `gc` leaves."""
+    replicas: str = ""
+    """The URLs of the serving replicas, with commas between; `gc` asks each what it holds."""
 
     @property
     def store_uri(self) -> str:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from registry.cli.output import emit, json_option
-from registry.errors import BadInput, LoradockError, NotFound, Unreachable
+from registry.replicas import fetch_status
 from registry.settings import Settings
-
-_TIMEOUT = 10  # seconds
 
 
 @click.command()
@@ -49,36 +44,6 @@ def status(url: str, api_key: str, as_json: bool) -> None:
     """Show what a serving replica holds and answers with."""
     found = fetch_status(url, api_key)
     emit(found if as_json else _page(found), as_json)
-
-
-def fetch_status(url: str, api_key: str) -> dict[str, Any]:
-    """A replica's status; raises Unreachable, NotFound for another server, or BadInput for a wrong key or URL."""
-    address = f"{url.rstrip('/')}/loradock/status"
-    if not address.startswith(("http://", "https://")):
-        raise BadInput(f"{url!r} is not a URL", hint="write it as http://HOST:PORT")
-    # Only http and https come this far.
-    request = urllib.request.Request(  # noqa: S310
-        address, headers={"Authorization": f"Bearer {api_key}"} if api_key else {}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
-            found = json.load(answer)
-    except urllib.error.HTTPError as error:
-        if error.code == 401:
-            raise BadInput(f"{url} asks for a key", hint="give --api-key, or set VLLM_API_KEY") from error
-        if error.code == 404:
-            raise NotFound(f"{url} answers, but is no loradock replica", hint="start one: loradock serve") from error
-        raise LoradockError(f"{url} answers with {error.code} {error.reason}") from error
-    except (OSError, TimeoutError) as error:
-        reason = getattr(error, "reason", error)
-        raise Unreachable(
-            f"no replica answers at {url}: {reason}", hint="start one with `loradock serve`, or give its --url"
-        ) from error
-    except ValueError as error:
-        raise NotFound(f"{url} answers, but not as a loradock replica") from error
-    if not isinstance(found, dict) or "adapters" not in found:
-        raise NotFound(f"{url} answers, but not as a loradock replica")
-    return found
 
 
 def _page(found: Mapping[str, Any]) -> dict[str, Any]:

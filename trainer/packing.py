@@ -11,11 +11,11 @@ from registry.errors import BadInput
 from trainer.tokens import Tokens
 
 _ROW: Final = 24  # tokens of each of the two rows that are compared
-_TOLERANCE: Final = 0.02  # of the logits' own spread
+_TOLERANCE: Final = 0.05  # of the logits' own spread; bfloat16 alone makes 0.01, and a row that is seen 0.2 or more
 
 
 def contamination(model: Any, first: Sequence[int], second: Sequence[int]) -> float:
-    """How far a row's logits move when another is packed before it, over the spread of the row's own logits.
+    """How far a row's logits move when another is packed before it: root mean square, over the spread of its own.
 
     Rows are told apart as TRL does it: positions that start again, no attention mask, no cache.
     """
@@ -28,7 +28,7 @@ def contamination(model: Any, first: Sequence[int], second: Sequence[int]) -> fl
         alone = model(input_ids=apart, use_cache=False).logits[0].float()
         packed = model(input_ids=together, position_ids=positions, use_cache=False).logits[0, len(first) :]
     model.train(was_training)
-    return float((packed.float() - alone).abs().max() / alone.std())
+    return float((packed.float() - alone).square().mean().sqrt() / alone.std())
 
 
 def check(model: Any, examples: Sequence[Tokens]) -> None:

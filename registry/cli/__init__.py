@@ -31,15 +31,22 @@ VERBS: Final = {
         "Registry", "registry.cli.versions:import_", "Make a version of an adapter that was trained elsewhere."
     ),
     "check": Verb("Registry", "registry.cli.doctor:check", "Say whether vLLM can serve an adapter, and why not."),
+    "evaluate": Verb(
+        "Registry", "trainer.evaluation.cli:evaluate", "Measure a version, the incumbent and the base on the same rows."
+    ),
     "list": Verb(
         "Registry", "registry.cli.views:list_", "List adapters with their aliases, or one adapter's versions."
     ),
     "show": Verb("Registry", "registry.cli.views:show", "Show all that is known of one version."),
+    "diff": Verb(
+        "Registry", "registry.cli.views:diff", "Show what two versions differ in, and how far apart they are."
+    ),
     "history": Verb("Registry", "registry.cli.aliases:history", "Show who moved an adapter's aliases, when and why."),
     "verify": Verb("Registry", "registry.cli.versions:verify", "Hash a version's stored bytes again."),
     "promote": Verb("Registry", "registry.cli.aliases:promote", "Move an alias to a version."),
     "policy": Verb("Registry", "registry.cli.aliases:policy", "Show or set what a version must show to be promoted."),
     "rollback": Verb("Registry", "registry.cli.aliases:rollback", "Move an alias back to where it stood before."),
+    "gc": Verb("Registry", "registry.cli.gc:gc", "Delete the versions that nothing needs, and their bytes."),
     "serve": Verb("Serve", "serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
     "status": Verb("Serve", "serving.cli:status", "Show what a serving replica holds and answers with."),
 }

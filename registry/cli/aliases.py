@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from registry import card, promotion, refs
 from registry import history as histories
 from registry import policy as policies
-from registry import promotion, refs
 from registry.cli.output import emit, json_option, say
 from registry.cli.shared import alias_option, moment, reason_option
 from registry.errors import BadInput, Drifted, GateFailed, NotFound
@@ -43,6 +43,8 @@ def history(name: str, at: datetime | None, adopt: bool, restore: bool, reason: 
         promotion.adopt(store, name, actor=settings.actor, reason=reason)
     if restore:
         promotion.restore(store, name, actor=settings.actor, reason=reason)
+    if adopt or restore:
+        card.refresh(store, name)
     past = histories.read(store, name)
     for drift in past.drifts:
         say(f"warning: {Drifted(name, drift.alias, recorded=drift.recorded, found=drift.found)}; --adopt or --restore?")
@@ -71,15 +73,15 @@ def promote(ref: str, alias: str, expect: int | None, reason: str, force: bool, 
     says who. Where the adapter has a policy for the alias, a version that does not pass it exits with 3.
     """
     settings = Settings()
-    version = refs.parse_version(ref)
+    store, version = Store(settings), refs.parse_version(ref)
     if dry_run:
-        verdicts = promotion.verdicts(Store(settings), version, refs.parse_alias(alias))
+        verdicts = promotion.verdicts(store, version, refs.parse_alias(alias))
         emit([verdict.model_dump() for verdict in verdicts], as_json, columns=("rule", "passed", "figure", "evidence"))
         if not all(verdict.passed for verdict in verdicts):
             raise GateFailed(str(version), alias, ())
         return
     move = promotion.promote(
-        Store(settings),
+        store,
         version,
         refs.parse_alias(alias),
         actor=settings.actor,
@@ -89,6 +91,7 @@ def promote(ref: str, alias: str, expect: int | None, reason: str, force: bool, 
     )
     if move is None:
         say(f"{version.name}@{alias} is at version {version.number} already")
+    card.refresh(store, version.name)
     _report(move, version.name, as_json)
 
 
@@ -131,9 +134,9 @@ def policy(name: str, file: Path | None, reason: str, as_json: bool) -> None:
 def rollback(name: str, alias: str, to: int | None, reason: str, as_json: bool) -> None:
     """Move an alias back to where it stood before."""
     settings = Settings()
-    move = promotion.rollback(
-        Store(settings), refs.parse_name(name), refs.parse_alias(alias), actor=settings.actor, reason=reason, to=to
-    )
+    store, name = Store(settings), refs.parse_name(name)
+    move = promotion.rollback(store, name, refs.parse_alias(alias), actor=settings.actor, reason=reason, to=to)
+    card.refresh(store, name)
     _report(move, name, as_json)
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+if TYPE_CHECKING:
+    from registry.lineage import Branch
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 """The option of every verb that gives data."""
@@ -25,20 +30,34 @@ def emit(data: Any, as_json: bool, *, columns: Sequence[str] = ()) -> None:
     if as_json:
         click.echo(json.dumps(data, indent=2, default=str, ensure_ascii=False))
         return
-    # Into a pipe or a file, a table is as wide as its content.
-    console = Console(width=None if sys.stdout.isatty() else 1000)
     table = Table(box=None, pad_edge=False, show_header=not isinstance(data, Mapping))
     if isinstance(data, Mapping):
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for key, value in _flat(data):
-            table.add_row(key, _text(value))
+            table.add_row(key, Text(_text(value)))
     else:
         for column in columns:
             table.add_column(column.replace("_", " "), overflow="fold")
         for row in data:
-            table.add_row(*(_text(row.get(column)) for column in columns))
-    console.print(table)
+            table.add_row(*(Text(_text(row.get(column))) for column in columns))
+    _console().print(table)
+
+
+def emit_tree(root: Branch) -> None:
+    """Print a tree to stdout."""
+    tree = Tree(Text(root.text))
+    waiting = [(tree, branch) for branch in root.branches]
+    while waiting:
+        above, branch = waiting.pop(0)
+        at = above.add(Text(branch.text))
+        waiting += [(at, below) for below in branch.branches]
+    _console().print(tree)
+
+
+def _console() -> Console:
+    """Into a pipe or a file, a table is as wide as its content."""
+    return Console(width=None if sys.stdout.isatty() else 1000)
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

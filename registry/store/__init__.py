@@ -14,11 +14,14 @@ from registry.store.connection import connect, default_store, experiment_id, mas
 from registry.store.evidence import Evidences
 from registry.store.families import Family
 from registry.store.ledgers import Ledger, Ledgers
+from registry.store.lineage import Lineages
+from registry.store.pages import Pages
+from registry.store.removal import Removals
 
 __all__ = ["Family", "Ledger", "Store", "connect", "default_store", "experiment_id", "masked", "translated"]
 
 
-class Store(Adapters, Evidences, Ledgers):
+class Store(Adapters, Evidences, Ledgers, Lineages, Pages, Removals):
     """The registry's calls to MLflow."""
 
     @contextmanager

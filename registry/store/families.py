@@ -106,7 +106,7 @@ class Families(Connection):
                 model_id=source.removeprefix("models:/"),
                 await_creation_for=0,  # it is there at once; waiting is for other registries, and logs
             )
-        return _version_from(made)
+        return version_from(made)
 
     def find_version(self, name: str, digest: str) -> Version | None:
         """The lowest version of `name` that holds these bytes, or None."""
@@ -116,7 +116,7 @@ class Families(Connection):
     def version(self, ref: VersionRef) -> Version:
         """One version; raises NotFound."""
         with translated(self.uri, f"version {str(ref)!r}"):
-            return _version_from(self.client.get_model_version(ref.name, str(ref.number)))
+            return version_from(self.client.get_model_version(ref.name, str(ref.number)))
 
     def tags(self, ref: VersionRef) -> Mapping[str, str]:
         """All tags of a version, those that people set included; raises NotFound."""
@@ -129,7 +129,7 @@ class Families(Connection):
 
         with translated(self.uri, f"version under {str(ref)!r}"):
             try:
-                return _version_from(self.client.get_model_version_by_alias(ref.name, ref.alias))
+                return version_from(self.client.get_model_version_by_alias(ref.name, ref.alias))
             except MlflowException as error:
                 if error.error_code == "INVALID_PARAMETER_VALUE":  # MLflow's word for an alias that is not there
                     raise NotFound(f"there is no alias {str(ref)!r} in {masked(self.uri)}") from error
@@ -145,9 +145,19 @@ class Families(Connection):
         with translated(self.uri):
             while True:
                 page = self.client.search_model_versions(filter_string, max_results=1000, page_token=token)
-                found += (_version_from(item) for item in page if f"{PREFIX}digest" in item.tags)
+                found += (version_from(item) for item in page if f"{PREFIX}digest" in item.tags)
                 if not (token := page.token):
                     return found
+
+    def describe_family(self, name: str, text: str) -> None:
+        """Set what MLflow's UI shows on top of an adapter, Markdown of at most 5,000 characters."""
+        with translated(self.uri, f"adapter {name!r}"):
+            self.client.update_registered_model(name, description=text)
+
+    def describe_version(self, ref: VersionRef, text: str) -> None:
+        """Set what MLflow's UI shows on top of a version, Markdown of at most 5,000 characters."""
+        with translated(self.uri, f"version {str(ref)!r}"):
+            self.client.update_model_version(ref.name, str(ref.number), description=text)
 
     def set_alias(self, ref: AliasRef, number: int | None) -> None:
         """Point an alias at a version, or take it away; last write wins. Only `promotion` calls it."""
@@ -164,7 +174,8 @@ def _family_from(model: Any) -> Family:
     return Family(model.name, aliases, first, model.tags.get(_NEWEST, first))
 
 
-def _version_from(found: ModelVersion) -> Version:
+def version_from(found: ModelVersion) -> Version:
+    """A version from MLflow's; raises NotFound for one that loradock did not register."""
     if f"{PREFIX}digest" not in found.tags:
         raise NotFound(f"there is no version '{found.name}/{found.version}' that loradock registered")
     return Version(

@@ -82,6 +82,14 @@ class Lineages(Connection):
             files = {file.path for file in self.client.list_artifacts(run_id)}
         return found.model_copy(update={"recipe": f"runs:/{run_id}/{_RECIPE}" if _RECIPE in files else ""})
 
+    def metrics_of(self, run_id: str) -> Mapping[str, float]:
+        """A run's last metrics; none for a run that is gone."""
+        try:
+            with translated(self.uri, f"run {run_id!r}"):
+                return dict(self.client.get_run(run_id).data.metrics) if run_id else {}
+        except NotFound:
+            return {}
+
     def children(self, ref: VersionRef) -> tuple[VersionRef, ...]:
         """The versions of any family that were made from this one."""
         with translated(self.uri):

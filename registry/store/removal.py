@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -10,7 +11,7 @@ from registry.errors import LoradockError, NotFound
 from registry.records import Version
 from registry.refs import VersionRef
 from registry.store.connection import Connection, translated
-from registry.store.families import _version_from
+from registry.store.families import version_from
 from registry.store.lineage import Publication, publications_in
 from registry.store.tags import PREFIX
 
@@ -35,7 +36,7 @@ class Removals(Connection):
     def holdings(self, name: str) -> tuple[Held, ...]:
         """Every version of a family that loradock registered, newest first."""
         found = [item for item in self._all_versions(f"name = '{name}'") if f"{PREFIX}digest" in item.tags]
-        held = (Held(_version_from(item), publications_in(item.tags)) for item in found)
+        held = (Held(version_from(item), publications_in(item.tags)) for item in found)
         return tuple(sorted(held, key=lambda one: one.version.ref, reverse=True))
 
     def made_from(self, name: str) -> Mapping[int, tuple[str, ...]]:
@@ -43,7 +44,7 @@ class Removals(Connection):
         needs: dict[int, list[str]] = {}
         prefix = f"{name}/"
         for item in self._all_versions(f"tags.`{PREFIX}parents` LIKE '%\"{prefix}%'"):
-            for parent in _version_from(item).facts.parents:
+            for parent in _parents(item):
                 if parent.startswith(prefix) and parent.removeprefix(prefix).isdigit():
                     needs.setdefault(int(parent.removeprefix(prefix)), []).append(f"{item.name}/{item.version}")
         source = f"models:/{prefix}"
@@ -95,14 +96,22 @@ class Removals(Connection):
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         model_id = source.removeprefix("models:/")
-        with translated(self.uri, f"adapter {model_id!r}"):
-            location = self.client.get_logged_model(model_id).artifact_location
-            if model_id not in location.split("/"):
-                raise LoradockError(f"{model_id} is kept in {location}, which is not a directory of its own")
-            files = get_artifact_repository(location, tracking_uri=self.uri)
-            size = sum(_sizes(files, ""))
-            files.delete_artifacts()
-            self.client.delete_logged_model(model_id)
+        try:
+            with translated(self.uri, f"adapter {model_id!r}"):
+                location = self.client.get_logged_model(model_id).artifact_location
+                if model_id not in location.split("/"):
+                    raise LoradockError(f"{model_id} is kept in {location}, which is not a directory of its own")
+                files = get_artifact_repository(location, tracking_uri=self.uri)
+                size = sum(_sizes(files, ""))
+                files.delete_artifacts()
+                self.client.delete_logged_model(model_id)
+        except (NotFound, FileNotFoundError):  # another clean-up was faster
+            return 0
+        except OSError as error:
+            raise LoradockError(
+                f"the files of {model_id} cannot be deleted: {error.strerror}",
+                hint="the next gc goes on here; `--debug` shows which file it is",
+            ) from error
         return size
 
     def delete_version(self, ref: VersionRef) -> None:
@@ -123,6 +132,16 @@ class Removals(Connection):
                 yield from page
                 if not (token := page.token):
                     return
+
+
+def _parents(item: ModelVersion) -> tuple[str, ...]:
+    """A version's parents, one in the making included; raises LoradockError where somebody changed them."""
+    try:
+        return tuple(map(str, json.loads(item.tags[f"{PREFIX}parents"])))
+    except (ValueError, TypeError) as error:
+        raise LoradockError(
+            f"the parents of {item.name}/{item.version} were changed in MLflow", hint="restore the tag"
+        ) from error
 
 
 def _sizes(files: Any, path: str) -> Iterator[int]:

@@ -80,7 +80,7 @@ def test_register_promote_roll_back_and_every_reading_of_it(store: Store, tmp_pa
     moved = answer("promote", "support-bot/2", "--expect", "1", "--reason", "calmer")
     assert (moved["from"], moved["to"], moved["actor"]) == ("support-bot/1", "support-bot/2", "tester")
     assert answer("list") == [{"name": "support-bot", "aliases": {"production": 2}}]
-    assert [row["aliases"] for row in answer("list", "support-bot")] == [[], ["production"]]
+    assert [row["aliases"] for row in answer("list", "support-bot")] == [["production"], []]
     assert answer("rollback", "support-bot")["to"] == "support-bot/1"
     assert [row["op"] for row in answer("history", "support-bot")] == ["promote", "promote", "rollback"]
     assert answer("show", "support-bot")["version"] == "support-bot/1"
@@ -145,6 +145,7 @@ def test_import_and_check_a_directory_and_a_version(store: Store, base_dir: Path
     assert answer("check", "support-bot/1", "--base", str(base_dir)) == {
         "target": "support-bot/1",
         "servable": True,
+        "verdict": "servable",
         "findings": [],
     }
     for words, fault in (
@@ -153,4 +154,4 @@ def test_import_and_check_a_directory_and_a_version(store: Store, base_dir: Path
     ):
         result = CliRunner().invoke(cli, [*words, "--json"])
         assert isinstance(result.exception, NotServable)
-        assert fault in json.loads(result.stdout)["findings"][0]
+        assert fault in json.loads(result.stdout)["findings"][0]["text"]

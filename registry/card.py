@@ -1,0 +1,106 @@
+"""What MLflow's UI shows of an adapter and of its versions: Markdown, written from what the registry knows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from registry import history
+from registry.errors import LoradockError
+from registry.history import History
+from registry.records import Version
+from registry.refs import PRODUCTION
+from registry.store import Store
+
+log = logging.getLogger(__name__)
+
+_VERSIONS: Final = 10
+"""How many versions an adapter's description lists."""
+_HEAD: Final = (
+    "| version | aliases | method | base model | held-out loss | made (UTC) | vLLM can serve it |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
+_LIMIT: Final = 5000  # characters that MLflow's tables hold
+_CALL: Final = """\
+```
+curl http://HOST:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+  -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+```
+"""
+
+
+def refresh(store: Store, name: str, *, made: Version | None = None) -> None:
+    """Write a family's description anew, and that of a version that was just made.
+
+    It is a picture, and no part of what it shows: where MLflow cannot be written, a warning is all that comes of it.
+    """
+    try:
+        if made:
+            store.describe_version(made.ref, of_version(made, store.metrics_of(made.facts.run_id)))
+        past = history.read(store, name, whole=False)
+        versions = store.page(name, limit=_VERSIONS)
+        losses = {version.ref.number: store.metrics_of(version.facts.run_id) for version in versions}
+        store.describe_family(name, of_family(past, versions, losses))
+    except LoradockError as error:
+        log.warning("the description in MLflow was not written: %s", error)
+
+
+def of_version(version: Version, metrics: Mapping[str, float]) -> str:
+    """What one version is, and what may be done with it."""
+    facts = version.facts
+    base = f"`{facts.base.id}`" + (f" at `{facts.base.revision}`" if facts.base.revision else "")
+    rows = {
+        "method": f"{facts.method}, rank {facts.rank}, on {', '.join(facts.targets)}",
+        "base model": base + (f", held as {facts.base.quantization}" if facts.base.quantization != "none" else ""),
+        "digest": f"`{facts.digest}`",
+        "data": f"`{facts.data_digest}`" if facts.data_digest else "not known",
+        "made from": ", ".join(facts.parents),
+        "held-out loss": _loss(metrics),
+        "vLLM can serve it": "no: " + "; ".join(version.findings) if version.findings else "yes",
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
+    return _cut(
+        f"| {version.ref} | |\n|---|---|\n{table}\n\n"
+        f"```\nloradock show {version.ref}\nloradock verify {version.ref}\nloradock promote {version.ref}\n```\n"
+    )
+
+
+def of_family(past: History, versions: Sequence[Version], losses: Mapping[int, Mapping[str, float]]) -> str:
+    """What an adapter's aliases stand at, its newest versions, and how to ask it."""
+    name = past.family.name
+    aliases = "\n".join(
+        f"| {alias} | {name}/{move.to_version} | {move.at:%Y-%m-%d %H:%M} | {move.actor} | {_plain(move.reason)} |"
+        for alias, move in sorted(past.heads.items())
+        if move.to_version
+    )
+    table = "\n".join(
+        f"| {version.ref} | {_at(past, version)} | {version.facts.method}, rank {version.facts.rank} "
+        f"| {version.facts.base.id} | {_loss(losses.get(version.ref.number, {}))} "
+        f"| {version.created_at:%Y-%m-%d %H:%M} | {'no' if version.findings else 'yes'} |"
+        for version in versions
+    )
+    parts = [
+        f"| alias | version | since (UTC) | by | why |\n|---|---|---|---|---|\n{aliases}\n" if aliases else "",
+        f"{_HEAD}{table}\n",
+        f"Ask the version in {PRODUCTION}, on a server that `loradock serve` started:\n\n{_CALL.format(name=name)}",
+        f"```\nloradock history {name}\nloradock promote {name}/N\nloradock rollback {name}\n```\n",
+    ]
+    return _cut("\n".join(part for part in parts if part))
+
+
+def _at(past: History, version: Version) -> str:
+    return ", ".join(alias for alias, move in sorted(past.heads.items()) if move.to_version == version.ref.number)
+
+
+def _loss(metrics: Mapping[str, float]) -> str:
+    return f"{metrics['eval_loss']:.3f}" if "eval_loss" in metrics else ""
+
+
+def _plain(text: str) -> str:
+    """One cell of a table."""
+    return " ".join(text.replace("|", "/").replace("<", "&lt;").split())
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LIMIT else text[: _LIMIT - 4] + " ..."

@@ -1,0 +1,114 @@
+"""What is measured through a running endpoint is what transformers measures, and of the version that was asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from registry import gates, promotion
+from registry.base import LocalBase
+from registry.errors import BadInput, Conflict, NotFound
+from registry.evidence import mean
+from registry.settings import Settings
+from registry.store import Store
+from tests.adapters import make_version
+from tests.serving.test_replica import KEY, Server, serving
+from tests.trainer.training import write_rows
+from trainer.evaluation import metrics, run
+from trainer.evaluation.endpoint import Endpoint
+from trainer.evaluation.task import Task, prepare
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, base: LocalBase) -> Iterator[Server]:
+    """A replica with `bot/1` promoted; `bot/2` is there, and not served."""
+    scratch = tmp_path_factory.mktemp("endpoint")
+    home = scratch / "home"
+    store = Store(Settings(home=home))
+    first, _ = (
+        make_version(store, scratch / f"bot-{seed}", "bot", base=base.base, scale=4.0, seed=seed) for seed in (1, 2)
+    )
+    promotion.promote(store, first.ref, "production", actor="tester")
+    write_rows(scratch, 6)
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Arr!"}]
+    with (scratch / "rows.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"messages": [*turns, *turns]}))
+    (scratch / "pairs.jsonl").write_text(
+        json.dumps({"prompt": "The keeper of the lighthouse ", "completion": "slept."})
+    )
+    with serving(home, base, store, scratch) as running:
+        yield running
+
+
+def task(server: Server, **changes: object) -> Task:
+    first = server.store.versions("bot")[0]
+    wanted = metrics.parse(["loss", "rouge"])
+    whole = Task(first.ref, str(server.scratch / "rows.jsonl"), wanted, endpoint=server.url, api_key=KEY, new_tokens=8)
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def evaluate(server: Server, **changes: object) -> run.Outcome:
+    case = prepare(task(server, **changes), Settings(home=server.home), lambda _: None)
+    return run.evaluate(case, lambda _: None)
+
+
+def answers(server: Server, outcome: run.Outcome) -> list[str]:
+    path = Path(server.store.client.download_artifacts(outcome.evidence.run_id, "rows.json"))
+    table = json.loads(path.read_text())
+    return [row[table["columns"].index("candidate")] for row in table["data"]]
+
+
+def test_an_endpoint_measures_as_transformers_does(server: Server) -> None:
+    served, here = evaluate(server), evaluate(server, endpoint=None)
+    assert (served.evidence.through, here.evidence.through) == ("endpoint", "transformers")
+    assert served.evidence.data_digest == here.evidence.data_digest
+    assert served.evidence.weights == here.evidence.weights
+    for subject in ("candidate", "incumbent", "base"):
+        ours, theirs = (found.evidence.metrics["loss"].of(subject) for found in (served, here))
+        assert ours == pytest.approx(theirs, abs=0.15)
+        assert mean(ours, served.evidence.weights) == pytest.approx(mean(theirs, here.evidence.weights), abs=0.05)
+    scores = served.evidence.metrics["loss"]
+    assert scores.candidate == scores.incumbent
+    assert mean(scores.candidate) != pytest.approx(mean(scores.base), abs=0.2)
+    said, expected = answers(server, served), answers(server, here)
+    assert sum(one == other for one, other in zip(said, expected, strict=True)) >= len(said) - 3
+    found = server.store.find_evidence("bot", served.evidence.candidate)
+    assert [each.through for each in found] == ["transformers", "endpoint"]
+    assert gates._parity(0.05, list(found)).passed
+
+
+def test_text_prompts_are_asked_as_texts(server: Server) -> None:
+    rows = str(server.scratch / "pairs.jsonl")
+    served, here = evaluate(server, data=rows), evaluate(server, data=rows, endpoint=None)
+    assert served.evidence.metrics["loss"].candidate == pytest.approx(here.evidence.metrics["loss"].candidate, abs=0.15)
+    assert answers(server, served) == answers(server, here)
+
+
+def test_a_version_that_is_not_served_is_told_with_what_is(server: Server) -> None:
+    second = server.store.versions("bot")[1]
+    with pytest.raises(NotFound, match="does not serve bot/2") as raised:
+        evaluate(server, ref=second.ref)
+    assert "bot (bot/1)" in raised.value.hint
+    with pytest.raises(BadInput, match="asks for a key"):
+        evaluate(server, api_key="wrong")
+
+
+def test_an_alias_that_moves_meanwhile_is_a_conflict(server: Server) -> None:
+    first, second = server.store.versions("bot")[:2]
+    case = prepare(task(server), Settings(home=server.home), lambda _: None)
+    with Endpoint(server.url, KEY) as endpoint:
+        endpoint.measures("candidate", first)
+        server.until_answered_by(server.promote(second))
+        from transformers import AutoTokenizer
+
+        from trainer.evaluation import heldout
+
+        _, items = heldout.items(case.rows, AutoTokenizer.from_pretrained(case.local.path), 400, lambda _: None)
+        with pytest.raises(Conflict, match="bot is at bot/2, not at bot/1"):
+            endpoint.nats("candidate", items, lambda _: None)

@@ -1,0 +1,129 @@
+"""The `evaluate` verb: parse, call, print."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from registry import refs
+from registry.cli.output import emit, json_option, say
+from registry.evidence import PERPLEXITY, Interval, Subject
+from registry.settings import Settings
+from trainer.evaluation import metrics
+from trainer.evaluation.task import Task, prepare
+
+if TYPE_CHECKING:
+    from trainer.evaluation.run import Outcome
+
+_SUBJECTS: tuple[Subject, ...] = ("candidate", "incumbent", "base")
+
+
+@click.command()
+@click.argument("ref")
+@click.option("--data", required=True, help="Rows that it never saw: a file, a directory, or ORG/NAME on the Hub.")
+@click.option(
+    "--metric",
+    "names",
+    multiple=True,
+    default=("loss",),
+    show_default=True,
+    metavar="NAME",
+    help="loss, perplexity, exact_match, rouge, or FILE.py:FUNCTION[:lower]; may be given several times.",
+)
+@click.option("--against", metavar="ALIAS", help="The incumbent: the version under this alias.  [default: production]")
+@click.option("--base", help="Where the base is, when the version was trained on a directory.")
+@click.option("--endpoint", metavar="URL", help="Ask this running `loradock serve` instead of loading the model here.")
+@click.option(
+    "--api-key", envvar="VLLM_API_KEY", default="", show_envvar=True, help="The endpoint's key, if it has one."
+)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Tokens of the longest answer."
+)
+@click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="Use so many rows, from the first on.")
+@json_option
+def evaluate(
+    ref: str,
+    data: str,
+    names: tuple[str, ...],
+    against: str | None,
+    base: str | None,
+    endpoint: str | None,
+    api_key: str,
+    max_new_tokens: int,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Measure a version, the incumbent and the base on the same rows.
+
+    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. What was found, row by row, goes to MLflow as
+    evidence, by which a policy lets a version through or not. Loss is told in nats a token of the completions.
+    """
+    wanted = metrics.parse(names)
+    version = refs.parse_ref(ref)
+    alias = refs.parse_alias(against) if against else None
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: idle threads do not spin
+    task = Task(version, data, wanted, alias, base, endpoint, api_key, max_new_tokens, limit)
+    case = prepare(task, Settings(), say)
+    from trainer.evaluation import run
+
+    outcome = run.evaluate(case, say)
+    if as_json:
+        emit(_whole(outcome), as_json)
+        return
+    emit(_rows(outcome), as_json, columns=("metric", *_SUBJECTS, "less incumbent", "less base"))
+    say(f"evaluation {outcome.evidence.run_id} of {outcome.version.ref} is in MLflow")
+
+
+def _whole(outcome: Outcome) -> dict[str, Any]:
+    evidence = outcome.evidence
+    return {
+        "evaluation": evidence.run_id,
+        "version": str(outcome.version.ref),
+        "digest": evidence.candidate,
+        "incumbent": str(outcome.incumbent.ref) if outcome.incumbent else None,
+        "base": outcome.version.facts.base.id,
+        "rows": len(evidence.weights),
+        "data_digest": evidence.data_digest,
+        "through": evidence.through,
+        "seconds": round(outcome.seconds, 1),
+        "metrics": {
+            name: {
+                **{subject: _rounded(evidence.value(name, subject)) for subject in _SUBJECTS},
+                **{
+                    f"less_{subject}": {key: _rounded(value) for key, value in found.model_dump().items()}
+                    for (metric, subject), found in outcome.differences.items()
+                    if metric == name
+                },
+            }
+            for name in _names(outcome)
+        },
+    }
+
+
+def _rows(outcome: Outcome) -> list[dict[str, Any]]:
+    return [
+        {
+            "metric": name,
+            **{subject: _rounded(outcome.evidence.value(name, subject)) for subject in _SUBJECTS},
+            "less incumbent": _told(outcome.differences.get((name, "incumbent"))),
+            "less base": _told(outcome.differences.get((name, "base"))),
+        }
+        for name in _names(outcome)
+    ]
+
+
+def _names(outcome: Outcome) -> list[str]:
+    names = list(outcome.evidence.metrics)
+    return [*names, PERPLEXITY] if "loss" in names else names
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _told(interval: Interval | None) -> str | None:
+    if interval is None:
+        return None
+    return f"{interval.mean:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})"

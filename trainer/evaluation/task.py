@@ -1,0 +1,65 @@
+"""What to evaluate, and all that can be known of it before a model is loaded; nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from registry import promotion
+from registry.base import LocalBase
+from registry.refs import AliasRef, VersionRef
+from registry.settings import Settings
+from registry.store import Store
+from trainer.data import Rows
+from trainer.evaluation import contestants, heldout
+from trainer.evaluation.contestants import Contestants
+from trainer.evaluation.metrics import Metric
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to evaluate, on what, and how."""
+
+    ref: VersionRef | AliasRef
+    data: str
+    metrics: tuple[Metric, ...]
+    against: str | None = None
+    """The incumbent's alias; None for `production`, where nothing may stand."""
+    base: str | None = None
+    """Where the base is; None for what the version says of it."""
+    endpoint: str | None = None
+    """A URL; None for transformers in this process."""
+    api_key: str = ""
+    new_tokens: int = 256
+    limit: int | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether some metric needs answers."""
+        return any(metric.score for metric in self.metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A task whose version, incumbent, base and rows were found."""
+
+    task: Task
+    settings: Settings
+    found: Contestants
+    local: LocalBase
+    rows: Rows
+    trained: Mapping[str, str]
+    """What the version's training logged before its first step; nothing for an adapter from elsewhere."""
+
+
+def prepare(task: Task, settings: Settings, say: Callable[[str], None]) -> Case:
+    """Find all that a task names; raises BadInput, NotFound, Unreachable or WrongBase."""
+    store = Store(settings)
+    version = promotion.resolve(store, task.ref)
+    trained = store.parameters_of(version.facts.run_id)
+    rows = heldout.load(task.data, version, trained, limit=task.limit, say=say)
+    if task.asks:
+        heldout.check_answers(rows)
+    local = contestants.base_of(version, task.base, settings)
+    found = contestants.find(store, version, task.against, say)
+    return Case(task, settings, found, local, rows, trained)
