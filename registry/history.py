@@ -1,8 +1,10 @@
 """A family's history: every move of its aliases, in order, chained by hash, and what MLflow's aliases say beside it.
 
 The n-th entry is written once, by whoever was first (`Store.append`); that is the move. The alias in MLflow is set
-afterwards, and the entry is marked as applied. So an alias that is not where history says was left behind by a promoter
-who died, when its last move is not marked, and was moved past loradock, when it is: that is drift.
+afterwards, and the entry is marked as applied. Whoever sets an alias in another's stead says so before and after. So of
+an alias that is not where history says, it is known whether a promoter who is slow, or died, left it there: when its
+last move is not marked, or it is where a move says whose setting has no end. Otherwise somebody moved it past loradock:
+that is drift.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ class History:
     """In order."""
     ledger: Ledger
     """Them as they are stored."""
+    alias: str = ""
+    """The only alias that was looked at in MLflow; empty for all."""
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -59,7 +63,7 @@ class History:
     @property
     def applied(self) -> frozenset[int]:
         """The numbers of the moves whose alias was set."""
-        return self.ledger.applied
+        return self.ledger.applied | self.ledger.mended
 
     @property
     def policy(self) -> PolicyChange | None:
@@ -77,6 +81,7 @@ class History:
         kept = {move.seq for move in self.heads.values()} | {self.end - 1}
         kept |= {self.policy.seq} if self.policy else set()
         kept |= {e.seq for e in self.entries if isinstance(e, Removal) and e.seq >= self.end - ENTRIES}
+        kept |= {m.seq for m in self.moves if m.seq not in self.ledger.applied and m.seq >= self.end - ENTRIES}
         texts = {**self.ledger.carried, **self.ledger.entries}
         return {seq: texts[seq] for seq in sorted(kept) if seq in texts}
 
@@ -101,10 +106,16 @@ class History:
 
     def _drifts(self) -> Iterator[Drift]:
         heads = self.heads
-        for alias in sorted({*heads, *self.family.aliases}):
+        for alias in [self.alias] if self.alias else sorted({*heads, *self.family.aliases}):
             move, found = heads.get(alias), self.family.aliases.get(alias)
-            if self.head(alias) != found and (move is None or move.seq in self.applied):
+            applied = move is None or move.seq in self.applied
+            if self.head(alias) != found and applied and found not in self._late(alias):
                 yield Drift(alias, self.head(alias), found)
+
+    def _late(self, alias: str) -> frozenset[int | None]:
+        """Where promoters may still set an alias who were overtaken, or have set it and died."""
+        open_ = (m for m in self.moves if m.seq not in self.ledger.applied or m.seq in self.ledger.mending)
+        return frozenset(move.to_version for move in open_ if move.alias == alias)
 
     def earlier(self, alias: str) -> tuple[int, ...]:
         """The versions to roll back to, best first: each is where the alias stood before the promotion above it."""
@@ -126,24 +137,24 @@ class History:
         return {alias: number for alias, number in stood.items() if number is not None}
 
 
-def read(store: Store, name: str, *, whole: bool = True) -> History:
+def read(store: Store, name: str, *, whole: bool = True, alias: str = "") -> History:
     """A family's history; raises NotFound, or HistoryDamaged when an entry was edited or is missing.
 
     Without `whole` only its end is read, in a time that does not grow: the last entries, and the older ones that still
-    matter. Entries and aliases are two calls. When they disagree, both are read again: had anyone moved the alias
-    through loradock in between, there would be an entry more.
+    matter. With `alias`, no other is held against MLflow. Entries and aliases are two calls. When they disagree,
+    both are read again: had anyone moved the alias through loradock in between, there would be an entry more.
     """
-    family = store.family(name)
+    family = store.family(name, alias=alias)
     if not family.ledger:
         return History(family, (), _NONE)
     ledger = store.ledger(family, whole=whole)
     while True:
-        found = History(family, _chain(name, ledger, whole=whole), ledger)
+        found = History(family, _chain(name, ledger, whole=whole), ledger, alias)
         if not found.drifts:
             return found
-        family, before = store.family(name), ledger
+        family, before = store.family(name, alias=alias), ledger
         if (ledger := store.ledger(family, whole=whole)) == before:
-            return History(family, found.entries, ledger)
+            return History(family, found.entries, ledger, alias)
 
 
 def link(entry: str) -> str:
@@ -176,4 +187,14 @@ def _parsed(name: str, number: int, text: str) -> Entry:
         raise HistoryDamaged(name, number, "cannot be read") from error
 
 
-_NONE: Final = Ledger(start=0, entries={}, carried={}, applied=frozenset(), run_id="", room=True)
+_NONE: Final = Ledger(
+    start=0,
+    entries={},
+    carried={},
+    applied=frozenset(),
+    mended=frozenset(),
+    mending=frozenset(),
+    begun_at="",
+    run_id="",
+    room=True,
+)

@@ -77,7 +77,7 @@ def promote(
     if expect is not None and at != expect:
         raise _conflict(past, alias, expect)
     if at == ref.number and not past.drifts_of(alias):
-        settle(store, ref.name)
+        settle(store, ref.name, alias)
         return None
     if force and not reason:
         raise BadInput("--force needs a --reason", hint="history keeps it")
@@ -149,8 +149,13 @@ def adopt(store: Store, name: str, *, actor: str, reason: str = "") -> tuple[Mov
 
 
 def restore(store: Store, name: str, *, actor: str, reason: str = "") -> tuple[Move, ...]:
-    """Move aliases that were moved past loradock back to where history says; returns what was written."""
+    """Move aliases that were moved past loradock back to where history says; returns what was written.
+
+    What promoters who died left behind is set to where history says, without a move.
+    """
     past = read(store, name)
+    for alias in past.heads:
+        settle(store, name, alias)
     return tuple(
         _move(
             store,
@@ -172,7 +177,7 @@ def _found(store: Store, name: str, number: int | None) -> Version | None:
 
 def _undrifted(store: Store, name: str, alias: str, *, whole: bool = False) -> History:
     """The history, unless the alias was moved past loradock. One that is gone bars no move: it serves nobody."""
-    past = read(store, name, whole=whole)
+    past = read(store, name, whole=whole, alias=alias)
     for drift in past.drifts_of(alias):
         if drift.found is not None:
             raise Drifted(name, alias, recorded=drift.recorded, found=drift.found)
@@ -268,7 +273,7 @@ def _move(
 
     decide(past)
     move = _append(store, past, make, decide, actor=actor, reason=reason)
-    settle(store, past.family.name)
+    _apply(store, past.family.name, move)
     return move
 
 
@@ -302,7 +307,7 @@ def _append(
             raise BadInput(f"an entry of a history has at most {_MAX_ENTRY} characters; this one has {len(text)}")
         if store.append(past.family, past.ledger, entry.seq, text, carry=past.carry):
             return entry
-        past = read(store, past.family.name, whole=False)
+        past = read(store, past.family.name, whole=False, alias=past.alias)
         decide(past)
 
 
@@ -324,22 +329,24 @@ def _conflict(past: History, alias: str, expected: int | None) -> Conflict:
     )
 
 
-def settle(store: Store, name: str) -> None:
-    """Set every alias whose last move was not applied, until a reading finds none, and mark those moves as applied.
+def settle(store: Store, name: str, alias: str) -> History:
+    """Set an alias that a promoter who died, or was overtaken, left where history does not say; returns what is then.
 
-    Two who settle at once may set in either order. Each reads again after it has set, and goes on for as long as an
-    alias that it has set itself is not where history says, so the last of them leaves the head.
+    Two who settle at once may set in either order. Each reads again after it has set, so the last leaves the head.
     """
-    ours: set[str] = set()
     while True:
-        past = read(store, name, whole=False)
-        pending = {a: move for a, move in past.heads.items() if move.seq not in past.applied or a in ours}
-        wrong = {a: move.to_version for a, move in pending.items() if past.family.aliases.get(a) != move.to_version}
-        ours |= wrong.keys()
-        for alias, number in wrong.items():
-            store.set_alias(AliasRef(name, alias), number)
-        if not wrong:
-            break
-    for move in pending.values():
-        if move.seq not in past.applied:
-            store.mark_applied(past.ledger, move.seq)
+        past = read(store, name, whole=False, alias=alias)
+        head = past.heads.get(alias)
+        if head is None or past.drifts_of(alias) or past.family.aliases.get(alias) == head.to_version:
+            return past
+        with store.mending(past.ledger, head.seq):
+            store.set_alias(AliasRef(name, alias), head.to_version)
+
+
+def _apply(store: Store, name: str, move: Move) -> None:
+    """Set the alias to where a new move says, unless it was overtaken, and mark it as applied."""
+    past = read(store, name, whole=False, alias=move.alias)
+    if past.heads[move.alias] == move:
+        store.set_alias(move.ref_in(name), move.to_version)
+        past = settle(store, name, move.alias)
+    store.mark_applied(past.ledger, move.seq)

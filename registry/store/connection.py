@@ -5,25 +5,54 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from registry.errors import LoradockError, NotFound, Unreachable
+from registry.errors import BadInput, LoradockError, NotFound, Refused, Unreachable, first_line
 from registry.settings import Settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
 
 _DEFAULTS: Final = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a client of a dead server would block for 248 s
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # and with 2, still for 9 s
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for data
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+
+_START: Final = "start it, or set MLFLOW_TRACKING_URI to one that runs (unset: the embedded store)"
+_ELSEWHERE: Final = (
+    "set MLFLOW_TRACKING_URI to an MLflow server, or to a database of MLflow's (unset: the embedded store)"
+)
+_FAULTS: Final = (
+    # what a library says; what that means; what to do
+    (
+        r"disk is full|disk I/O|too large|No space left",
+        "its disk is full, or broken",
+        "make room; nothing is half done",
+    ),
+    (r"readonly database|Permission denied|Read-only", "it cannot be written", "see to the rights on it"),
+    (r"unable to open", "its file cannot be opened", "see whether its directory is there, and yours to read and write"),
+    (r"database is locked", "others write to it", "run the command again; where many write, use an MLflow server"),
+    (r"not a database", "its file is no SQLite database", _ELSEWHERE),
+    (r"error code 401", "it asks who you are", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    (r"error code 403", "it does not permit this to you", "ask those who run it"),
+    (r"error code (3|4)\d\d|valid JSON", "what answers there is no MLflow server", _ELSEWHERE),
+    (r"too many \d+ error responses", "it answers with errors", "look into its log"),
+    (r"refused", "refused", _START),
+    (r"timed out", "timed out", _START),
+    (r"not resolve|NameResolution", "its host has no address", _START),
+)
 
 
 def connect(settings: Settings) -> MlflowClient:
@@ -32,12 +61,31 @@ def connect(settings: Settings) -> MlflowClient:
         os.environ.setdefault(key, value)
     if not settings.tracking_uri:
         settings.root.mkdir(parents=True, exist_ok=True)
+    uri = settings.store_uri
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs, our error says in a line
+    logging.getLogger("mlflow.store.artifact.artifact_repo").setLevel(logging.WARNING)
     import mlflow
 
-    with translated(settings.store_uri):
-        return mlflow.MlflowClient(tracking_uri=settings.store_uri, registry_uri=settings.store_uri)
+    with translated(uri):
+        if not uri.startswith(("http:", "https:")):
+            from mlflow.store.db import utils
+
+            utils.MAX_RETRY_COUNT = 4  # within 2 s; MLflow's 10 take 102
+            _refuse_foreign(uri)
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _refuse_foreign(uri: str) -> None:
+    """Raise BadInput for a SQLite file that holds something else, for MLflow would make its 60 tables in it."""
+    import sqlalchemy
+
+    database = sqlalchemy.make_url(uri).database if uri.startswith("sqlite:") else None
+    if database and Path(database).exists():
+        with closing(sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and "experiments" not in tables:
+            raise BadInput(f"{database} is a database, but not one of MLflow's", hint=_ELSEWHERE)
 
 
 def experiment_id(client: MlflowClient, settings: Settings, name: str) -> str:
@@ -78,21 +126,33 @@ def default_store(uri: str) -> Iterator[None]:
 @contextmanager
 def translated(uri: str, what: str = "") -> Iterator[None]:
     """Let MLflow's errors leave as ours; `what` names the thing that was asked for."""
-    import requests
     import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
 
     try:
         yield
-    except (requests.RequestException, sqlalchemy.exc.OperationalError, sqlalchemy.exc.DatabaseError) as error:
-        raise _unreachable(uri, error) from error
     except MlflowException as error:
-        text = str(error)
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or (what and re.search(r"not found|No such", text)):
-            raise NotFound(f"there is no {what or 'such thing'} in {masked(uri)}") from error
-        if "API request to" in text or "OperationalError" in text or error.error_code == "TEMPORARILY_UNAVAILABLE":
-            raise _unreachable(uri, error) from error
-        raise LoradockError(f"MLflow at {masked(uri)} refused: {text.splitlines()[0]}") from error
+        raise _from_mlflow(uri, error, what) from error
+    except sqlalchemy.exc.ArgumentError as error:
+        raise BadInput(f"{masked(uri)!r} is no MLflow store", hint=_ELSEWHERE) from error
+    except (sqlalchemy.exc.DBAPIError, sqlite3.Error, OSError) as error:  # those of requests are OSErrors
+        raise _unreachable(uri, error) from error
+
+
+def _from_mlflow(uri: str, error: MlflowException, what: str) -> LoradockError:
+    text = masked(str(error))
+    if run := re.search(r"The run (\w+) must be in the 'active' state", text):
+        return Refused(
+            f"run {run[1]}, which holds the {what or 'data'}, was deleted in MLflow at {masked(uri)}",
+            hint=f"bring it back, and nothing is lost: mlflow runs restore --run-id {run[1]}",
+        )
+    if re.search(r"unsupported URI|filesystem tracking backend", text):
+        return BadInput(f"{masked(uri)!r} is no MLflow store", hint=_ELSEWHERE)
+    if error.error_code == "RESOURCE_DOES_NOT_EXIST" or (what and re.search(r"not found|No such", text)):
+        return NotFound(f"there is no {what or 'such thing'} in {masked(uri)}")
+    if re.search(r"API request to|OperationalError", text) or error.error_code == "TEMPORARILY_UNAVAILABLE":
+        return _unreachable(uri, error)
+    return LoradockError(f"MLflow at {masked(uri)} refused: {first_line(error).strip()}")
 
 
 def masked(uri: str) -> str:
@@ -101,13 +161,10 @@ def masked(uri: str) -> str:
 
 
 def _unreachable(uri: str, error: Exception) -> Unreachable:
-    reason = next(
-        (part for part in ("refused", "timed out", "not resolve", "unable to open") if part in str(error)), ""
-    )
-    return Unreachable(
-        f"MLflow at {masked(uri)} is out of reach{': ' + reason if reason else ''}",
-        hint="start it, or set MLFLOW_TRACKING_URI to one that runs (unset: the embedded store)",
-    )
+    for pattern, reason, hint in _FAULTS:
+        if re.search(pattern, str(error)):
+            return Unreachable(f"MLflow at {masked(uri)} is out of reach: {reason}", hint=hint)
+    return Unreachable(f"MLflow at {masked(uri)} is out of reach", hint=_START)
 
 
 class Connection:

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 from registry.errors import Conflict, NotFound
 from registry.records import Facts, Version, canonical_json
 from registry.refs import AliasRef, VersionRef
+from registry.settings import Settings
 from registry.store.connection import Connection, default_store, experiment_id, masked, translated
 from registry.store.tags import PREFIX, facts_from, tags_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-_LEDGER: Final = "loradock.ledger"
-_NEWEST: Final = "loradock.ledger.newest"
+LEDGER: Final = "loradock.ledger"
+"""The tag of a family, and of each of its versions, with the run in which the family's history begins."""
 _FINDINGS: Final = "loradock.findings"
-_LEDGERS: Final = "loradock-ledgers"
+LEDGERS: Final = "loradock-ledgers"
 """The experiment whose runs hold each family's history."""
 
 
@@ -30,14 +31,18 @@ class Family:
 
     name: str
     aliases: Mapping[str, int]
+    """Where they stand; all of them, or those that were asked for."""
     ledger: str
     """The run in which its history begins; empty for a registered model that loradock did not make."""
-    newest: str = ""
-    """A later run of its history: from there, not from the beginning, the end is looked for."""
 
 
 class Families(Connection):
     """Making, finding and listing families and versions, and setting aliases."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._ledgers: dict[str, str] = {}
+        """By family, where its versions say that its history begins."""
 
     def create_family(self, name: str) -> Family:
         """Make a registered model and its ledger; of several who try at once, one makes it and all return the same."""
@@ -47,7 +52,7 @@ class Families(Connection):
             with translated(self.uri):
                 ledger = self.new_ledger(name)
                 try:
-                    self.client.create_registered_model(name, tags={_LEDGER: ledger})
+                    self.client.create_registered_model(name, tags={LEDGER: ledger})
                 except MlflowException as error:
                     self.client.delete_run(ledger)
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -59,14 +64,10 @@ class Families(Connection):
 
     def new_ledger(self, name: str) -> str:
         """A run for a part of a family's history, by its id."""
-        ledgers = experiment_id(self.client, self.settings, _LEDGERS)
+        ledgers = experiment_id(self.client, self.settings, LEDGERS)
         run_id: str = self.client.create_run(ledgers, run_name=f"{name} history").info.run_id
         self.client.set_terminated(run_id)
         return run_id
-
-    def set_newest_ledger(self, name: str, run_id: str) -> None:
-        """Note where a family's history ends now, for those who read only its end."""
-        self.client.set_registered_model_tag(name, _NEWEST, run_id)
 
     def find_family(self, name: str) -> Family | None:
         """The family called `name`, or None."""
@@ -75,10 +76,20 @@ class Families(Connection):
         except NotFound:
             return None
 
-    def family(self, name: str) -> Family:
-        """The family called `name`, its aliases included; raises NotFound."""
+    def family(self, name: str, *, alias: str = "") -> Family:
+        """The family called `name`, its aliases included; raises NotFound.
+
+        MLflow reads every version of a family to tell of it. With `alias` only that one is asked for, and where a
+        version of the family was read before, in a time that does not grow.
+        """
+        if alias and name in self._ledgers:
+            try:
+                at = {alias: self.version_at(AliasRef(name, alias)).ref.number}
+            except NotFound:
+                at = {}
+            return Family(name, at, self._ledgers[name])
         with translated(self.uri):
-            # Not get_registered_model, which reads all versions to tell the latest.
+            # Not get_registered_model, which takes several times as long.
             found = self.client.search_registered_models(f"name = '{name}'", max_results=1)
         if not found:
             raise NotFound(f"there is no adapter {name!r} in {masked(self.uri)}")
@@ -102,7 +113,7 @@ class Families(Connection):
                 name,
                 source,
                 run_id=facts.run_id,
-                tags={**tags_of(facts), _FINDINGS: canonical_json(findings)},
+                tags={**tags_of(facts), LEDGER: self.family(name).ledger, _FINDINGS: canonical_json(findings)},
                 model_id=source.removeprefix("models:/"),
                 await_creation_for=0,  # it is there at once; waiting is for other registries, and logs
             )
@@ -116,7 +127,10 @@ class Families(Connection):
     def version(self, ref: VersionRef) -> Version:
         """One version; raises NotFound."""
         with translated(self.uri, f"version {str(ref)!r}"):
-            return version_from(self.client.get_model_version(ref.name, str(ref.number)))
+            found = self.client.get_model_version(ref.name, str(ref.number))
+            if LEDGER in found.tags:
+                self._ledgers[ref.name] = found.tags[LEDGER]
+            return version_from(found)
 
     def tags(self, ref: VersionRef) -> Mapping[str, str]:
         """All tags of a version, those that people set included; raises NotFound."""
@@ -170,8 +184,7 @@ class Families(Connection):
 
 def _family_from(model: Any) -> Family:
     aliases = {alias: int(number) for alias, number in model.aliases.items()}
-    first = model.tags.get(_LEDGER, "")
-    return Family(model.name, aliases, first, model.tags.get(_NEWEST, first))
+    return Family(model.name, aliases, model.tags.get(LEDGER, ""))
 
 
 def version_from(found: ModelVersion) -> Version:

@@ -7,7 +7,9 @@ way. The next one begins with a copy of those older entries that still matter, s
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,8 +19,12 @@ from registry.store.families import Families, Family
 ENTRIES: Final = 100
 """How many entries a run holds: reading one of 100 takes MLflow 14 ms, one of 5,000 takes 343."""
 _APPLIED: Final = "applied"
+_MENDING: Final = "mending."
+_MENDED: Final = "mended."
 _CARRIED: Final = "carried"
 _NEXT: Final = "next"
+_NEWEST: Final = "loradock.ledger.newest"
+"""The tag of a history's first run with a later one: from there, not from the beginning, the end is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,13 @@ class Ledger:
     carried: Mapping[int, str]
     """The copies of older entries that the runs which were read begin with."""
     applied: frozenset[int]
-    """The numbers of the entries whose alias was set."""
+    """The numbers of the entries whose writer has set the alias, or was overtaken, and sets it no more."""
+    mended: frozenset[int]
+    """The numbers of the entries whose alias somebody else has set."""
+    mending: frozenset[int]
+    """The numbers of the entries whose alias somebody else is about to set, or was when he died."""
+    begun_at: str
+    """The first run that was read."""
     run_id: str
     """The newest run."""
     room: bool
@@ -46,8 +58,12 @@ class Ledgers(Families):
 
     def ledger(self, family: Family, *, whole: bool = False) -> Ledger:
         """A family's history, from its newest run or from its beginning."""
-        parts = tuple(self._parts(family, family.ledger if whole else family.newest))
+        parts = tuple(self._parts(family, whole=whole))
         texts = [(*key.partition("."), value) for _, params in parts for key, value in sorted(params.items())]
+        marked = {
+            kind: {(int(number), mark.removeprefix(kind)) for number, _, mark, _ in texts if mark.startswith(kind)}
+            for kind in (_MENDING, _MENDED)
+        }
         run_id, newest = parts[-1]
         before = [int(key.partition(".")[0]) for key in parts[0][1] if key.endswith(_CARRIED)]
         return Ledger(
@@ -55,6 +71,9 @@ class Ledgers(Families):
             entries={int(number): text for number, _, mark, text in texts if number.isdigit() and not mark},
             carried={int(number): text for number, _, mark, text in texts if mark == _CARRIED},
             applied=frozenset(int(number) for number, _, mark, _ in texts if mark == _APPLIED),
+            mended=frozenset(number for number, _ in marked[_MENDED]),
+            mending=frozenset(number for number, _ in marked[_MENDING] - marked[_MENDED]),
+            begun_at=parts[0][0],
             run_id=run_id,
             room=sum(key.isdigit() for key in newest) < self.entries_per_run,
         )
@@ -66,21 +85,36 @@ class Ledgers(Families):
         """
         with translated(self.uri, f"history of {family.name!r}"):
             run_id = ledger.run_id if ledger.room else self._next(family, ledger, carry)
-            if run_id != family.newest:
-                self.set_newest_ledger(family.name, run_id)
+            if run_id != ledger.begun_at:
+                self.client.set_tag(family.ledger, _NEWEST, run_id)
             return self._write_once(run_id, _key(seq), entry)
 
     def mark_applied(self, ledger: Ledger, seq: int) -> None:
-        """Note that the alias was set to where entry `seq` says."""
+        """Note that the writer of entry `seq` has set the alias, and sets it no more."""
         with translated(self.uri, "history"):
             self._write_once(ledger.run_id, f"{_key(seq)}.{_APPLIED}", "yes")
 
-    def _parts(self, family: Family, run_id: str) -> Iterator[tuple[str, Mapping[str, str]]]:
+    @contextmanager
+    def mending(self, ledger: Ledger, seq: int) -> Iterator[None]:
+        """Note before and after that somebody else than the writer of entry `seq` sets the alias."""
+        nonce = secrets.token_hex(8)
+        with translated(self.uri, "history"):
+            self._write_once(ledger.run_id, f"{_key(seq)}.{_MENDING}{nonce}", "yes")
+        yield
+        with translated(self.uri, "history"):
+            self._write_once(ledger.run_id, f"{_key(seq)}.{_MENDED}{nonce}", "yes")
+
+    def _parts(self, family: Family, *, whole: bool) -> Iterator[tuple[str, Mapping[str, str]]]:
         with translated(self.uri, f"history of {family.name!r}"):
-            while run_id:
-                params: Mapping[str, str] = self.client.get_run(run_id).data.params
-                yield run_id, params
-                run_id = params.get(_NEXT, "")
+            run_id, run = family.ledger, self.client.get_run(family.ledger)
+            if not whole and _NEWEST in run.data.tags:
+                run_id = run.data.tags[_NEWEST]
+                run = self.client.get_run(run_id)
+            while True:
+                yield run_id, run.data.params
+                if not (run_id := run.data.params.get(_NEXT, "")):
+                    return
+                run = self.client.get_run(run_id)
 
     def _next(self, family: Family, ledger: Ledger, carry: Mapping[int, str]) -> str:
         """The run after a full one; of several who make it at once, one does, and all get the same."""
@@ -89,6 +123,8 @@ class Ledgers(Families):
             self._write_once(made, f"{_key(seq)}.{_CARRIED}", entry)
             if seq in ledger.applied:
                 self._write_once(made, f"{_key(seq)}.{_APPLIED}", "yes")
+            if seq in ledger.mended:
+                self._write_once(made, f"{_key(seq)}.{_MENDED}{_CARRIED}", "yes")
         if self._write_once(ledger.run_id, _NEXT, made):
             return made
         self.client.delete_run(made)

@@ -170,7 +170,7 @@ def test_what_was_made_or_copied_from_a_version_keeps_it(whole: Store, tmp_path:
     whole.client.copy_model_version(f"models:/{NAME}/4", "copies")
     assert gc.look(whole, NAME, {}).made_from == {1: ("merged-bot/1",), 2: ("merged-bot/1",), 4: ("copies/1",)}
     offered = facts.model_copy(update={"parents": (f"{NAME}/3",), "digest": "2" * 64})
-    candidates.offer(whole, "merged-bot", made[0].source, offered, ())  # a merge that is being registered
+    candidates.offer(whole, whole.family("merged-bot"), made[0].source, offered, ())  # a merge that is being registered
     assert collect(whole) == []
     candidates.withdraw(whole, candidates.same(whole, "merged-bot", "2" * 64)[0])
     assert collect(whole) == [3]

@@ -75,8 +75,14 @@ def test_reading_the_end_asks_for_one_run_however_long_the_history(three: Store)
     client = three.client
     three.client = counted = Counted(client)
     history.read(three, NAME, whole=False)
-    assert counted.calls == ["search_registered_models", "get_run"]
-    three.set_newest_ledger(NAME, three.family(NAME).ledger)  # the note is stale: it was lost, or is about to be made
+    assert counted.calls == ["search_registered_models", "get_run", "get_run"]
+    three.client = client
+    three.version(ref(1))
+    three.client = counted = Counted(client)
+    history.read(three, NAME, whole=False, alias="production")
+    assert counted.calls == ["get_model_version_by_alias", "get_run", "get_run"]
+    three.client = client
+    client.delete_tag(three.family(NAME).ledger, "loradock.ledger.newest")  # it was lost, or is about to be made
     assert history.read(three, NAME, whole=False).end == 11
 
 

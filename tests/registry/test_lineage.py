@@ -46,7 +46,7 @@ def child(store: Store, version: Version, name: str) -> Version:
 
 def put(store: Store, name: str, source: str, facts: Facts) -> Version:
     """A version of bytes that are not looked at."""
-    candidates.offer(store, name, source, facts, ())
+    candidates.offer(store, store.family(name), source, facts, ())
     (made,) = candidates.same(store, name, facts.digest)
     candidates.admit(store, made)
     return store.version(made.ref)

@@ -1,0 +1,102 @@
+"""Versions in the making: MLflow knows them, and no reader of ours sees one before it is admitted.
+
+MLflow makes a second version of a request that is sent again, and one for each of several who register the same bytes
+at once. So a version is made without the tag by which its digest is known, and of all with the same bytes the lowest
+one gets it. As numbers only grow, everybody who looks finds the same lowest one, and whoever looks can admit it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from registry.errors import NotFound
+from registry.records import Facts, canonical_json
+from registry.refs import VersionRef
+from registry.store.connection import Connection, default_store, translated
+from registry.store.families import _FINDINGS, LEDGER, Family
+from registry.store.removal import _CONDEMNED
+from registry.store.tags import PREFIX, child_tag, facts_from, tags_of
+
+_OFFERED: Final = f"{PREFIX}offered"
+"""The tag with the digest that a version has from the beginning."""
+_DIGEST: Final = f"{PREFIX}digest"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version, admitted or not."""
+
+    ref: VersionRef
+    source: str
+    facts: Facts
+    admitted: bool
+
+
+def offer(store: Connection, family: Family, source: str, facts: Facts, findings: tuple[str, ...]) -> None:
+    """Make a version that nobody sees yet. It is not idempotent."""
+    tags = {key: value for key, value in tags_of(facts).items() if key not in _withheld(facts)}
+    with translated(store.uri, f"adapter {family.name!r}"), default_store(store.uri):
+        store.client.create_model_version(
+            family.name,
+            source,
+            run_id=facts.run_id,
+            tags={**tags, LEDGER: family.ledger, _OFFERED: facts.digest, _FINDINGS: canonical_json(findings)},
+            model_id=source.removeprefix("models:/"),
+            await_creation_for=0,  # it is there at once; waiting is for other registries, and logs
+        )
+
+
+def same(store: Connection, name: str, digest: str) -> tuple[Candidate, ...]:
+    """All that were made of these bytes, admitted or not, lowest first."""
+    with translated(store.uri):
+        found = store.client.search_model_versions(
+            f"name = '{name}' AND tags.`{_OFFERED}` = '{digest}'", order_by=["version_number ASC"]
+        )
+    return tuple(
+        Candidate(
+            ref=VersionRef(item.name, int(item.version)),
+            source=item.source or "",
+            facts=facts_from({**item.tags, _DIGEST: digest}),
+            admitted=_DIGEST in item.tags,
+        )
+        for item in found
+        if _OFFERED in item.tags  # MLflow reads tags in a second query, and has none for what was deleted in between
+    )
+
+
+def admit(store: Connection, candidate: Candidate) -> None:
+    """Let everybody see a version; any number of times. Raises NotFound where it was withdrawn."""
+    from mlflow.exceptions import MlflowException
+
+    ref = candidate.ref
+    with translated(store.uri, f"version {str(ref)!r}"):
+        for key, value in _withheld(candidate.facts).items():
+            try:
+                store.client.set_model_version_tag(ref.name, str(ref.number), key, value)
+            except MlflowException:  # of two who set it first at once, MLflow lets one fail
+                if store.client.get_model_version(ref.name, str(ref.number)).tags.get(key) != value:
+                    raise
+
+
+def withdraw(store: Connection, candidate: Candidate) -> None:
+    """Take away a version that nobody has seen; any number of times."""
+    ref = candidate.ref
+    with suppress(NotFound), translated(store.uri, f"version {str(ref)!r}"):
+        store.client.delete_model_version(ref.name, str(ref.number))
+
+
+def condemned(store: Connection, source: str) -> bool:
+    """Whether a clean-up is about to delete these bytes, or has deleted them."""
+    model_id = source.removeprefix("models:/")
+    try:
+        with translated(store.uri, f"adapter {model_id!r}"):
+            return _CONDEMNED in store.client.get_logged_model(model_id).tags
+    except NotFound:
+        return True
+
+
+def _withheld(facts: Facts) -> dict[str, str]:
+    """The tags that make a version seen: by what it was made from, and last by its digest."""
+    return {**{child_tag(parent): "yes" for parent in facts.parents}, _DIGEST: facts.digest}
