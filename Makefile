@@ -18,11 +18,11 @@ $(INSTALLED): pyproject.toml requirements/cpu.txt requirements/gpu.txt requireme
 demo: install  ## the whole loop, once: train, register, promote, serve, flip, roll back
 	@$(BIN)/python examples/demo.py
 
-test: lint  ## everything
-	@$(BIN)/python -m pytest
+test: test-fast  ## everything
+	@$(BIN)/python -m pytest -m slow
 
 test-fast: lint  ## what needs no training and no vLLM: for the loop while you work
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
 
 lint: install
 	@$(BIN)/ruff check .

@@ -35,7 +35,7 @@ def sha256_of(path: Path) -> str:
 
 def build_manifest(directory: Path) -> Manifest:
     """The manifest of every file under `directory`, but for the manifest itself."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
     return Manifest(
         files=tuple(
             FileEntry(path=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=sha256_of(path))
@@ -73,6 +73,8 @@ def verify(directory: Path, digest: str, *, what: str) -> Manifest:
     found = build_manifest(directory)
     if found.digest != digest:
         raise DigestMismatch(what, expected=digest, found=found.digest, faults=_differences(manifest, found))
+    if path.read_bytes() != found.canonical().encode():
+        raise DigestMismatch(what, expected=digest, found=found.digest, faults=[f"{MANIFEST} changed"])
     return found
 
 

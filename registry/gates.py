@@ -154,7 +154,8 @@ def _no_worse(metric: str, margin: float, found: Evidence | None, case: Case) ->
 def _better(rule: str, metric: str, margin: float, found: Evidence) -> Verdict:
     scores = found.metrics[metric]
     worse = _worse(scores, scores.base, found)
-    figure = f"{_told(worse)} worse than the base, asked for at least {margin:g} better"
+    better = Interval(mean=-worse.mean, low=-worse.high, high=-worse.low)
+    figure = f"{_told(better)} better than the base, asked for at least {margin:g}"
     return Verdict(rule=rule, passed=worse.high <= -margin, figure=figure, evidence=found.run_id)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from registry.errors import NotFound, Unreachable
+from registry.artifact import CONFIG, WEIGHTS
+from registry.errors import BadInput, NotFound, Unreachable
+from registry.scratch import room
 
 _MODEL_FILES: Final = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
 _DATASET_FILES: Final = ("*.jsonl", "*.json", "*.csv", "*.parquet", "README.md")
@@ -17,6 +19,20 @@ def snapshot(repository: str, revision: str | None) -> Path:
     Pickled weights are never fetched. Raises NotFound or Unreachable.
     """
     return _snapshot(repository, revision, "model", _MODEL_FILES)
+
+
+def adapter(repository: str, revision: str | None, *, pickled: bool) -> Path:
+    """A repository's adapter on this machine, PEFT's two files alone, in a directory named by commit.
+
+    Pickled weights are fetched where `pickled` asks for them. Raises BadInput, NotFound or Unreachable.
+    """
+    path = _snapshot(repository, revision, "model", (CONFIG, WEIGHTS, *(["adapter_model.bin"] if pickled else ())))
+    if not (path / CONFIG).is_file():
+        raise BadInput(
+            f"{repository} on the Hub holds no {CONFIG} at its root",
+            hint="where it lies deeper, fetch the repository and give that directory",
+        )
+    return path
 
 
 def config(repository: str, revision: str | None) -> Path:
@@ -34,6 +50,7 @@ def dataset_snapshot(repository: str, revision: str | None) -> Path:
 
 def _snapshot(repository: str, revision: str | None, kind: str, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -45,9 +62,10 @@ def _snapshot(repository: str, revision: str | None, kind: str, patterns: tuple[
 
     called = "data set" if kind == "dataset" else "model"
     try:
-        return Path(
-            snapshot_download(repository, revision=revision, repo_type=kind, allow_patterns=list(patterns)),
-        )
+        with room(Path(HF_HUB_CACHE), hint="make room, or set HF_HOME to a directory that has some"):
+            return Path(
+                snapshot_download(repository, revision=revision, repo_type=kind, allow_patterns=list(patterns)),
+            )
     except GatedRepoError as error:
         raise NotFound(
             f"the {called} {repository!r} is gated",

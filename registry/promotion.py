@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeVar
 
-from registry import artifact, gates, versions
+from registry import gates, versions
 from registry.errors import (
     BadInput,
     Conflict,
@@ -127,8 +127,7 @@ def rollback(store: Store, name: str, alias: str, *, actor: str, reason: str = "
     for target in (number for number in targets if number not in past.removed):
         try:
             version = store.version(VersionRef(name, target))
-            with versions.fetched(store, version) as directory:
-                artifact.verify(directory, version.facts.digest, what=str(version.ref))
+            versions.verify(store, version)
         except (NotFound, DigestMismatch) as error:
             log.warning("passed over: %s", error)
             continue

@@ -1,36 +1,79 @@
-"""Turning an adapter, out of a run or out of a directory, into an immutable version."""
+"""Turning an adapter, out of a run or out of a directory, into an immutable version, and hashing it again."""
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from registry import artifact, check
+from registry import artifact, check, foreign, layouts, pickled
 from registry.base import LocalBase
-from registry.errors import BadInput, NotFound, NotServable
-from registry.records import Base, Facts, Version
-from registry.store import Store
+from registry.check.findings import some
+from registry.errors import BadInput, DigestMismatch, LoradockError, NotFound, NotServable
+from registry.records import Base, Facts, Manifest, Version
+from registry.scratch import room, scratch
+from registry.store import Store, candidates
+from registry.store.candidates import Candidate
+
+log = logging.getLogger(__name__)
 
 
 def register(store: Store, run_id: str, name: str) -> Version:
     """Make a version of the adapter that a run logged; the same bytes give the same version, however often.
 
-    Its bytes are fetched and hashed first. What rules it out for serving is kept with it as findings.
-    Raises NotFound, BadInput, DigestMismatch, Conflict or Unreachable.
+    Its bytes are fetched and hashed first. What rules it out for serving is kept with it as findings. Killed at any
+    step it leaves nothing that is seen, and can be called again. Raises NotFound, BadInput, DigestMismatch, Conflict,
+    Unreachable, or LoradockError when the disk is full or a clean-up deletes these bytes.
     """
     source, facts = store.adapter_of(run_id)
     with _downloaded(store, source, what=f"run {run_id}") as directory:
         artifact.verify(directory, facts.digest, what=f"the adapter of run {run_id}")
         found = tuple(check.findings(directory))
-    store.create_family(name)
-    if existing := store.find_version(name, facts.digest):
-        return existing
-    made = store.create_version(name, source, facts, found)
-    # MLflow makes two versions of a request that was sent twice; the lowest is the one.
-    return store.find_version(name, facts.digest) or made
+    family = store.create_family(name)
+    while True:
+        made = candidates.same(store, name, facts.digest)
+        if not made:
+            candidates.offer(store, family, source, facts, found)
+        elif _admitted(store, made[0], source):
+            for spare in made[1:]:
+                if not spare.admitted:
+                    candidates.withdraw(store, spare)
+            return store.version(made[0].ref)
+
+
+def _admitted(store: Store, lowest: Candidate, source: str) -> bool:
+    """Admit the lowest version of some bytes, or withdraw it when its own are not whole; those of `source` are."""
+    gone = candidates.condemned(store, lowest.source)
+    if gone and (lowest.admitted or lowest.source == source):
+        if not lowest.admitted:
+            candidates.withdraw(store, lowest)
+        raise LoradockError(
+            f"{lowest.ref} has these bytes, and a clean-up deletes them",
+            hint="let `loradock gc` finish, then register or import them again",
+        )
+    if lowest.admitted:
+        return True
+    if gone or not (lowest.source == source or _is_whole(store, lowest)):
+        candidates.withdraw(store, lowest)
+        return False
+    try:
+        candidates.admit(store, lowest)
+    except NotFound:  # somebody withdrew it meanwhile
+        return False
+    return True
+
+
+def _is_whole(store: Store, candidate: Candidate) -> bool:
+    try:
+        with _downloaded(store, candidate.source, what=str(candidate.ref)) as directory:
+            artifact.verify(directory, candidate.facts.digest, what=str(candidate.ref))
+    except (NotFound, BadInput, DigestMismatch):
+        return False
+    return True
 
 
 def describe(directory: Path, base: Base, *, run_id: str, data_digest: str) -> Facts:
@@ -48,47 +91,84 @@ def describe(directory: Path, base: Base, *, run_id: str, data_digest: str) -> F
     )
 
 
-def import_directory(store: Store, directory: Path, local: LocalBase, name: str) -> Version:
+def import_directory(
+    store: Store,
+    directory: Path,
+    local: LocalBase,
+    name: str,
+    *,
+    origin: str = "",
+    checkpoint: str = "",
+    convert_pickle: bool = False,
+) -> Version:
     """Make a version of an adapter that was trained elsewhere; it gets an MLflow run that says where it came from.
 
-    Only PEFT's two files are taken, and adapter_config.json in one fixed form. The same bytes give the same version.
-    Raises BadInput for a directory without an adapter, NotServable for one whose tensors do not fit the base.
+    `origin` is that place, by default the directory's name; `checkpoint` is what `layouts.find` takes. Only PEFT's two
+    files are taken, and adapter_config.json in one fixed form. The same bytes give the same version.
+    Raises BadInput for a directory without an adapter, Refused for a configuration or a pickle that says more than is
+    understood, NotServable for tensors that do not fit the base, and what `register` raises.
     """
-    _find_adapter(directory)
-    with tempfile.TemporaryDirectory(prefix="loradock-") as name_:
-        scratch = Path(name_)
-        for file in (artifact.CONFIG, artifact.WEIGHTS):
-            shutil.copyfile(directory / file, scratch / file)
-        artifact.canonicalise(scratch)
-        manifest = artifact.write_manifest(scratch)
-        if misfits := check.misfits(scratch, local.config):
-            raise NotServable(f"{directory} on {local.base.id}", misfits)
-        if store.find_family(name) and (existing := store.find_version(name, manifest.digest)):
+    found = layouts.find(directory, checkpoint)
+    if found.pickled and not convert_pickle:
+        raise BadInput(
+            f"{found.weights} is pickled, and a pickle can run any code when it is read",
+            hint="--convert-pickle reads its tensors alone, runs nothing, and stores them as safetensors",
+        )
+    if found.aside:
+        log.info("left aside: %s", some(found.aside, most=12))
+    origin = "/".join(filter(None, (origin or directory.resolve().name, found.below)))
+    with scratch() as staged:
+        config = _stage(found, staged)
+        if misfits := check.misfits(staged, local.config):
+            raise NotServable(f"{found.directory} on {local.base.id}", misfits)
+        if doubt := foreign.doubt(config, local):
+            log.warning("warning: %s", doubt)
+        facts = _described(staged, local.base)
+        if store.find_family(name) and (existing := store.find_version(name, facts.digest)):
             return existing
-        with store.run(f"import {directory.name}", {"loradock.imported_from": directory.name}) as run_id:
-            store.put_adapter(scratch, name=name, facts=describe(scratch, local.base, run_id=run_id, data_digest=""))
+        tags = {"loradock.imported_from": origin, **foreign.claims(config)}
+        with store.run(f"import {origin}", tags) as run_id, room(store.settings.artifacts):
+            store.put_adapter(staged, name=name, facts=facts.model_copy(update={"run_id": run_id}))
     return register(store, run_id, name)
 
 
-def _find_adapter(directory: Path) -> None:
-    if not directory.is_dir():
-        raise NotFound(f"there is no directory {directory}")
-    if (directory / artifact.CONFIG).is_file() and (directory / artifact.WEIGHTS).is_file():
-        check.read_config(directory)
-        artifact.read_header(directory / artifact.WEIGHTS)
-        return
-    if pickled := sorted(path.name for path in directory.glob("adapter_model.*") if path.suffix in (".bin", ".pt")):
-        raise BadInput(
-            f"{directory} holds pickled weights ({', '.join(pickled)}), which can run any code when they are read",
-            hint="where you trust them, load them with PEFT and save_pretrained(..., safe_serialization=True)",
-        )
-    below = sorted(path.parent.relative_to(directory).as_posix() for path in directory.glob(f"*/{artifact.CONFIG}"))
-    raise BadInput(
-        f"{directory} holds no {artifact.CONFIG} with {artifact.WEIGHTS}",
-        hint=f"these below it do: {', '.join(below)}"
-        if below
-        else "give the directory that PEFT's save_pretrained wrote",
-    )
+def _stage(found: layouts.Found, into: Path) -> dict[str, Any]:
+    """Copy PEFT's two files as they are kept, and return what the configuration said."""
+    try:
+        config = check.read_config(found.directory)
+    except RecursionError as error:
+        raise BadInput(f"{found.directory / artifact.CONFIG} is nested too deep to be read") from error
+    kept, dropped = foreign.cleaned(config)
+    if dropped:
+        log.warning("warning: adapter_config.json has keys that PEFT does not know; left out: %s", ", ".join(dropped))
+    (into / artifact.CONFIG).write_text(json.dumps(kept), encoding="utf-8")
+    if found.pickled:
+        pickled.convert(found.weights, into / artifact.WEIGHTS)
+    else:
+        shutil.copyfile(found.weights, into / artifact.WEIGHTS)
+        artifact.read_header(into / artifact.WEIGHTS)
+    return config
+
+
+def _described(staged: Path, base: Base) -> Facts:
+    try:
+        artifact.canonicalise(staged)
+        artifact.write_manifest(staged)
+        return describe(staged, base, run_id="", data_digest="")
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BadInput(f"{artifact.CONFIG} holds values that PEFT cannot mean: {error}") from error
+
+
+def verify(store: Store, version: Version) -> Manifest:
+    """Hash a version's stored files again; raises DigestMismatch with every one that changed, is missing or extra."""
+    what, digest = str(version.ref), version.facts.digest
+    try:
+        with fetched(store, version) as directory:
+            return artifact.verify(directory, digest, what=what)
+    except (BadInput, UnicodeDecodeError) as error:
+        raise DigestMismatch(what, expected=digest, found="", faults=[f"{artifact.MANIFEST} changed"]) from error
+    except NotFound as error:
+        raise DigestMismatch(what, expected=digest, found="", faults=["every file is missing"]) from error
 
 
 @contextmanager
@@ -100,6 +180,6 @@ def fetched(store: Store, version: Version) -> Iterator[Path]:
 
 @contextmanager
 def _downloaded(store: Store, source: str, *, what: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="loradock-") as scratch:
-        store.download(source, Path(scratch), what=what)
-        yield Path(scratch)
+    with scratch() as directory:
+        store.download(source, directory, what=what)
+        yield directory

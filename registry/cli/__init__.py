@@ -44,7 +44,7 @@ VERBS: Final = {
     "history": Verb("Registry", "registry.cli.aliases:history", "Show who moved an adapter's aliases, when and why."),
     "verify": Verb("Registry", "registry.cli.versions:verify", "Hash a version's stored bytes again."),
     "promote": Verb("Registry", "registry.cli.aliases:promote", "Move an alias to a version."),
-    "policy": Verb("Registry", "registry.cli.aliases:policy", "Show or set what a version must show to be promoted."),
+    "policy": Verb("Registry", "registry.cli.aliases:policy", "Show or set what versions must show to be promoted."),
     "rollback": Verb("Registry", "registry.cli.aliases:rollback", "Move an alias back to where it stood before."),
     "gc": Verb("Registry", "registry.cli.gc:gc", "Delete the versions that nothing needs, and their bytes."),
     "serve": Verb("Serve", "serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),

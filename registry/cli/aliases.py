@@ -47,7 +47,8 @@ def history(name: str, at: datetime | None, adopt: bool, restore: bool, reason: 
         card.refresh(store, name)
     past = histories.read(store, name)
     for drift in past.drifts:
-        say(f"warning: {Drifted(name, drift.alias, recorded=drift.recorded, found=drift.found)}; --adopt or --restore?")
+        cure = "--adopt or --restore?" if drift.found else f"`loradock rollback {name}` or --adopt?"
+        say(f"warning: {Drifted(name, drift.alias, recorded=drift.recorded, found=drift.found)}; {cure}")
     if at:
         emit({alias: f"{name}/{number}" for alias, number in past.at(at.replace(tzinfo=UTC)).items()}, as_json)
         return
@@ -106,9 +107,10 @@ def promote(ref: str, alias: str, expect: int | None, reason: str, force: bool, 
 @reason_option
 @json_option
 def policy(name: str, file: Path | None, reason: str, as_json: bool) -> None:
-    """Show what an adapter's versions must show before an alias moves to them, or set it.
+    """Show or set what versions must show to be promoted.
 
-    A policy is part of the adapter's history: `loradock history` tells who set it, when and why.
+    A policy is written in YAML, by alias. It is part of the adapter's history, and `loradock history` tells who set it,
+    when and why.
     """
     settings = Settings()
     store, name = Store(settings), refs.parse_name(name)

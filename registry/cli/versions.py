@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from registry import base as bases
+from registry import card, hub, promotion, refs, versions
 from registry import history as histories
-from registry import promotion, refs, versions
-from registry.artifact import verify as verify_files
 from registry.cli.output import emit, json_option, say
 from registry.cli.shared import base_option, row
+from registry.errors import DigestMismatch, HistoryDamaged, NotFound, Refused
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
@@ -27,45 +30,113 @@ def register(run_id: str, name: str, as_json: bool) -> None:
     RUN_ID is an MLflow run that `loradock train` finished. Its bytes are hashed again first; the same bytes
     registered twice are one version.
     """
-    version = versions.register(Store(Settings()), run_id, refs.parse_name(name))
-    _report_version(version, as_json)
+    store = Store(Settings())
+    _report_version(store, versions.register(store, run_id, refs.parse_name(name)), as_json)
 
 
 @click.command("import")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("source", metavar="DIR|HUB-ID")
 @click.option("--name", required=True, help="The adapter to add a version to; made when there is none.")
 @base_option(required=True)
+@click.option(
+    "--checkpoint",
+    default="",
+    metavar="N|best|last",
+    help="Which checkpoint-N/ of DIR to take; `best` is what trainer_state.json says.",
+)
+@click.option(
+    "--convert-pickle",
+    is_flag=True,
+    help="Take adapter_model.bin where there is no safetensors: its tensors alone are read, and no code is run.",
+)
 @json_option
-def import_(directory: Path, name: str, base: str, as_json: bool) -> None:
+def import_(source: str, name: str, base: str, checkpoint: str, convert_pickle: bool, as_json: bool) -> None:
     """Make a version of an adapter that was trained elsewhere.
 
-    DIRECTORY holds what PEFT's save_pretrained wrote: adapter_config.json and adapter_model.safetensors. Its tensors
-    are held against the base first.
+    DIR is what PEFT, Axolotl, LLaMA-Factory, Unsloth or a Trainer has written; HUB-ID is ORG/NAME or
+    ORG/NAME@REVISION on the Hugging Face Hub. Only adapter_config.json and the adapter's weights are taken. The
+    tensors are held against the base first.
     """
     settings, name = Settings(), refs.parse_name(name)
-    local = bases.resolve(base, settings)
-    version = versions.import_directory(Store(settings), directory, local, name)
-    _report_version(version, as_json)
+    directory, origin = _located(source, convert_pickle)
+    local, store = bases.resolve(base, settings), Store(settings)
+    version = versions.import_directory(
+        store, directory, local, name, origin=origin, checkpoint=checkpoint, convert_pickle=convert_pickle
+    )
+    _report_version(store, version, as_json)
+
+
+def _located(source: str, pickled: bool) -> tuple[Path, str]:
+    """The directory that an adapter is in, and where it came from if that is not this machine."""
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        return directory, ""
+    if not bases.is_hub_id(source):
+        raise NotFound(f"there is no directory {source}", hint="give a directory, or ORG/NAME on the Hub")
+    say(f"there is no directory {source}; looking on the Hub")
+    repository, _, revision = source.partition("@")
+    directory = hub.adapter(repository, revision or None, pickled=pickled)
+    return directory, f"{repository}@{directory.name}"
 
 
 @click.command()
 @click.argument("ref")
+@click.option("--all", "every", is_flag=True, help="REF is a name: verify every version of that adapter.")
 @json_option
-def verify(ref: str, as_json: bool) -> None:
+def verify(ref: str, every: bool, as_json: bool) -> None:
     """Hash a version's stored bytes again.
 
-    They are held against its digest. Its adapter's history is checked, too: no entry was edited, none is missing.
+    They are held against its digest; a file that changed, is missing or extra is named. Its adapter's history is
+    checked, too: no entry was edited, none is missing. It exits with 3 when anything is wrong.
     """
     store = Store(Settings())
+    if every:
+        _verify_all(store, refs.parse_name(ref), as_json)
+        return
     version = promotion.resolve(store, refs.parse_ref(ref))
     moves = histories.read(store, version.ref.name).moves
-    with versions.fetched(store, version) as directory:
-        manifest = verify_files(directory, version.facts.digest, what=str(version.ref))
+    manifest = versions.verify(store, version)
     found = {"version": str(version.ref), "digest": manifest.digest, "files": len(manifest.files), "moves": len(moves)}
     emit(found, as_json)
 
 
-def _report_version(version: Version, as_json: bool) -> None:
+def _verify_all(store: Store, name: str, as_json: bool) -> None:
+    store.family(name)
+    problems: list[str] = []
+    try:
+        histories.read(store, name)
+    except HistoryDamaged as error:
+        problems.append(str(error))
+    rows = [_verified(store, version) for version in _with_progress(store.versions(name))]
+    problems += [f"{row['version']}: {fault}" for row in rows for fault in row["faults"]]
+    emit(rows, as_json, columns=("version", "digest", "faults"))
+    bad = sum(bool(row["faults"]) for row in rows)
+    say(f"{len(rows) - bad} of {len(rows)} versions of {name} hold the bytes that were registered")
+    if problems:
+        refused = Refused(f"{name} is not what was registered", hint="restore what is named from a backup")
+        refused.problems = tuple(problems)
+        raise refused
+
+
+def _verified(store: Store, version: Version) -> dict[str, Any]:
+    faults: tuple[str, ...] = ()
+    try:
+        versions.verify(store, version)
+    except DigestMismatch as error:
+        faults = error.faults
+    return {"version": str(version.ref), "digest": version.facts.digest, "faults": list(faults)}
+
+
+def _with_progress(found: tuple[Version, ...]) -> Iterable[Version]:
+    from rich.console import Console
+    from rich.progress import track
+
+    watched = sys.stderr.isatty()
+    return track(found, "verifying", console=Console(stderr=True), transient=True, disable=not watched)
+
+
+def _report_version(store: Store, version: Version, as_json: bool) -> None:
+    card.refresh(store, version.ref.name, made=version)
     for finding in version.findings:
         say(f"warning: {version.ref} cannot be served: {finding}")
     emit(row(version), as_json)

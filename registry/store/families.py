@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.errors import Conflict, NotFound
-from registry.records import Facts, Version, canonical_json
+from registry.records import Version
 from registry.refs import AliasRef, VersionRef
 from registry.settings import Settings
-from registry.store.connection import Connection, default_store, experiment_id, masked, translated
-from registry.store.tags import PREFIX, facts_from, tags_of
+from registry.store.connection import Connection, experiment_id, masked, translated
+from registry.store.tags import PREFIX, facts_from
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -105,19 +105,6 @@ class Families(Connection):
                 found += (_family_from(model) for model in page)
                 if not (token := page.token):
                     return tuple(family for family in found if family.ledger)
-
-    def create_version(self, name: str, source: str, facts: Facts, findings: tuple[str, ...]) -> Version:
-        """Make a version. It is not idempotent: `versions.register` sees to one version per digest."""
-        with translated(self.uri, f"adapter {name!r}"), default_store(self.uri):
-            made = self.client.create_model_version(
-                name,
-                source,
-                run_id=facts.run_id,
-                tags={**tags_of(facts), LEDGER: self.family(name).ledger, _FINDINGS: canonical_json(findings)},
-                model_id=source.removeprefix("models:/"),
-                await_creation_for=0,  # it is there at once; waiting is for other registries, and logs
-            )
-        return version_from(made)
 
     def find_version(self, name: str, digest: str) -> Version | None:
         """The lowest version of `name` that holds these bytes, or None."""

@@ -113,6 +113,7 @@ def test_two_who_need_a_new_run_at_once_get_the_same(three: Store) -> None:
     assert len(runs) == 2  # the loser's is deleted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_whoever_is_killed_while_a_run_is_made_leaves_a_history_that_goes_on(three: Store, after: bool) -> None:
     client = three.client

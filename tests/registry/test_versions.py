@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import json
+import logging
+import re
+import shutil
+import sqlite3
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from registry import versions
-from registry.artifact import CONFIG, WEIGHTS, build_manifest, verify
+from registry import promotion, versions
+from registry.artifact import CONFIG, MANIFEST, WEIGHTS, build_manifest, verify
 from registry.base import LocalBase
-from registry.errors import BadInput, Conflict, DigestMismatch, NotFound, NotServable
+from registry.cli import cli
+from registry.errors import BadInput, Conflict, DigestMismatch, NotFound, NotServable, Refused
 from registry.refs import VersionRef
 from registry.settings import Settings
-from registry.store import Store
+from registry.store import Store, candidates
 from tests.adapters import log_adapter, make_version, write_adapter
 
 
@@ -40,10 +49,28 @@ def test_the_same_bytes_are_one_version_and_others_are_the_next(store: Store, tm
     assert [version.ref.number for version in store.versions("support-bot")] == [1, 2]
 
 
-def test_a_request_that_was_sent_twice_still_gives_one_version(store: Store, tmp_path: Path) -> None:
+def test_what_is_in_the_making_is_not_seen(store: Store, tmp_path: Path) -> None:
     first = make_version(store, tmp_path / "a")
-    store.create_version("support-bot", first.source, first.facts, ())  # MLflow makes a second one
+    candidates.offer(
+        store, store.family("support-bot"), first.source, first.facts, ()
+    )  # as a request that was sent twice
+    assert store.versions("support-bot") == (first,)
+    assert store.find_version("support-bot", first.facts.digest) == first
+    with pytest.raises(NotFound, match="support-bot/2"):
+        store.version(VersionRef("support-bot", 2))
     assert versions.register(store, first.facts.run_id, "support-bot").ref == first.ref
+    assert [item.version for item in store.client.search_model_versions("name = 'support-bot'")] == [1]
+
+
+def test_a_version_made_from_others_is_their_child_only_when_it_is_seen(store: Store, tmp_path: Path) -> None:
+    first = make_version(store, tmp_path / "a")
+    facts = first.facts.model_copy(update={"digest": "f" * 64, "parents": ("support-bot/1",)})
+    candidates.offer(store, store.family("support-bot"), first.source, facts, ())
+    (made,) = candidates.same(store, "support-bot", facts.digest)
+    assert "loradock.parent.support-bot/1" not in store.tags(made.ref)
+    candidates.admit(store, made)
+    assert store.tags(made.ref)["loradock.parent.support-bot/1"] == "yes"
+    assert store.version(made.ref).facts == facts
 
 
 def test_an_adapter_that_cannot_be_served_is_kept_with_what_was_found(store: Store, tmp_path: Path) -> None:
@@ -112,7 +139,7 @@ def test_what_holds_no_adapter_is_told_with_what_to_do(store: Store, base: Local
     def fault(directory: Path) -> str:
         with pytest.raises((BadInput, NotFound)) as caught:
             versions.import_directory(store, directory, base, "support-bot")
-        return f"{caught.value} {caught.value.hint}"
+        return " ".join((str(caught.value), *caught.value.problems, caught.value.hint))
 
     assert "no directory" in fault(tmp_path / "nothing")
     assert "no adapter_config.json" in fault(tmp_path)
@@ -120,3 +147,157 @@ def test_what_holds_no_adapter_is_told_with_what_to_do(store: Store, base: Local
     assert "checkpoint-20" in fault(tmp_path)
     (tmp_path / "checkpoint-20" / WEIGHTS).rename(tmp_path / "checkpoint-20" / "adapter_model.bin")
     assert "pickled" in fault(tmp_path / "checkpoint-20")
+
+
+def test_where_an_adapter_came_from_and_what_it_says_of_its_base_is_kept(
+    store: Store, base: LocalBase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = {"base_model_name_or_path": "unsloth/Qwen3-8B-bnb-4bit", "revision": "main", "unsloth_fixed": True}
+    out = tmp_path / "out"
+    write_adapter(out / "checkpoint-20", config=said)
+    (out / "trainer_log.jsonl").write_text("")
+    with caplog.at_level(logging.INFO, logger="registry"):
+        version = versions.import_directory(store, out, base, "support-bot", checkpoint="last")
+    tags = store.client.get_run(version.facts.run_id).data.tags
+    assert tags["loradock.imported_from"] == "out/checkpoint-20"
+    assert tags["loradock.claimed_base"] == "unsloth/Qwen3-8B-bnb-4bit"
+    assert tags["loradock.claimed_revision"] == "main"
+    left, unknown, doubt = caplog.messages
+    assert left == "left aside: checkpoint-20/manifest.json, trainer_log.jsonl"
+    assert unknown.endswith("left out: unsloth_fixed")
+    assert "'unsloth/Qwen3-8B-bnb-4bit'" in doubt
+    with versions.fetched(store, version) as found:
+        assert "unsloth_fixed" not in json.loads((found / CONFIG).read_text())
+
+
+def test_a_configuration_that_does_more_than_is_known_is_refused(store: Store, base: LocalBase, tmp_path: Path) -> None:
+    directory = write_adapter(tmp_path / "a", config={"use_tomorrow": True})
+    with pytest.raises(Refused, match="use_tomorrow: True"):
+        versions.import_directory(store, directory, base, "support-bot")
+    assert store.find_family("support-bot") is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": [1, "q_proj"]},
+        {"r": "many"},
+        {"rank_pattern": ["q_proj"]},
+        {"rank_pattern": {"q_proj": "x"}},
+        {"r": 1e999},
+    ],
+)
+def test_a_configuration_of_impossible_values_is_bad_input(
+    store: Store, base: LocalBase, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    with pytest.raises(BadInput, match="PEFT cannot mean"):
+        versions.import_directory(store, write_adapter(tmp_path / "a", config=config), base, "support-bot")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\x00", "[" * 100_000, "\N{BYTE ORDER MARK}{}"])
+def test_a_configuration_that_cannot_be_read_is_bad_input(
+    store: Store, base: LocalBase, tmp_path: Path, text: str
+) -> None:
+    directory = write_adapter(tmp_path / "a")
+    (directory / CONFIG).write_text(text)
+    with pytest.raises(BadInput, match=CONFIG):
+        versions.import_directory(store, directory, base, "support-bot")
+
+
+def damage(directory: Path, how: str) -> None:
+    weights = directory / WEIGHTS
+    if how == "changed":
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    elif how == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif how == "missing":
+        (directory / CONFIG).unlink()
+    elif how == "extra":
+        (directory / "more").mkdir()
+        (directory / "more" / "evil.bin").write_bytes(b"x")
+    elif how == "extra manifest":
+        (directory / "more").mkdir()
+        shutil.copy(directory / MANIFEST, directory / "more")
+    elif how == "manifest":
+        (directory / MANIFEST).write_text((directory / MANIFEST).read_text() + " ")
+    elif how == "manifest of nothing":
+        (directory / MANIFEST).write_bytes(b"\xff")
+    elif how == "manifest gone":
+        (directory / MANIFEST).unlink()
+    else:
+        shutil.rmtree(directory)
+
+
+FAULTS = {
+    "changed": (f"{WEIGHTS} changed",),
+    "cut off": (f"{WEIGHTS} changed",),
+    "missing": (f"{CONFIG} is missing",),
+    "extra": ("more/evil.bin is extra",),
+    "extra manifest": (f"more/{MANIFEST} is extra",),
+    "manifest": (f"{MANIFEST} changed",),
+    "manifest of nothing": (f"{MANIFEST} changed",),
+    "manifest gone": (f"{MANIFEST} is missing",),
+    "all gone": ("manifest.json is missing",),
+}
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_whatever_is_done_to_stored_files_is_found(store: Store, settings: Settings, tmp_path: Path, how: str) -> None:
+    version = make_version(store, tmp_path / "a")
+    versions.verify(store, version)
+    damage(stored_weights(settings).parent, how)
+    with pytest.raises(DigestMismatch) as caught:
+        versions.verify(store, version)
+    assert caught.value.faults == FAULTS[how]
+    assert caught.value.exit_code == 3
+
+
+def test_verifying_all_versions_names_every_fault_and_the_history(
+    store: Store, settings: Settings, tmp_path: Path
+) -> None:
+    for seed, word in enumerate(("good", "changed", "missing")):
+        version = make_version(store, tmp_path / word, seed=seed)
+        source = version.source.removeprefix("models:/")
+        (weights,) = settings.artifacts.rglob(f"{source}/**/{WEIGHTS}")
+        if word != "good":
+            damage(weights.parent, word)
+    answer = CliRunner().invoke(cli, ["verify", "support-bot", "--all", "--json"])
+    assert [row["faults"] for row in json.loads(answer.stdout)] == [[], [*FAULTS["changed"]], [*FAULTS["missing"]]]
+    assert answer.stderr == "1 of 3 versions of support-bot hold the bytes that were registered\n"
+    assert isinstance(answer.exception, Refused)
+    assert answer.exception.problems == (
+        f"support-bot/2: {WEIGHTS} changed",
+        f"support-bot/3: {CONFIG} is missing",
+    )
+    promotion.promote(store, VersionRef("support-bot", 1), "production", actor="ann")
+    promotion.promote(store, VersionRef("support-bot", 2), "production", actor="ann")
+    with sqlite3.connect(settings.root / "mlflow.db") as database:
+        database.execute("UPDATE params SET value = replace(value, 'ann', 'eve') WHERE key = '00000000'")
+    answer = CliRunner().invoke(cli, ["verify", "support-bot", "--all", "--json"])
+    assert isinstance(answer.exception, Refused)
+    assert "entry 1" in answer.exception.problems[0]
+    assert len(answer.exception.problems) == 3
+
+
+def test_verifying_all_versions_that_are_whole(store: Store, tmp_path: Path) -> None:
+    make_version(store, tmp_path / "a")
+    answer = CliRunner().invoke(cli, ["verify", "support-bot", "--all", "--json"], catch_exceptions=False)
+    assert (answer.exit_code, json.loads(answer.stdout)[0]["faults"]) == (0, [])
+    assert isinstance(CliRunner().invoke(cli, ["verify", "nobody", "--all"]).exception, NotFound)
+
+
+def test_a_source_that_is_neither_a_directory_nor_of_the_hub(home: Path) -> None:
+    answer = CliRunner().invoke(cli, ["import", "./nothing", "--name", "support-bot", "--base", "x/y"])
+    assert isinstance(answer.exception, NotFound)
+    assert "there is no directory ./nothing" in str(answer.exception)
+
+
+def test_the_commands_of_the_documentation_are_commands() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "import.md").read_text(encoding="utf-8")
+    lines = [line for line in re.findall(r"(?:`|\$ )loradock ([^`\n]+)", text) if " " in line]
+    assert len(lines) > 8
+    for line in lines:
+        verb, *words = line.partition("#")[0].split()
+        command = cli.get_command(click.Context(cli), verb)
+        assert command
+        command.make_context(verb, words)

@@ -1,0 +1,50 @@
+"""A directory for files on their way, and a full disk as one clear line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from registry.errors import LoradockError
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory that goes away at the end; raises LoradockError when there is no room for it, or in it."""
+    try:
+        parent = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise LoradockError(
+            "there is no directory for temporary files that can be written to", hint="make room, or set TMPDIR"
+        ) from error
+    hint = "make room, or set TMPDIR to a directory that has some"
+    with room(parent, hint=hint), tempfile.TemporaryDirectory(prefix="loradock-", dir=parent) as name:
+        yield Path(name)
+
+
+@contextmanager
+def room(directory: Path, *, hint: str = "make room there") -> Iterator[None]:
+    """Let a full disk leave as LoradockError; it is that of `directory`, unless the error names another file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        written = error.filename2 or error.filename  # of a copy, the second is the one that is written
+        within = not written or Path(os.fsdecode(written)).is_relative_to(directory)
+        raise _full(directory if within else Path(os.fsdecode(written)).parent, hint) from error
+    except LoradockError as error:
+        if not any(os.strerror(number) in str(error.__cause__) for number in _FULL):
+            raise
+        raise _full(directory, hint) from error
+
+
+def _full(directory: Path, hint: str) -> LoradockError:
+    return LoradockError(f"there is no room left in {directory}", hint=hint)

