@@ -17,10 +17,7 @@ log = logging.getLogger(__name__)
 
 _VERSIONS: Final = 10
 """How many versions an adapter's description lists."""
-_HEAD: Final = (
-    "| version | aliases | method | base model | held-out loss | made (UTC) | vLLM can serve it |\n"
-    "|---|---|---|---|---|---|---|\n"
-)
+_SPACE: Final = "\u00a0" * 3
 _LIMIT: Final = 5000  # characters that MLflow's tables hold
 _CALL: Final = """\
 ```
@@ -51,7 +48,8 @@ def of_version(version: Version, metrics: Mapping[str, float]) -> str:
     facts = version.facts
     base = f"`{facts.base.id}`" + (f" at `{facts.base.revision}`" if facts.base.revision else "")
     rows = {
-        "method": f"{facts.method}, rank {facts.rank}, on {', '.join(facts.targets)}",
+        "rank": str(facts.rank or ""),
+        "modules": ", ".join(facts.targets),
         "base model": base + (f", held as {facts.base.quantization}" if facts.base.quantization != "none" else ""),
         "digest": f"`{facts.digest}`",
         "data": f"`{facts.data_digest}`" if facts.data_digest else "not known",
@@ -59,34 +57,55 @@ def of_version(version: Version, metrics: Mapping[str, float]) -> str:
         "held-out loss": _loss(metrics),
         "vLLM can serve it": "no: " + "; ".join(version.findings) if version.findings else "yes",
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
+    loss = f", held-out loss {_loss(metrics)}" if _loss(metrics) else ""
     return _cut(
-        f"| {version.ref} | |\n|---|---|\n{table}\n\n"
-        f"```\nloradock show {version.ref}\nloradock verify {version.ref}\nloradock promote {version.ref}\n```\n"
+        f"{facts.method.upper()} for {facts.base.id}{loss}\n\n"
+        + _table([str(version.ref), ""], [(key, value) for key, value in rows.items() if value])
+        + f"```\nloradock show {version.ref}\nloradock verify {version.ref}\nloradock promote {version.ref}\n```\n"
     )
 
 
 def of_family(past: History, versions: Sequence[Version], losses: Mapping[int, Mapping[str, float]]) -> str:
     """What an adapter's aliases stand at, its newest versions, and how to ask it."""
     name = past.family.name
-    aliases = "\n".join(
-        f"| {alias} | {name}/{move.to_version} | {move.at:%Y-%m-%d %H:%M} | {move.actor} | {_plain(move.reason)} |"
+    stands = [
+        (alias, _link(name, move.to_version), f"{move.at:%Y-%m-%d %H:%M}", move.actor, _plain(move.reason))
         for alias, move in sorted(past.heads.items())
         if move.to_version
-    )
-    table = "\n".join(
-        f"| {version.ref} | {_at(past, version)} | {version.facts.method}, rank {version.facts.rank} "
-        f"| {version.facts.base.id} | {_loss(losses.get(version.ref.number, {}))} "
-        f"| {version.created_at:%Y-%m-%d %H:%M} | {'no' if version.findings else 'yes'} |"
-        for version in versions
-    )
-    parts = [
-        f"| alias | version | since (UTC) | by | why |\n|---|---|---|---|---|\n{aliases}\n" if aliases else "",
-        f"{_HEAD}{table}\n",
-        f"Ask the version in {PRODUCTION}, on a server that `loradock serve` started:\n\n{_CALL.format(name=name)}",
-        f"```\nloradock history {name}\nloradock promote {name}/N\nloradock rollback {name}\n```\n",
     ]
-    return _cut("\n".join(part for part in parts if part))
+    made = [
+        (
+            _link(name, version.ref.number),
+            _at(past, version),
+            f"{version.facts.method}, rank {version.facts.rank}",
+            version.facts.base.id,
+            _loss(losses.get(version.ref.number, {})),
+            f"{version.created_at:%Y-%m-%d %H:%M}",
+            "no" if version.findings else "yes",
+        )
+        for version in versions
+    ]
+    return _cut(
+        (_table(["alias", "version", "since (UTC)", "by", "why"], stands) if stands else "")
+        + _table(
+            ["version", "aliases", "method", "base model", "held-out loss", "made (UTC)", "vLLM can serve it"], made
+        )
+        + f"Ask the version in {PRODUCTION}, on a server that `loradock serve` started:\n\n{_CALL.format(name=name)}\n"
+        f"```\nloradock history {name}\nloradock promote {name}/N\nloradock rollback {name}\n```\n"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells keep a distance, which MLflow's style does not give them."""
+    lines = [head, ["---"] * len(head), *rows, [""] * len(head)]
+    return (
+        "\n".join(f"| {' | '.join(cell + _SPACE for cell in line)} |" for line in lines).replace("---" + _SPACE, "---")
+        + "\n\n"
+    )
+
+
+def _link(name: str, number: int | None) -> str:
+    return f"[{name}/{number}](#/models/{name}/versions/{number})"
 
 
 def _at(past: History, version: Version) -> str:

