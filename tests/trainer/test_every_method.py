@@ -46,7 +46,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", NAMED)
 def test_a_method_of_the_mission(name: str, home: Path, tmp_path: Path, base_dir: Path) -> None:
     quantized = {"quantization": NF4} if name in ("qlora", "loftq") else {}
-    source, rows = written(tmp_path, base_dir, method=name, **quantized)
+    source, rows = written(tmp_path, base_dir, rows=12, method=name, **quantized)
     outcome = trained(source, rows, Settings())
     config = stored(outcome, Settings(), tmp_path / "adapter")
     facts = Store(Settings()).adapter_of(outcome.run_id)[1]
