@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from registry import entries
 from registry import history as histories
-from registry import promotion
 from registry.errors import Conflict
 from registry.history import History
 from registry.records import Record, Version
@@ -159,7 +159,7 @@ def collect(
         if not numbers:
             return
         with suppress(Conflict):  # an alias was moved to one of them: decide again
-            promotion.remove(store, name, numbers, actor=actor, reason=reason, decided_on=known.past)
+            entries.remove(store, name, numbers, actor=actor, reason=reason, decided_on=known.past)
             written.update(numbers)
 
 

@@ -1,18 +1,15 @@
 """Moving an alias, as a compare-and-set on the family's history.
 
-Whoever writes the history's next entry has made the move; the alias in MLflow is then set to where history says that it
-is. A promoter who dies in between leaves nothing that the next one does not mend.
+A move is decided here, on what the history says, and made by whoever writes its next entry (`entries`).
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import Any, Final, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from registry import gates, versions
+from registry import entries, gates, versions
 from registry.errors import (
     BadInput,
     Conflict,
@@ -24,17 +21,12 @@ from registry.errors import (
     Refused,
     WrongBase,
 )
-from registry.history import History, link, read
-from registry.records import Move, PolicyChange, Removal, Version
+from registry.history import History, read
+from registry.records import Move, Version
 from registry.refs import PRODUCTION, AliasRef, VersionRef
 from registry.store import Store
 
 log = logging.getLogger(__name__)
-
-E = TypeVar("E", Move, PolicyChange, Removal)
-
-_MAX_REASON: Final = 1000  # characters
-_MAX_ENTRY: Final = 5000  # characters; MLflow silently cuts a param at 6,000
 
 
 def resolve(store: Store, ref: VersionRef | AliasRef) -> Version:
@@ -77,7 +69,7 @@ def promote(
     if expect is not None and at != expect:
         raise _conflict(past, alias, expect)
     if at == ref.number and not past.drifts_of(alias):
-        settle(store, ref.name, alias)
+        entries.settle(store, ref.name, alias)
         return None
     if force and not reason:
         raise BadInput("--force needs a --reason", hint="history keeps it")
@@ -154,7 +146,7 @@ def restore(store: Store, name: str, *, actor: str, reason: str = "") -> tuple[M
     """
     past = read(store, name)
     for alias in past.heads:
-        settle(store, name, alias)
+        entries.settle(store, name, alias)
     return tuple(
         _move(
             store,
@@ -201,39 +193,6 @@ def _admit(store: Store, version: Version, incumbent: int | None) -> None:
         )
 
 
-def set_policy(store: Store, name: str, text: str, *, actor: str, reason: str = "") -> PolicyChange:
-    """Write a new policy into a family's history; raises Conflict when somebody else changed it in between."""
-    past = read(store, name, whole=False)
-    before = past.policy
-
-    def decide(now: History) -> None:
-        if now.policy != before:
-            raise Conflict(f"the policy of {name}", expected="as it was", found="changed", winner=_actor(now.policy))
-
-    return _append(store, past, lambda head: PolicyChange(**head, policy=text), decide, actor=actor, reason=reason)
-
-
-def remove(
-    store: Store, name: str, numbers: tuple[int, ...], *, actor: str, reason: str, decided_on: History
-) -> Removal:
-    """Write down that versions are deleted, from when on no alias moves to them; the caller then deletes them.
-
-    Raises Conflict when an alias moved to one of them since `decided_on`.
-    """
-
-    def decide(now: History) -> None:
-        moved = {move.to_version: move for move in now.moves if move.seq >= decided_on.end}
-        for number in numbers:
-            if number in moved:
-                move = moved[number]
-                raise Conflict(str(move.ref_in(name)), expected="elsewhere", found=str(number), winner=move.actor)
-
-    decide(read(store, name))
-    return _append(
-        store, decided_on, lambda head: Removal(**head, versions=numbers), decide, actor=actor, reason=reason
-    )
-
-
 def _move(
     store: Store,
     past: History,
@@ -271,47 +230,9 @@ def _move(
         )
 
     decide(past)
-    move = _append(store, past, make, decide, actor=actor, reason=reason)
-    _apply(store, past.family.name, move)
+    move = entries.write(store, past, make, decide, actor=actor, reason=reason)
+    entries.apply(store, past.family.name, move)
     return move
-
-
-def _append(
-    store: Store,
-    past: History,
-    make: Callable[[Mapping[str, Any]], E],
-    decide: Callable[[History], None],
-    *,
-    actor: str,
-    reason: str,
-) -> E:
-    """Write the next entry; `decide` raises where what others wrote in between speaks against it."""
-    if len(reason) > _MAX_REASON:
-        raise BadInput(f"a reason has at most {_MAX_REASON} characters; this one has {len(reason)}")
-    nonce = secrets.token_hex(8)
-    while True:
-        entry = make(
-            {
-                "seq": past.end,
-                "actor": actor,
-                "reason": reason,
-                # never before the entry that it follows, whatever this machine's clock says
-                "at": max(datetime.now(UTC), past.entries[-1].at) if past.entries else datetime.now(UTC),
-                "nonce": nonce,
-                "prev": link(past.last),
-            }
-        )
-        text = entry.canonical()
-        if len(text) > _MAX_ENTRY:
-            raise BadInput(f"an entry of a history has at most {_MAX_ENTRY} characters; this one has {len(text)}")
-        if store.append(past.family, past.ledger, entry.seq, text, carry=past.carry):
-            return entry
-        past = read(store, past.family.name, whole=False, alias=past.alias)
-        decide(past)
-
-
-def _actor(entry: PolicyChange | None) -> str:
-    return entry.actor if entry else ""
 
 
 def _option(alias: str) -> str:
@@ -326,26 +247,3 @@ def _conflict(past: History, alias: str, expected: int | None) -> Conflict:
         found=f"version {last.to_version}" if last and last.to_version else "no version",
         winner=last.actor if last else "",
     )
-
-
-def settle(store: Store, name: str, alias: str) -> History:
-    """Set an alias that a promoter who died, or was overtaken, left where history does not say; returns what is then.
-
-    Two who settle at once may set in either order. Each reads again after it has set, so the last leaves the head.
-    """
-    while True:
-        past = read(store, name, whole=False, alias=alias)
-        head = past.heads.get(alias)
-        if head is None or past.drifts_of(alias) or past.family.aliases.get(alias) == head.to_version:
-            return past
-        with store.mending(past.ledger, head.seq):
-            store.set_alias(AliasRef(name, alias), head.to_version)
-
-
-def _apply(store: Store, name: str, move: Move) -> None:
-    """Set the alias to where a new move says, unless it was overtaken, and mark it as applied."""
-    past = read(store, name, whole=False, alias=move.alias)
-    if past.heads[move.alias] == move:
-        store.set_alias(move.ref_in(name), move.to_version)
-        past = settle(store, name, move.alias)
-    store.mark_applied(past.ledger, move.seq)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from registry import card, promotion, refs
+from registry import card, entries, promotion, refs
 from registry import history as histories
 from registry import policy as policies
 from registry.cli.output import emit, json_option, say
@@ -117,7 +117,7 @@ def policy(name: str, file: Path | None, reason: str, as_json: bool) -> None:
     if file:
         text = file.read_text(encoding="utf-8")
         policies.parse(text, what=str(file))
-        promotion.set_policy(store, name, text, actor=settings.actor, reason=reason)
+        entries.set_policy(store, name, text, actor=settings.actor, reason=reason)
     if (set_ := histories.read(store, name, whole=False).policy) is None:
         raise NotFound(f"{name!r} has no policy", hint=f"write one, and: loradock policy {name} --set FILE")
     if as_json:

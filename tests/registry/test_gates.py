@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from registry import gates, history, policy, promotion
+from registry import entries, gates, history, policy, promotion
 from registry.errors import BadInput, GateFailed
 from registry.evidence import Evidence, Scores
 from registry.gates import Case, Verdict
@@ -217,7 +217,7 @@ def two(store: Store, tmp_path: Path) -> Store:
     for seed in range(2):
         make_version(store, tmp_path / str(seed), seed=seed)
     promotion.promote(store, ref(1), "production", actor="ann")
-    promotion.set_policy(store, NAME, POLICY, actor="ann", reason="no surprises")
+    entries.set_policy(store, NAME, POLICY, actor="ann", reason="no surprises")
     return store
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from registry import artifact, gc, history, promotion, versions
+from registry import artifact, entries, gc, history, promotion, versions
 from registry.cli.gc import gc as command
 from registry.errors import BadInput, Conflict, LoradockError, NotFound, Unreachable
 from registry.gc import Go, Known, Rules, Stay
@@ -117,7 +117,7 @@ def test_what_is_young_stays_and_what_an_alias_has_just_left(six: Store) -> None
 
 
 def test_what_is_removed_in_history_and_still_there_is_finished_unless_something_needs_it(six: Store) -> None:
-    promotion.remove(six, NAME, (4, 5, 6), actor="gc", reason="", decided_on=history.read(six, NAME))
+    entries.remove(six, NAME, (4, 5, 6), actor="gc", reason="", decided_on=history.read(six, NAME))
     six.client.set_registered_model_alias(NAME, "mine", "5")
     known = gc.look(six, NAME, {})
     plan = gc.plan(known, Rules(keep=2), now=datetime.now(UTC))
@@ -180,14 +180,14 @@ def test_what_was_made_or_copied_from_a_version_keeps_it(whole: Store, tmp_path:
 
 
 def test_an_alias_that_moves_after_the_decision_keeps_its_version(six: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    remove = promotion.remove
+    remove = entries.remove
 
     def late(*given: Any, **how: Any) -> Any:
         if not history.read(six, NAME).head("staging"):
             promotion.promote(six, ref(5), "staging", actor="bob")
         return remove(*given, **how)
 
-    monkeypatch.setattr(promotion, "remove", late)
+    monkeypatch.setattr(entries, "remove", late)
     assert collect(six) == [1, 2, 4, 6]
     assert aliases(six) == {"production": 3, "staging": 5}
     assert intact(six, six.version(ref(5)))
@@ -196,14 +196,14 @@ def test_an_alias_that_moves_after_the_decision_keeps_its_version(six: Store, mo
 def test_an_alias_that_mlflow_moves_after_the_entry_keeps_its_version(
     six: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove = promotion.remove
+    remove = entries.remove
 
     def early(*given: Any, **how: Any) -> Any:
         written = remove(*given, **how)
         six.client.set_registered_model_alias(NAME, "mine", "5")
         return written
 
-    monkeypatch.setattr(promotion, "remove", early)
+    monkeypatch.setattr(entries, "remove", early)
     assert collect(six) == [1, 2, 4, 6]
     assert intact(six, six.version(ref(5)))
 

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pytest
 
@@ -19,48 +12,13 @@ from registry import versions
 from registry.artifact import CONFIG, WEIGHTS
 from registry.refs import VersionRef
 from registry.store import Store
+from tests import shell
 from tests.adapters import write_adapter
+from tests.hub import Hub, hub
 
 pytestmark = pytest.mark.slow
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(SimpleHTTPRequestHandler):
-    """As much of the Hub's API as fetching a repository of one commit takes; its files lie in a directory."""
-
-    def do_GET(self) -> None:
-        name = self.path.rsplit("/", 1)[-1]
-        if "/tree/" in self.path:
-            found = sorted(path for path in Path(self.directory).iterdir() if path.is_file())
-            self.answer([{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in found])
-        elif "/api/" in self.path:
-            self.answer({"id": "org/calm", "sha": COMMIT, "siblings": []})
-        else:
-            self.server.asked.append(name)  # type: ignore[attr-defined]
-            self.path = f"/{name}"
-            (super().do_HEAD if self.command == "HEAD" else super().do_GET)()
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def end_headers(self) -> None:
-        self.send_header("ETag", f'"{self.path}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        super().end_headers()
-
-    def answer(self, found: Any) -> None:
-        content = json.dumps(found).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        super().end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *given: object) -> None:
-        """Be quiet."""
-
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., shell.Done]
 
 
 @pytest.fixture
@@ -72,71 +30,63 @@ def repository(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def from_hub(store: Store, base_dir: Path, repository: Path, tmp_path: Path) -> Iterator[tuple[Command, list[str]]]:
-    """`loradock import` against a Hub, and the names of the files that it was asked for."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=str(repository))) as server:
-        server.asked = []  # type: ignore[attr-defined]
-        Thread(target=server.serve_forever, daemon=True).start()
-        environment = {
-            **os.environ,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-        }
+def holding(repository: Path, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub that holds that adapter as org/calm."""
+    with hub(tmp_path / "hub") as found:
+        found.upload("org/calm", repository)
+        yield found
 
-        def command(source: str, *options: str) -> subprocess.CompletedProcess[str]:
-            program = Path(sys.executable).with_name("loradock")
-            words = ["import", source, "--name", "support-bot", "--base", str(base_dir), "--json", *options]
-            return subprocess.run(
-                [program, *words], env=environment, capture_output=True, text=True, check=False, timeout=120
-            )
 
-        yield command, server.asked  # type: ignore[attr-defined]
-        server.shutdown()
+@pytest.fixture
+def command(store: Store, base_dir: Path, holding: Hub, tmp_path: Path) -> Command:
+    """`loradock import` against that Hub."""
+
+    def run(source: str, *options: str) -> shell.Done:
+        words = ["import", source, "--name", "support-bot", "--base", str(base_dir), "--json", *options]
+        return shell.loradock(*words, **holding.environment(tmp_path / "hf"))
+
+    return run
 
 
 def test_an_adapter_from_the_hub_is_imported_with_its_commit(
-    store: Store, from_hub: tuple[Command, list[str]], repository: Path
+    store: Store, command: Command, holding: Hub, repository: Path
 ) -> None:
-    command, asked = from_hub
     done = command("org/calm@main")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.err
     version = store.version(VersionRef("support-bot", 1))
-    assert json.loads(done.stdout)["digest"] == version.facts.digest
-    assert set(asked) == {CONFIG, WEIGHTS}
+    assert json.loads(done.out)["digest"] == version.facts.digest
+    assert holding.fetched() == {CONFIG, WEIGHTS}
+    commit = holding.read("org/calm")["commits"][-1]["id"]
     run = store.client.get_run(version.facts.run_id)
     assert (run.info.run_name, run.data.tags["loradock.imported_from"]) == (
-        f"import org/calm@{COMMIT}",
-        f"org/calm@{COMMIT}",
+        f"import org/calm@{commit}",
+        f"org/calm@{commit}",
     )
     with versions.fetched(store, version) as found:
         assert (found / WEIGHTS).read_bytes() == (repository / WEIGHTS).read_bytes()
 
 
 def test_a_pickle_on_the_hub_is_fetched_only_when_it_is_to_be_converted(
-    store: Store, from_hub: tuple[Command, list[str]], repository: Path
+    store: Store, command: Command, holding: Hub, repository: Path
 ) -> None:
     import torch
     from safetensors.torch import load_file
 
-    command, asked = from_hub
-    torch.save(load_file(repository / WEIGHTS), repository / "adapter_model.bin")
-    (repository / WEIGHTS).unlink()
+    pickle = repository / "adapter_model.bin"
+    torch.save(load_file(repository / WEIGHTS), pickle)
+    holding.change("org/calm", {WEIGHTS: None, pickle.name: pickle.read_bytes()}, title="Pickle it")
     done = command("org/calm")
-    assert done.returncode == 2
-    assert "--convert-pickle" in done.stderr
-    assert set(asked) == {CONFIG}
+    assert done.exit_code == 2
+    assert "--convert-pickle" in done.err
+    assert holding.fetched() == {CONFIG}
     done = command("org/calm", "--convert-pickle")
-    assert done.returncode == 0, done.stderr
-    assert set(asked) == {CONFIG, "adapter_model.bin"}
+    assert done.exit_code == 0, done.err
+    assert holding.fetched() == {CONFIG, "adapter_model.bin"}
     versions.verify(store, store.version(VersionRef("support-bot", 1)))
 
 
-def test_a_repository_on_the_hub_without_adapter(
-    store: Store, from_hub: tuple[Command, list[str]], repository: Path
-) -> None:
-    (repository / CONFIG).unlink()
-    done = from_hub[0]("org/calm")
-    assert done.returncode == 2
-    assert f"org/calm on the Hub holds no {CONFIG} at its root" in done.stderr
+def test_a_repository_on_the_hub_without_adapter(command: Command, holding: Hub) -> None:
+    holding.change("org/calm", {CONFIG: None}, title="Take it away")
+    done = command("org/calm")
+    assert done.exit_code == 2
+    assert f"org/calm on the Hub holds no {CONFIG} at its root" in done.err

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from registry import history, promotion
+from registry import entries, history, promotion
 from registry.errors import Conflict, HistoryDamaged, NotFound
 from registry.settings import Settings
 from registry.store import Store
@@ -88,8 +88,8 @@ def test_reading_the_end_asks_for_one_run_however_long_the_history(three: Store)
 
 def test_what_still_matters_goes_along(three: Store) -> None:
     promotion.promote(three, ref(1), "staging", actor="ann")
-    promotion.set_policy(three, NAME, "production: {}", actor="ann")
-    promotion.remove(three, NAME, (3,), actor="ann", reason="", decided_on=history.read(three, NAME))
+    entries.set_policy(three, NAME, "production: {}", actor="ann")
+    entries.remove(three, NAME, (3,), actor="ann", reason="", decided_on=history.read(three, NAME))
     three.client.set_registered_model_alias(NAME, "staging", "2")  # past loradock
     for count in range(9):
         promotion.promote(three, ref(count % 2 + 1), "production", actor="ann")
@@ -159,8 +159,8 @@ def test_a_version_that_took_an_alias_meanwhile_is_not_removed(three: Store) -> 
     decided_on = history.read(three, NAME)
     promotion.promote(three, ref(2), "production", actor="bob")
     with pytest.raises(Conflict, match=r"production is at 2 by bob"):
-        promotion.remove(three, NAME, (2, 3), actor="ann", reason="", decided_on=decided_on)
-    removal = promotion.remove(three, NAME, (3,), actor="ann", reason="old", decided_on=decided_on)
+        entries.remove(three, NAME, (2, 3), actor="ann", reason="", decided_on=decided_on)
+    removal = entries.remove(three, NAME, (3,), actor="ann", reason="old", decided_on=decided_on)
     assert (removal.versions, removal.reason) == ((3,), "old")
     with pytest.raises(NotFound):
         promotion.promote(three, ref(3), "production", actor="ann")
@@ -177,9 +177,9 @@ def test_two_policies_at_once_do_not_overwrite_each_other(three: Store) -> None:
         def append(self, *args: Any, **options: Any) -> bool:
             if not self.overtaken:
                 self.overtaken = True
-                promotion.set_policy(three, NAME, "staging: {}", actor="the quick")
+                entries.set_policy(three, NAME, "staging: {}", actor="the quick")
             return three.append(*args, **options)
 
     slow: Any = Slow()
     with pytest.raises(Conflict, match="changed by the quick"):
-        promotion.set_policy(slow, NAME, "production: {}", actor="the slow")
+        entries.set_policy(slow, NAME, "production: {}", actor="the slow")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import history, promotion
+from registry import entries, history, promotion
 from registry.errors import BadInput, Conflict, NotFound, NotServable, WrongBase
 from registry.refs import AliasRef, parse_ref
 from registry.store import Store
@@ -149,7 +149,7 @@ def test_a_clock_that_lags_or_leads_puts_no_move_before_the_one_it_follows(
     hour = timedelta(hours=1)
     for number, skew in ((1, hour), (2, -hour), (3, 0 * hour)):
         with monkeypatch.context() as skewed:
-            skewed.setattr(promotion, "datetime", Clock(datetime.now(UTC) + skew))
+            skewed.setattr(entries, "datetime", Clock(datetime.now(UTC) + skew))
             promotion.promote(three, ref(number), "production", actor="ann")
     past = history.read(three, NAME)
     moments = [move.at for move in past.moves]

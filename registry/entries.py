@@ -1,0 +1,116 @@
+"""Writing into a family's history: whoever writes the next entry has done what it says.
+
+For a move the alias in MLflow is set afterwards. A writer who dies in between leaves nothing that the next one does not
+mend.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from registry.errors import BadInput, Conflict
+from registry.history import History, link, read
+from registry.records import Move, PolicyChange, Removal
+from registry.refs import AliasRef
+from registry.store import Store
+
+E = TypeVar("E", Move, PolicyChange, Removal)
+
+_MAX_REASON: Final = 1000  # characters
+_MAX_ENTRY: Final = 5000  # characters; MLflow silently cuts a param at 6,000
+
+
+def write(
+    store: Store,
+    past: History,
+    make: Callable[[Mapping[str, Any]], E],
+    decide: Callable[[History], None],
+    *,
+    actor: str,
+    reason: str,
+) -> E:
+    """Write the next entry; `decide` raises where what others wrote in between speaks against it."""
+    if len(reason) > _MAX_REASON:
+        raise BadInput(f"a reason has at most {_MAX_REASON} characters; this one has {len(reason)}")
+    nonce = secrets.token_hex(8)
+    while True:
+        entry = make(
+            {
+                "seq": past.end,
+                "actor": actor,
+                "reason": reason,
+                # never before the entry that it follows, whatever this machine's clock says
+                "at": max(datetime.now(UTC), past.entries[-1].at) if past.entries else datetime.now(UTC),
+                "nonce": nonce,
+                "prev": link(past.last),
+            }
+        )
+        text = entry.canonical()
+        if len(text) > _MAX_ENTRY:
+            raise BadInput(f"an entry of a history has at most {_MAX_ENTRY} characters; this one has {len(text)}")
+        if store.append(past.family, past.ledger, entry.seq, text, carry=past.carry):
+            return entry
+        past = read(store, past.family.name, whole=False, alias=past.alias)
+        decide(past)
+
+
+def settle(store: Store, name: str, alias: str) -> History:
+    """Set an alias that a promoter who died, or was overtaken, left where history does not say; returns what is then.
+
+    Two who settle at once may set in either order. Each reads again after it has set, so the last leaves the head.
+    """
+    while True:
+        past = read(store, name, whole=False, alias=alias)
+        head = past.heads.get(alias)
+        if head is None or past.drifts_of(alias) or past.family.aliases.get(alias) == head.to_version:
+            return past
+        with store.mending(past.ledger, head.seq):
+            store.set_alias(AliasRef(name, alias), head.to_version)
+
+
+def apply(store: Store, name: str, move: Move) -> None:
+    """Set the alias to where a new move says, unless it was overtaken, and mark it as applied."""
+    past = read(store, name, whole=False, alias=move.alias)
+    if past.heads[move.alias] == move:
+        store.set_alias(move.ref_in(name), move.to_version)
+        past = settle(store, name, move.alias)
+    store.mark_applied(past.ledger, move.seq)
+
+
+def set_policy(store: Store, name: str, text: str, *, actor: str, reason: str = "") -> PolicyChange:
+    """Write a new policy into a family's history; raises Conflict when somebody else changed it in between."""
+    past = read(store, name, whole=False)
+    before = past.policy
+
+    def decide(now: History) -> None:
+        if now.policy != before:
+            raise Conflict(
+                f"the policy of {name}",
+                expected="as it was",
+                found="changed",
+                winner=now.policy.actor if now.policy else "",
+            )
+
+    return write(store, past, lambda head: PolicyChange(**head, policy=text), decide, actor=actor, reason=reason)
+
+
+def remove(
+    store: Store, name: str, numbers: tuple[int, ...], *, actor: str, reason: str, decided_on: History
+) -> Removal:
+    """Write down that versions are deleted, from when on no alias moves to them; the caller then deletes them.
+
+    Raises Conflict when an alias moved to one of them since `decided_on`.
+    """
+
+    def decide(now: History) -> None:
+        moved = {move.to_version: move for move in now.moves if move.seq >= decided_on.end}
+        for number in numbers:
+            if number in moved:
+                move = moved[number]
+                raise Conflict(str(move.ref_in(name)), expected="elsewhere", found=str(number), winner=move.actor)
+
+    decide(read(store, name))
+    return write(store, decided_on, lambda head: Removal(**head, versions=numbers), decide, actor=actor, reason=reason)
