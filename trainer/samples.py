@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
-
+from trainer.generation import generate
 from trainer.tokens import Tokens
 
 _NEW_TOKENS: Final = 48
@@ -40,25 +39,9 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[Prompt], **inputs: Any
         return []
     was_training = model.training
     model.eval()
-    longest = max(len(prompt.ids) for prompt in prompts)
-    pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(prompt.ids)) + list(prompt.ids) for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts])
-    with torch.inference_mode():
-        said = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=_NEW_TOKENS,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=pad,
-            **inputs,
-        ).cpu()
+    said = generate(model, tokenizer, [prompt.ids for prompt in prompts], _NEW_TOKENS, **inputs)
     model.train(was_training)
-    whole = len(said[0]) >= longest and said[:, :longest].equal(ids)  # the prompt methods give the new tokens alone
-    return [tokenizer.decode(row[longest:] if whole else row, skip_special_tokens=True) for row in said]
+    return said
 
 
 def table(

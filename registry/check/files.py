@@ -24,6 +24,9 @@ def in_files(directory: Path) -> Iterator[Finding]:
     names = [path.relative_to(directory).as_posix() for path in present]
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if not (directory / artifact.CONFIG).is_file():
+        if (directory / "config.json").is_file():
+            yield Finding("whole-model", "it is a whole model, which is served as a base and takes no alias")
+            return
         yield Finding("no-config", f"it has no {artifact.CONFIG}")
     if not (directory / artifact.WEIGHTS).is_file():
         yield _without_weights(names, pickles)

@@ -46,6 +46,10 @@ VERBS: Final = {
     "promote": Verb("Registry", "registry.cli.aliases:promote", "Move an alias to a version."),
     "policy": Verb("Registry", "registry.cli.aliases:policy", "Show or set what versions must show to be promoted."),
     "rollback": Verb("Registry", "registry.cli.aliases:rollback", "Move an alias back to where it stood before."),
+    "merge": Verb(
+        "Registry", "trainer.weights.cli:merge", "Fold one version into its base, or combine several into one."
+    ),
+    "convert": Verb("Registry", "trainer.weights.cli:convert", "Make plain LoRA of an adapter of another method."),
     "gc": Verb("Registry", "registry.cli.gc:gc", "Delete the versions that nothing needs, and their bytes."),
     "serve": Verb("Serve", "serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
     "status": Verb("Serve", "serving.cli:status", "Show what a serving replica holds and answers with."),

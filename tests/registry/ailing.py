@@ -630,6 +630,7 @@ case("a link that leads out", with_files(_linked), "link-leads-out", NEVER)
 case("a manifest that leads out", _manifest("../../etc/passwd"), "manifest-leads-out", NEVER)
 case("files changed since the manifest", with_files(_changed_since), "manifest-broken", NEVER)
 case("no configuration", with_files(lambda d: (d / CONFIG).unlink()), "no-config", NEVER)
+case("a merged model", with_files(lambda d: (d / CONFIG).rename(d / "config.json")), "whole-model", NEVER)
 case("a configuration that is no JSON", with_files(lambda d: (d / CONFIG).write_text("{")), "config-unreadable", NEVER)
 case("a configuration that is a list", with_files(lambda d: (d / CONFIG).write_text("[]")), "config-unreadable", NEVER)
 case(

@@ -15,9 +15,9 @@ from registry.base import LocalBase
 from registry.errors import LoradockError, first_line
 from registry.evidence import Subject
 from trainer import base, methods
-from trainer.evaluation.generation import generate
 from trainer.evaluation.heldout import Item
 from trainer.evaluation.scorer import Step
+from trainer.generation import generate
 from trainer.recipe import Recipe
 
 _TOKENS: Final = 4096  # in a batch, padding included

@@ -1,0 +1,48 @@
+"""A version that was made of others: its run, its bytes and its parents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from registry import versions
+from registry.records import Facts, Version
+from registry.scratch import room
+from registry.store import Store
+from trainer import tracking
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What its run tells."""
+
+    title: str
+    parameters: Mapping[str, str]
+    """What decided the result."""
+    metrics: Mapping[str, float]
+    report: str
+    """JSON, kept as report.json."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """By file name."""
+
+
+def add(store: Store, name: str, directory: Path, facts: Facts, story: Story) -> Version:
+    """Make a version of the files in `directory`, last of all; the same bytes give the same version.
+
+    `facts` are those of the files, with their parents; the run is filled in. Raises what `versions.register` does.
+    """
+    existing = store.find_version(name, facts.digest) if store.find_family(name) else None
+    tags = {"loradock.made_from": ", ".join(facts.parents)}
+    with store.run(story.title, tags) as run_id, room(store.settings.artifacts):
+        run = tracking.Run(store, run_id)
+        run.parameters(story.parameters)
+        run.measured(0, story.metrics)
+        run.flush()
+        run.text(story.report, "report.json")
+        for file, figure in story.figures.items():
+            run.figure(figure, file)
+        if existing is None:
+            store.put_adapter(directory, name=name, facts=facts.model_copy(update={"run_id": run_id}))
+    return existing or versions.register(store, run_id, name)

@@ -1,0 +1,183 @@
+"""The verbs that make something of versions: parse, call, print."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from registry import check, refs
+from registry.cli.output import emit, json_option, say
+from registry.errors import BadInput
+from registry.settings import Settings
+
+_base = click.option("--base", help="Where the base is, when the version was trained on a directory.")
+_data = click.option("--data", help="Held-out rows, to tell the loss on: a file, a directory, or ORG/NAME on the Hub.")
+_limit = click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="Use so many rows, from the first on.")
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers with commas between: 0.5,0.5."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Them, as a tuple."""
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not numbers with commas between", param, ctx)
+
+
+@click.command()
+@click.argument("references", metavar="REF [REF ...]", nargs=-1, required=True)
+@_base
+@click.option("--name", help="The family of the result: for one REF NAME-merged by default; for several it is needed.")
+@_data
+@_limit
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="One REF: keep the model there too.")
+@click.option(
+    "--into",
+    type=click.Choice(["full", "dequantized", "quantized"]),
+    help="One REF, trained on a quantised base: into the base's own weights, into those as they were in training, or "
+    "into the quantised layers, which needs --insist.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="One REF: the precision of the model.  [default: the base's]",
+)
+@click.option("--insist", is_flag=True, help="One REF: merge in spite of a refusal.")
+@click.option("--method", help="Several REFs: cat, svd, linear, ties, dare_ties, ...: docs/merge.md.  [default: cat]")
+@click.option(
+    "--weights", type=Numbers(), multiple=True, metavar="W,W", help="Several REFs: the weight of each. [default: equal]"
+)
+@click.option(
+    "--density", type=float, multiple=True, help="Several REFs: the share that a pruning method keeps. [default: 0.5]"
+)
+@click.option("--rank", type=click.IntRange(1), help="Several REFs: the rank of an svd method's result.")
+@click.option(
+    "--max-lora-rank",
+    type=click.IntRange(1, check.MAX_RANK),
+    default=check.MAX_RANK,
+    show_default=True,
+    help="Several REFs: the rank that the server is started for.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Several REFs: for dare, which draws.")
+@click.option(
+    "--sweep", is_flag=True, help="Several REFs: try every --weights with every --density, and keep the best on --data."
+)
+@json_option
+def merge(references: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Fold one version into its base, or combine several into one.
+
+    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. One REF becomes a model of its own, which is
+    held against base and adapter before it is registered. Several REFs, all plain LoRA on one base, become a new
+    version, whose error against the weighted sum of what they add is told.
+    """
+    found = tuple(refs.parse_ref(reference) for reference in references)
+    one = len(found) == 1
+    strange = _given(options, _OF_SEVERAL if one else _OF_ONE)
+    if strange:
+        told = "with several REFs" if one else "with one REF"
+        raise BadInput(f"{', '.join(strange)} {'goes' if len(strange) == 1 else 'go'} {told} only")
+    if not one and not options["name"]:
+        raise BadInput("a combination needs a --name", hint="a new adapter's, or one that it is to be a version of")
+    _quieten()
+    _fold(found[0], options, as_json) if one else _combine(found, options, as_json)
+
+
+_OF_ONE = ("out", "into", "dtype", "insist")
+_OF_SEVERAL = ("method", "weights", "density", "rank", "sweep")
+
+
+def _given(options: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+    return [f"--{name}" for name in names if options[name]]
+
+
+def _fold(ref: refs.VersionRef | refs.AliasRef, options: dict[str, Any], as_json: bool) -> None:
+    from trainer.weights import fold
+
+    names = ("base", "out", "into", "dtype", "name", "data", "limit", "insist")
+    outcome = fold.merge(fold.Task(ref, **{name: options[name] for name in names}), Settings(), say)
+    emit(outcome.model_dump(mode="json"), as_json)
+
+
+def _combine(found: tuple[refs.VersionRef | refs.AliasRef, ...], options: dict[str, Any], as_json: bool) -> None:
+    from trainer.weights import combination
+
+    task = combination.Task(
+        found,
+        options["name"],
+        base=options["base"],
+        method=options["method"],
+        weights=options["weights"],
+        densities=options["density"],
+        rank=options["rank"],
+        limit=options["max_lora_rank"],
+        seed=options["seed"],
+        sweep=options["sweep"],
+        data=options["data"],
+        rows=options["limit"],
+    )
+    outcome = combination.combine_versions(task, Settings(), say)
+    told = outcome.model_dump(mode="json")
+    if as_json:
+        emit(told, as_json)
+        return
+    grid = told.pop("grid")
+    emit(told, as_json)
+    if grid:
+        emit(grid, as_json, columns=("weights", "density", "error", "loss"))
+
+
+@click.command()
+@click.argument("ref")
+@click.option("--rank", type=click.IntRange(1, check.MAX_RANK), help="The rank of the result.")
+@click.option(
+    "--energy",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="The smallest rank that keeps this share of the squared change of weights. [default: 0.9999, to rank 64]",
+)
+@click.option("--name", help="The family of the result.  [default: NAME-lora]")
+@click.option(
+    "--bound",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="The share of the adapter's effect that may be lost, by the divergence of the next token on probe texts.",
+)
+@_base
+@_data
+@_limit
+@json_option
+def convert(ref: str, as_json: bool, limit: int | None, **options: Any) -> None:
+    """Turn an adapter of another method into plain LoRA, which vLLM serves.
+
+    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. What the adapter changes in each weight is cut
+    to the directions that matter most. The error by layer, the divergence on probe texts, and with --data the held-out
+    loss are told. Methods that change no weight, such as prompt tuning, are refused.
+    """
+    if options["rank"] and options["energy"]:
+        raise BadInput("--rank and --energy exclude each other")
+    found = refs.parse_ref(ref)
+    _quieten()
+    from trainer.weights import convert as conversion
+
+    outcome = conversion.convert(conversion.Task(found, rows=limit, **options), Settings(), say)
+    told = outcome.model_dump(mode="json") | {"lost": outcome.lost}
+    if as_json:
+        emit(told, as_json)
+        return
+    errors = told.pop("errors")
+    emit(told, as_json)
+    emit([{"layer": layer, "error": f"{error:.2g}"} for layer, error in errors.items()], as_json, columns=_ERRORS)
+
+
+_ERRORS = ("layer", "error")
+
+
+def _quieten() -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: idle threads do not spin

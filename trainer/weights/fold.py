@@ -1,0 +1,248 @@
+"""`merge REF`: an adapter folded into its base, as a model of its own, which proves that it speaks as the two did."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+from transformers import AutoTokenizer
+
+from registry import artifact, gates, history, promotion
+from registry.base import LocalBase, identify
+from registry.errors import BadInput, GateFailed, Refused
+from registry.records import Record, Version
+from registry.refs import PRODUCTION, AliasRef, VersionRef, parse_name
+from registry.settings import Settings
+from registry.store import Store
+from registry.store.evidence import Evidences
+from trainer import base
+from trainer.evaluation import contestants
+from trainer.recipe import Recipe
+from trainer.weights import child, likeness, losses, parents, quantized, staging
+from trainer.weights.child import Story
+from trainer.weights.layers import Layers, Source, worn
+from trainer.weights.likeness import Likeness
+from trainer.weights.losses import Bench, plainly
+from trainer.weights.parents import Parent
+from trainer.weights.quiet import quiet
+from trainer.weights.shards import DTYPES, Shards
+from trainer.weights.speaker import speaker
+
+Into = Literal["full", "dequantized", "quantized"]
+Say = Callable[[str], None]
+
+BOUNDS: Final = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
+"""By precision: how far any logit may be from that of base and adapter, in standard deviations over the vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to fold into what."""
+
+    ref: VersionRef | AliasRef
+    base: str | None = None
+    """Where the base is; None for what the version says of it."""
+    out: Path | None = None
+    into: Into | None = None
+    """What the weights are added to; None for what the version was trained on, where that is not quantised."""
+    dtype: str | None = None
+    """None for that of the base's files."""
+    name: str | None = None
+    """The family; None for NAME-merged."""
+    data: str | None = None
+    limit: int | None = None
+    insist: bool = False
+
+
+class Merged(Record):
+    """What came of it."""
+
+    version: str
+    digest: str
+    parent: str
+    base: str
+    into: Into
+    dtype: str
+    bytes: int
+    likeness: Likeness
+    """Of the merged model to base and adapter; both compute in float32."""
+    losses: dict[str, float]
+    """Held-out loss in nats a token, of what was measured."""
+
+
+def merge(task: Task, settings: Settings, say: Say) -> Merged:
+    """Fold a version into its base, prove it, and register the model; nothing stays of what is refused or killed.
+
+    The weights are written one file of the base at a time. Raises Refused when the merged model speaks otherwise than
+    base and adapter, when the family's policy asks for an evaluation that is not there, and for a merge into quantised
+    layers, unless insisted; BadInput, NotFound, DigestMismatch, WrongBase, and LoradockError for a full disk.
+    """
+    store = Store(settings)
+    version = promotion.resolve(store, task.ref)
+    name = parse_name(task.name or f"{version.ref.name}-merged")
+    trained = Evidences(settings).parameters_of(version.facts.run_id)
+    recipe = contestants.as_trained(version, trained)
+    into = _into(task, version)
+    if not task.insist:
+        _evaluated(store, version)
+    local = contestants.base_of(version, task.base, settings)
+    shards = Shards(local.path)
+    dtype = task.dtype or shards.dtype
+    _check_room(task, store, shards.size(dtype))
+    rows = losses.bench(task.data, version, trained, task.limit, say)
+    with quiet(), parents.opened(store, version, local) as parent, staging.staged(task.out) as directory:
+        say(f"{version.ref} goes into {local.base.id}, in {dtype}")
+        source = _write(parent, local, recipe, into, directory, dtype)
+        like = _likeness(parent, local, source, directory)
+        if like.relative > BOUNDS[dtype] and not task.insist:
+            raise _unlike(like, dtype)
+        outcome = Merged(
+            version="",
+            digest=artifact.write_manifest(directory).digest,
+            parent=str(version.ref),
+            base=local.base.id,
+            into=into,
+            dtype=dtype,
+            bytes=sum(path.stat().st_size for path in directory.iterdir()),
+            likeness=like,
+            losses=_losses(rows, parent, local, recipe, directory, into),
+        )
+        facts = version.facts.model_copy(
+            update={
+                "digest": outcome.digest,
+                "base": version.facts.base.model_copy(update={"quantization": "none"}),
+                "method": parents.MERGED,
+                "rank": 0,
+                "parents": (str(version.ref),),
+            }
+        )
+        made = child.add(store, name, directory, facts, _story(outcome))
+    return outcome.model_copy(update={"version": str(made.ref)})
+
+
+def _into(task: Task, version: Version) -> Into:
+    held = version.facts.base.quantization
+    if held == "none":
+        if task.into not in (None, "full"):
+            raise BadInput(f"{version.ref} was trained on a base that was not quantised", hint="leave --into out")
+        return "full"
+    if task.into is None:
+        raise BadInput(
+            f"{version.ref} was trained on a base in {held}: say what it goes into",
+            hint="--into dequantized is exactly what was trained; --into full is often better; --data shows the loss "
+            "of both",
+        )
+    if task.into == "quantized" and not task.insist:
+        raise Refused(
+            f"merged into layers in {held}, the weights are rounded to {held} again, and most of the training is lost",
+            hint="take --into dequantized or --into full; --insist does it all the same",
+        )
+    return task.into
+
+
+def _evaluated(store: Store, version: Version) -> None:
+    """Raise GateFailed where the family's policy for production asks for figures that the version does not show."""
+    verdicts = gates.judge(store, history.read(store, version.ref.name), version, PRODUCTION)
+    asked = [verdict for verdict in verdicts if not verdict.rule.startswith(("tags.", "min_hours."))]
+    if any(not verdict.passed for verdict in asked):
+        error = GateFailed(str(version.ref), PRODUCTION, [str(verdict) for verdict in asked])
+        error.hint = "evaluate it on held-out data before it is merged, as the policy asks; --insist merges it unproven"
+        raise error
+
+
+def _check_room(task: Task, store: Store, size: int) -> None:
+    """The files beside --out or in TMPDIR, the store's copy where that is here, and one more that is hashed."""
+    aside = Path(tempfile.gettempdir())
+    needs = {aside: size} if task.out else {aside: 2 * size}
+    if task.out:
+        needs[task.out.absolute().parent] = needs.get(task.out.absolute().parent, 0) + size
+    if not store.settings.tracking_uri:
+        needs[store.settings.artifacts] = size
+    staging.check_room(needs)
+
+
+def _write(parent: Parent, local: LocalBase, recipe: Recipe, into: Into, out: Path, dtype: str) -> Source | None:
+    """Write the merged model, and return what gives the weights that it was merged into; None for the base's own."""
+    shards = Shards(local.path)
+    source = None if into == "full" else _as_held(shards, recipe)
+    if into == "quantized":
+        model = worn(base.load(local, recipe).model, parent.directory)
+        model.merge_and_unload().save_pretrained(out)
+        shards.copy_beside(out, json.loads((out / "config.json").read_text(encoding="utf-8")))
+        return source
+    layers = Layers(local, parent.directory, parent.method, source)
+
+    def changed(name: str) -> torch.Tensor | None:
+        after = layers.after(name)
+        return source(layers.held_as(name)) if after is None and source else after
+
+    untied = layers.untied
+    shards.rewrite(out, changed, dtype, untied)
+    shards.copy_beside(out, {"dtype": dtype} | ({"tie_word_embeddings": False} if untied else {}))
+    return source
+
+
+def _as_held(shards: Shards, recipe: Recipe) -> Source | None:
+    """The base's weights as the training held them."""
+    if recipe.quantization is None:
+        return None
+    dtype = DTYPES.get(recipe.training.dtype) or base.best_dtype()
+    return quantized.source(shards.directory, shards.read, recipe.quantization, dtype)
+
+
+def _likeness(parent: Parent, local: LocalBase, source: Source | None, directory: Path) -> Likeness:
+    tokenizer = AutoTokenizer.from_pretrained(local.path)
+    expected = likeness.listen(speaker(local, parent.directory, parent.method, source), tokenizer)
+    merged = LocalBase(directory, identify(directory, base_id=local.base.id))
+    return likeness.compare(expected, likeness.listen(speaker(merged), tokenizer))
+
+
+def _unlike(like: Likeness, dtype: str) -> Refused:
+    return Refused(
+        f"the merged model speaks otherwise than base and adapter: a logit differs by {like.largest:.2g}, "
+        f"{like.relative:.2g} standard deviations, and {like.same_answers} of {like.answers} answers are the same; "
+        f"the bound for {dtype} is {BOUNDS[dtype]:g}",
+        hint="nothing was registered; take a wider --dtype, or --insist",
+    )
+
+
+def _losses(
+    rows: Bench | None, parent: Parent, local: LocalBase, recipe: Recipe, directory: Path, into: Into
+) -> dict[str, float]:
+    """Of the base and the adapter apart, held in each way that it can be merged into, and of the merged model."""
+    if rows is None:
+        return {}
+    plain, apart = plainly(recipe), {"full": parent.directory}
+    found = rows.losses(local, plain, apart)
+    if recipe.quantization:
+        held = rows.losses(local, recipe, {"dequantized": parent.directory})
+        found |= {"base as trained": held["base"], "dequantized": held["dequantized"]}
+    merged = LocalBase(directory, identify(directory, base_id=local.base.id))
+    return found | {f"merged into {into}": rows.losses(merged, plain, {})["base"]}
+
+
+def _story(outcome: Merged) -> Story:
+    like = outcome.likeness
+    return Story(
+        title=f"merge {outcome.parent}",
+        parameters={
+            "merge.parent": outcome.parent,
+            "merge.base": outcome.base,
+            "merge.into": outcome.into,
+            "merge.dtype": outcome.dtype,
+            "merge.bound": str(BOUNDS[outcome.dtype]),
+        },
+        metrics={
+            "merge.largest": like.largest,
+            "merge.relative": like.relative,
+            "merge.kl": like.kl,
+            "merge.same_answers": float(like.same_answers),
+            **{f"loss/{key}": value for key, value in outcome.losses.items()},
+        },
+        report=outcome.canonical(),
+    )

@@ -1,0 +1,82 @@
+"""A version that something is made of: verified, looked at by the doctor, and mended where that changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from registry import artifact, check, versions
+from registry.base import LocalBase
+from registry.check import Diagnosis
+from registry.check.mend import mend
+from registry.errors import BadInput, NotServable, Refused
+from registry.records import Version
+from registry.scratch import scratch
+from registry.store import Store
+
+MERGED: Final = "merged"
+"""What stands for a method in the facts of a merged model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A version's adapter on disk."""
+
+    version: Version
+    directory: Path
+    method: str
+    """PEFT's type, in lower case."""
+    found: Diagnosis
+    """Of the adapter in `directory`."""
+    mended: tuple[str, ...] = ()
+    """What was mended there; the version's own bytes stay as they are."""
+    largest: float = 0.0
+    """The largest difference of any entry of B·A that the mending made."""
+
+    @property
+    def name(self) -> str:
+        """The version."""
+        return str(self.version.ref)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is plain LoRA that vLLM serves as it is."""
+        return self.found.servable
+
+
+@contextmanager
+def opened(store: Store, version: Version, local: LocalBase) -> Iterator[Parent]:
+    """A version's adapter, in a directory that goes away at the end.
+
+    A start that was taken out of the base (PiSSA, OLoRA) is put back. Raises DigestMismatch, Refused for a method that
+    changes no weight, NotServable for what no verb cures, and BadInput for a merged model, and for a base whose files
+    are quantised.
+    """
+    if version.facts.method == MERGED:
+        raise BadInput(
+            f"{version.ref} is a merged model, and no adapter", hint=f"look at it: loradock show {version.ref}"
+        )
+    if "quantization_config" in local.config:
+        raise BadInput(f"the files of {local.base.id} are quantised", hint="give --base the model that is not")
+    shapes = check.read_shapes(local.path)
+    with versions.fetched(store, version) as directory, scratch() as aside:
+        artifact.verify(directory, version.facts.digest, what=str(version.ref))
+        method = str(check.read_config(directory).get("peft_type")).lower()
+        found = check.examine(directory, base=shapes)
+        if any(finding.code == "not-lora" and not finding.remedy for finding in found.findings):
+            raise Refused(
+                f"{version.ref} was trained by {method}, which leaves the base's weights as they are",
+                hint="only a change of weights can be merged or converted: train with another of `loradock methods`",
+            )
+        if hopeless := [finding.text for finding in found.blocking if not finding.remedy]:
+            raise NotServable(str(version.ref), hopeless)
+        if not {finding.remedy for finding in found.blocking} & set(check.MENDINGS):
+            yield Parent(version, directory, method, found)
+            return
+        done = mend(directory, aside / "mended", found, base=shapes, max_rank=check.MAX_RANK)
+        if done is None:
+            raise NotServable(str(version.ref), [finding.text for finding in found.blocking])
+        yield Parent(version, aside / "mended", method, done.diagnosis, done.mendings, done.largest)

@@ -1,0 +1,79 @@
+"""A model to be asked, in float32: whole in memory where it fits, else with each module's weights read as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from registry.base import LocalBase
+from trainer.weights.layers import FROM_BASE, Source, base_name, filled, skeleton, ties, worn
+from trainer.weights.shards import Shards
+
+_SHARE = 0.8  # of the free memory that a model may take
+
+
+def speaker(local: LocalBase, adapter: Path | None = None, method: str = "", source: Source | None = None) -> Any:
+    """A base, with an adapter where one is given; `source` gives its weights, by default its own files do.
+
+    `method` is the adapter's. One that reckons with the base's weights when it is put on them needs them in memory.
+    """
+    needed = Shards(local.path).size("float32")
+    if method in FROM_BASE or needed < _SHARE * psutil.virtual_memory().available:
+        bare = filled(local, source)
+        return worn(bare, adapter) if adapter else bare
+    return streamed(local, adapter, source)
+
+
+def streamed(local: LocalBase, adapter: Path | None = None, source: Source | None = None) -> Any:
+    """The same, with no more than one module's weights in memory; every token takes a reading of all."""
+    read, bare = source or Shards(local.path).read, skeleton(local.path)
+    places, tied = Shards(local.path).places, ties(bare)
+    model = worn(bare, adapter) if adapter else bare.eval()
+    for outer, held in _groups(model):
+        names = {name: name if name in places else tied.get(name, name) for name in held}
+        outer.register_forward_pre_hook(_filler(held, names, read))
+        outer.register_forward_hook(_emptier(held))
+    return model
+
+
+def _groups(model: Any) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
+    """Each module that runs by itself, with the hollow weights that it needs; an adapter's layer with its base's."""
+    taken = set[int]()
+    for name, module in model.named_modules():
+        inner = isinstance(module, BaseTunerLayer)
+        found = {
+            base_name(f"{name}.{key}"): parameter
+            for key, parameter in module.named_parameters(recurse=inner)
+            if id(parameter) not in taken and _is_hollow(parameter)
+        }
+        taken |= {id(parameter) for parameter in found.values()}
+        if found:
+            yield module, found
+
+
+def _is_hollow(parameter: nn.Parameter) -> bool:
+    return bool(parameter.isnan().all()) if parameter.dim() == 1 else not any(parameter.stride())
+
+
+def _filler(held: dict[str, nn.Parameter], names: dict[str, str], read: Source) -> Any:
+    def fill(*_: Any) -> None:
+        for name, parameter in held.items():
+            parameter.data = read(names[name]).to(torch.float32)
+
+    return fill
+
+
+def _emptier(held: dict[str, nn.Parameter]) -> Any:
+    hollow = {name: parameter.data for name, parameter in held.items()}
+
+    def empty(*_: Any) -> None:
+        for name, parameter in held.items():
+            parameter.data = hollow[name]
+
+    return empty
