@@ -47,6 +47,7 @@ def loradock(*words: str, limit: int | None = None, **environment: str) -> Done:
 def _main(words: tuple[str, ...], environment: Mapping[str, str], scratch: str, limit: int | None) -> None:
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(f"{scratch}/{name}", os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(scratch)
     os.environ.clear()
     os.environ.update(environment)
     if limit is not None:

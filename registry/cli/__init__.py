@@ -50,6 +50,7 @@ VERBS: Final = {
         "Registry", "trainer.weights.cli:merge", "Fold one version into its base, or combine several into one."
     ),
     "convert": Verb("Registry", "trainer.weights.cli:convert", "Make plain LoRA of an adapter of another method."),
+    "publish": Verb("Registry", "registry.cli.publish:publish_", "Publish a version to the Hugging Face Hub."),
     "gc": Verb("Registry", "registry.cli.gc:gc", "Delete the versions that nothing needs, and their bytes."),
     "serve": Verb("Serve", "serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
     "status": Verb("Serve", "serving.cli:status", "Show what a serving replica holds and answers with."),

@@ -48,7 +48,7 @@ class Publication(Record):
 
 
 def publication_tag(number: int) -> str:
-    """The key of the tag that keeps a version's n-th publication, as canonical JSON."""
+    """The key of the tag that keeps a publication, as canonical JSON; numbers grow with time."""
     return f"{_PUBLICATION}{number}"
 
 

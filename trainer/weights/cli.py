@@ -154,7 +154,7 @@ def _combine(found: tuple[refs.VersionRef | refs.AliasRef, ...], options: dict[s
 @_limit
 @json_option
 def convert(ref: str, as_json: bool, limit: int | None, **options: Any) -> None:
-    """Turn an adapter of another method into plain LoRA, which vLLM serves.
+    """Make plain LoRA of an adapter of another method.
 
     REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. What the adapter changes in each weight is cut
     to the directions that matter most. The error by layer, the divergence on probe texts, and with --data the held-out
