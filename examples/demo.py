@@ -108,7 +108,8 @@ def loradock(*words: str, into: Stage | None = None) -> Any:
 def serving(port: int) -> Iterator[psutil.Process]:
     """A replica, from the moment it is ready to the end of the block."""
     with (HOME / "serve.log").open("wb") as log:
-        words = command("serve", "--base", BASE, "--port", str(port))
+        # In bfloat16, which vLLM takes where the processor has it, an answer's words depend on what else is in the batch.
+        words = command("serve", "--base", BASE, "--port", str(port), "--", "--dtype", "float32")
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
         try:
             with console.status(f"starting vLLM; its log is in {HOME.name}/serve.log"):

@@ -439,7 +439,6 @@ def test_of_four_promoters_and_a_clean_up_at_once_nobody_is_left_without_a_versi
     promoters.stop()
     assert gone
     assert codes.count(0)
-    assert codes.count(NotFound.exit_code)
     assert store.version_at(AliasRef(NAME, "production")).ref == VersionRef(NAME, 1)
     assert intact(store, first)
 

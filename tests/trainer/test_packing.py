@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from registry.errors import BadInput
 from registry.settings import Settings
-from tests.trainer.training import loss_of, stored, trained, written
+from tests.trainer.training import TRAINING, loss_of, stored, trained, written
 from trainer import packing
 from trainer.tokens import Tokens
 
@@ -56,7 +56,7 @@ def test_a_model_whose_attention_sees_other_rows_is_refused(kind: str) -> None:
 
 @pytest.mark.slow
 def test_a_packed_training_learns_what_it_would_learn(home: Path, tmp_path: Path, shallow_dir: Path) -> None:
-    training = {"max_steps": 2, "learning_rate": 1e-3, "packing": True, "max_length": 256}
+    training = {**TRAINING, "max_steps": 2, "packing": True, "max_length": 256}
     source, rows = written(tmp_path, shallow_dir, training=training)
     outcome = trained(source, rows, Settings())
     stored(outcome, Settings(), tmp_path / "adapter")
