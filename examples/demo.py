@@ -108,7 +108,7 @@ def loradock(*words: str, into: Stage | None = None) -> Any:
 def serving(port: int) -> Iterator[psutil.Process]:
     """A replica, from the moment it is ready to the end of the block."""
     with (HOME / "serve.log").open("wb") as log:
-        # In bfloat16, which vLLM takes where the processor has it, an answer's words depend on what else is in the batch.
+        # In bfloat16, which is taken where the processor has it, an answer's words depend on the rest of its batch.
         words = command("serve", "--base", BASE, "--port", str(port), "--", "--dtype", "float32")
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
         try:
