@@ -22,7 +22,7 @@ from registry.errors import BadInput, Conflict, LoradockError, NotFound, Refused
 from registry.hub import Repository
 from registry.hubcard import MERGED, Told
 from registry.records import Manifest, Record, Version
-from registry.store import Store, publications
+from registry.store import Store
 from registry.store.lineage import Publication
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def _recorded(store: Store, version: Version, found: Repository, *, new: bool, n
     digest = version.facts.digest
     made = next((commit.id for commit in found.commits if _MARK + digest in commit.text), found.commits[0].id)
     if (found.name, made) not in {(one.repo, one.revision) for one in store.publications(version.ref)}:
-        publications.record(store, version.ref, Publication(repo=found.name, revision=made, at=now))
+        store.add_publication(version.ref, Publication(repo=found.name, revision=made, at=now))
     return Published(
         version=str(version.ref), digest=digest, repo=found.name, commit=made, private=found.private, new=new
     )

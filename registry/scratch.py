@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from registry.errors import LoradockError
+from registry.errors import BadInput, LoradockError
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -27,6 +28,25 @@ def scratch() -> Iterator[Path]:
     hint = "make room, or set TMPDIR to a directory that has some"
     with room(parent, hint=hint), tempfile.TemporaryDirectory(prefix="loradock-", dir=parent) as name:
         yield Path(name)
+
+
+@contextmanager
+def beside(out: Path) -> Iterator[Path]:
+    """A directory that becomes `out` by one rename at the end, or goes away when anything fails.
+
+    Raises BadInput when it cannot be made; what `out` is already, unless it is an empty directory, fails the rename.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    except OSError as error:
+        raise BadInput(f"{out} cannot be written: {error.strerror}") from error
+    try:
+        yield directory
+        directory.chmod(0o755)
+        directory.rename(out)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager

@@ -41,16 +41,16 @@ def register(store: Store, run_id: str, name: str) -> Version:
         elif _admitted(store, made[0], source):
             for spare in made[1:]:
                 if not spare.admitted:
-                    candidates.withdraw(store, spare)
+                    store.delete_version(spare.ref)
             return store.version(made[0].ref)
 
 
 def _admitted(store: Store, lowest: Candidate, source: str) -> bool:
     """Admit the lowest version of some bytes, or withdraw it when its own are not whole; those of `source` are."""
-    gone = candidates.condemned(store, lowest.source)
+    gone = store.condemned(lowest.source)
     if gone and (lowest.admitted or lowest.source == source):
         if not lowest.admitted:
-            candidates.withdraw(store, lowest)
+            store.delete_version(lowest.ref)
         raise LoradockError(
             f"{lowest.ref} has these bytes, and a clean-up deletes them",
             hint="let `loradock gc` finish, then register or import them again",
@@ -58,7 +58,7 @@ def _admitted(store: Store, lowest: Candidate, source: str) -> bool:
     if lowest.admitted:
         return True
     if gone or not (lowest.source == source or _is_whole(store, lowest)):
-        candidates.withdraw(store, lowest)
+        store.delete_version(lowest.ref)
         return False
     try:
         candidates.admit(store, lowest)
@@ -124,7 +124,7 @@ def import_directory(
         if doubt := foreign.doubt(config, local):
             log.warning("warning: %s", doubt)
         facts = _described(staged, local.base)
-        if store.find_family(name) and (existing := store.find_version(name, facts.digest)):
+        if existing := store.find_version(name, facts.digest):
             return existing
         tags = {"loradock.imported_from": origin, **foreign.claims(config)}
         with store.run(f"import {origin}", tags) as run_id, room(store.settings.artifacts):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import datasets
 import torch
-import transformers
 from safetensors import SafetensorError
 
 import registry.base
@@ -22,6 +20,7 @@ from registry.versions import describe
 from trainer import adapter, base, environment, fit, methods, processes, room, samples, tokens, undertaking
 from trainer.data import Rows
 from trainer.prepared import Prepared, prepare
+from trainer.quiet import quiet
 from trainer.recipe import Recipe
 from trainer.recipe_file import RecipeFile
 from trainer.tokens import Sides
@@ -71,7 +70,8 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
     crew = processes.join()
     say = say if crew.main else _silent
     train_rows, heldout_rows = rows.split(recipe.data.heldout)
-    with _quiet():
+    datasets.disable_progress_bars()
+    with quiet():
         local = registry.base.resolve(recipe.base, settings, relative_to=source.directory)
         free = room.available()
         with (
@@ -214,15 +214,3 @@ def _machine_told(recipe: Recipe, directory: Path, free: int) -> Iterator[None]:
                 hint="free space where LORADOCK_HOME and MLflow's artifacts are, and go on with --resume",
             ) from error
         raise
-
-
-@contextmanager
-def _quiet() -> Iterator[Any]:
-    """Let the libraries below speak of errors only, and show no bars of their own."""
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    with warnings.catch_warnings():
-        for library in ("transformers", "trl", "peft", "torch", "accelerate", "datasets", "bitsandbytes"):
-            warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
-        yield

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +19,7 @@ from registry.check.shapes import BaseShapes
 from registry.check.starts import taken_out
 from registry.check.tensors import Pair, pairs
 from registry.errors import BadInput, LoradockError, NotServable
+from registry.scratch import beside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -213,22 +212,14 @@ def _write(
 ) -> Mended:
     differences = dict(_differences(before, after))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    except OSError as error:
-        raise BadInput(f"{out} cannot be written: {error.strerror}") from error
-    try:
-        write_tensors(scratch / artifact.WEIGHTS, after.tensors)
-        (scratch / artifact.CONFIG).write_text(json.dumps(after.config), encoding="utf-8")
-        artifact.canonicalise(scratch)
-        artifact.write_manifest(scratch)
-        diagnosis = examine(scratch, base=base, max_rank=max_rank)
-        scratch.chmod(0o755)
-        scratch.rename(out)  # onto nothing, or onto an empty directory
+        with beside(out) as scratch:
+            write_tensors(scratch / artifact.WEIGHTS, after.tensors)
+            (scratch / artifact.CONFIG).write_text(json.dumps(after.config), encoding="utf-8")
+            artifact.canonicalise(scratch)
+            artifact.write_manifest(scratch)
+            diagnosis = examine(scratch, base=base, max_rank=max_rank)
     except OSError as error:
         raise LoradockError(f"{out} cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Mended(mendings, differences, diagnosis)
 
 

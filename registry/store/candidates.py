@@ -7,16 +7,13 @@ one gets it. As numbers only grow, everybody who looks finds the same lowest one
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from registry.errors import NotFound
 from registry.records import Facts, canonical_json
 from registry.refs import VersionRef
 from registry.store.connection import Connection, default_store, translated
-from registry.store.families import _FINDINGS, LEDGER, Family
-from registry.store.removal import _CONDEMNED
+from registry.store.families import FINDINGS, LEDGER, Family
 from registry.store.tags import PREFIX, child_tag, facts_from, tags_of
 
 _OFFERED: Final = f"{PREFIX}offered"
@@ -42,7 +39,7 @@ def offer(store: Connection, family: Family, source: str, facts: Facts, findings
             family.name,
             source,
             run_id=facts.run_id,
-            tags={**tags, LEDGER: family.ledger, _OFFERED: facts.digest, _FINDINGS: canonical_json(findings)},
+            tags={**tags, LEDGER: family.ledger, _OFFERED: facts.digest, FINDINGS: canonical_json(findings)},
             model_id=source.removeprefix("models:/"),
             await_creation_for=0,  # it is there at once; waiting is for other registries, and logs
         )
@@ -78,23 +75,6 @@ def admit(store: Connection, candidate: Candidate) -> None:
             except MlflowException:  # of two who set it first at once, MLflow lets one fail
                 if store.client.get_model_version(ref.name, str(ref.number)).tags.get(key) != value:
                     raise
-
-
-def withdraw(store: Connection, candidate: Candidate) -> None:
-    """Take away a version that nobody has seen; any number of times."""
-    ref = candidate.ref
-    with suppress(NotFound), translated(store.uri, f"version {str(ref)!r}"):
-        store.client.delete_model_version(ref.name, str(ref.number))
-
-
-def condemned(store: Connection, source: str) -> bool:
-    """Whether a clean-up is about to delete these bytes, or has deleted them."""
-    model_id = source.removeprefix("models:/")
-    try:
-        with translated(store.uri, f"adapter {model_id!r}"):
-            return _CONDEMNED in store.client.get_logged_model(model_id).tags
-    except NotFound:
-        return True
 
 
 def _withheld(facts: Facts) -> dict[str, str]:

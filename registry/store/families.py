@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LEDGER: Final = "loradock.ledger"
 """The tag of a family, and of each of its versions, with the run in which the family's history begins."""
-_FINDINGS: Final = "loradock.findings"
+FINDINGS: Final = "loradock.findings"
 LEDGERS: Final = "loradock-ledgers"
 """The experiment whose runs hold each family's history."""
 
@@ -141,14 +141,8 @@ class Families(Connection):
         return tuple(sorted(self._search(f"name = '{name}'"), key=lambda version: version.ref.number))
 
     def _search(self, filter_string: str) -> list[Version]:
-        found: list[Version] = []
-        token: str | None = None
-        with translated(self.uri):
-            while True:
-                page = self.client.search_model_versions(filter_string, max_results=1000, page_token=token)
-                found += (version_from(item) for item in page if f"{PREFIX}digest" in item.tags)
-                if not (token := page.token):
-                    return found
+        found = search_versions(self, filter_string)
+        return [version_from(item) for item in found if f"{PREFIX}digest" in item.tags]
 
     def describe_family(self, name: str, text: str) -> None:
         """Set what MLflow's UI shows on top of an adapter, Markdown of at most 5,000 characters."""
@@ -169,6 +163,19 @@ class Families(Connection):
                 self.client.set_registered_model_alias(ref.name, ref.alias, str(number))
 
 
+def search_versions(store: Connection, filter_string: str) -> Iterator[ModelVersion]:
+    """Every version that MLflow finds, of any family, by name and number: one call for each thousand."""
+    token: str | None = None
+    with translated(store.uri):
+        while True:
+            page = store.client.search_model_versions(
+                filter_string, max_results=1000, order_by=["name ASC", "version_number ASC"], page_token=token
+            )
+            yield from page
+            if not (token := page.token):
+                return
+
+
 def _family_from(model: Any) -> Family:
     aliases = {alias: int(number) for alias, number in model.aliases.items()}
     return Family(model.name, aliases, model.tags.get(LEDGER, ""))
@@ -183,5 +190,5 @@ def version_from(found: ModelVersion) -> Version:
         facts=facts_from(found.tags),
         source=found.source or "",
         created_at=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
-        findings=tuple(json.loads(found.tags.get(_FINDINGS, "[]"))),
+        findings=tuple(json.loads(found.tags.get(FINDINGS, "[]"))),
     )

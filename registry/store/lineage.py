@@ -10,11 +10,10 @@ from registry.errors import LoradockError, NotFound
 from registry.records import Record
 from registry.refs import VersionRef
 from registry.store.connection import Connection, translated
+from registry.store.evidence import EXPERIMENT
 from registry.store.tags import PREFIX, child_tag
 
 _RECIPE: Final = "recipe.yaml"
-_EVALUATIONS: Final = "loradock-evaluations"
-"""The experiment whose runs are evaluations."""
 _CANDIDATE: Final = f"{PREFIX}evidence.candidate"
 """Their tag with the digest that was evaluated."""
 _PUBLICATION: Final = f"{PREFIX}publication."
@@ -99,7 +98,7 @@ class Lineages(Connection):
     def evaluations(self, digest: str) -> tuple[RunFacts, ...]:
         """The runs that evaluated these bytes, newest first."""
         with translated(self.uri):
-            if (experiment := self.client.get_experiment_by_name(_EVALUATIONS)) is None:
+            if (experiment := self.client.get_experiment_by_name(EXPERIMENT)) is None:
                 return ()
             found = self.client.search_runs(
                 [experiment.experiment_id],
@@ -108,6 +107,15 @@ class Lineages(Connection):
                 order_by=["attributes.start_time DESC"],
             )
         return tuple(_run_facts(run) for run in found)
+
+    def add_publication(self, ref: VersionRef, publication: Publication) -> None:
+        """Keep a publication with its version, any number of times.
+
+        Its number is its time in milliseconds, so that of two that are written at once neither takes the other's place.
+        """
+        key = publication_tag(int(publication.at.timestamp() * 1000))
+        with translated(self.uri, f"version {str(ref)!r}"):
+            self.client.set_model_version_tag(ref.name, str(ref.number), key, publication.canonical())
 
     def publications(self, ref: VersionRef) -> tuple[Publication, ...]:
         """Where a version was published, oldest first."""

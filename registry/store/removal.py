@@ -11,7 +11,7 @@ from registry.errors import LoradockError, NotFound
 from registry.records import Version
 from registry.refs import VersionRef
 from registry.store.connection import Connection, translated
-from registry.store.families import version_from
+from registry.store.families import search_versions, version_from
 from registry.store.lineage import Publication, publications_in
 from registry.store.tags import PREFIX
 
@@ -35,7 +35,7 @@ class Removals(Connection):
 
     def holdings(self, name: str) -> tuple[Held, ...]:
         """Every version of a family that loradock registered, newest first."""
-        found = [item for item in self._all_versions(f"name = '{name}'") if f"{PREFIX}digest" in item.tags]
+        found = [item for item in search_versions(self, f"name = '{name}'") if f"{PREFIX}digest" in item.tags]
         held = (Held(version_from(item), publications_in(item.tags)) for item in found)
         return tuple(sorted(held, key=lambda one: one.version.ref, reverse=True))
 
@@ -43,19 +43,19 @@ class Removals(Connection):
         """By the number of a version of `name`: the versions, of any family, that were made or copied from it."""
         needs: dict[int, list[str]] = {}
         prefix = f"{name}/"
-        for item in self._all_versions(f"tags.`{PREFIX}parents` LIKE '%\"{prefix}%'"):
+        for item in search_versions(self, f"tags.`{PREFIX}parents` LIKE '%\"{prefix}%'"):
             for parent in _parents(item):
                 if parent.startswith(prefix) and parent.removeprefix(prefix).isdigit():
                     needs.setdefault(int(parent.removeprefix(prefix)), []).append(f"{item.name}/{item.version}")
         source = f"models:/{prefix}"
-        for item in self._all_versions(f"source_path LIKE '{source}%'"):
+        for item in search_versions(self, f"source_path LIKE '{source}%'"):
             if (number := str(item.source).removeprefix(source)).isdigit():
                 needs.setdefault(int(number), []).append(f"{item.name}/{item.version}")
         return {number: tuple(sorted(set(refs))) for number, refs in needs.items()}
 
     def users(self, source: str) -> tuple[VersionRef, ...]:
         """The versions of any family, whoever registered them, that have these bytes."""
-        found = self._all_versions(f"source_path = '{source}'")
+        found = search_versions(self, f"source_path = '{source}'")
         return tuple(sorted(VersionRef(item.name, int(item.version)) for item in found))
 
     def condemn(self, source: str) -> bool:
@@ -121,17 +121,6 @@ class Removals(Connection):
                 self.client.delete_model_version(ref.name, str(ref.number))
         except NotFound:
             return
-
-    def _all_versions(self, filter_string: str) -> Iterator[ModelVersion]:
-        token: str | None = None
-        with translated(self.uri):
-            while True:
-                page = self.client.search_model_versions(
-                    filter_string, max_results=1000, order_by=["name ASC", "version_number ASC"], page_token=token
-                )
-                yield from page
-                if not (token := page.token):
-                    return
 
 
 def _parents(item: ModelVersion) -> tuple[str, ...]:

@@ -172,7 +172,7 @@ def test_what_was_made_or_copied_from_a_version_keeps_it(whole: Store, tmp_path:
     offered = facts.model_copy(update={"parents": (f"{NAME}/3",), "digest": "2" * 64})
     candidates.offer(whole, whole.family("merged-bot"), made[0].source, offered, ())  # a merge that is being registered
     assert collect(whole) == []
-    candidates.withdraw(whole, candidates.same(whole, "merged-bot", "2" * 64)[0])
+    whole.delete_version(candidates.same(whole, "merged-bot", "2" * 64)[0].ref)
     assert collect(whole) == [3]
     assert collect(whole, name="merged-bot") == [1]
     assert collect(whole) == [1, 2]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from registry import versions
@@ -17,8 +18,6 @@ from registry.errors import BadInput, Refused
 from registry.pickled import convert
 from registry.store import Store
 from tests.adapters import write_adapter
-
-torch = pytest.importorskip("torch")
 
 
 class Hostile:

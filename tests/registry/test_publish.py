@@ -19,7 +19,7 @@ from registry.artifact import CONFIG, MANIFEST, WEIGHTS
 from registry.evidence import Evidence, Scores
 from registry.hubcard import MERGED
 from registry.records import Base, Version
-from registry.store import Store, publications
+from registry.store import Store
 from registry.store.lineage import Publication
 from registry.versions import register
 from tests import shell
@@ -529,6 +529,6 @@ def test_the_newest_merged_model_is_published_as_a_model(
 def test_a_publication_can_be_written_twice_and_keeps_the_version(store: Store, made: Version) -> None:
     told = Publication(repo=REPO, revision="a" * 40, at=datetime(2026, 1, 2, tzinfo=UTC))
     for _ in range(2):
-        publications.record(store, ref(1), told)
+        store.add_publication(ref(1), told)
     assert store.publications(ref(1)) == (told,)
     assert promotion.resolve(store, ref(1)).facts == made.facts

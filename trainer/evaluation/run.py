@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from trainer.evaluation.plots import Differences
 from trainer.evaluation.scorer import Scorer, shown
 from trainer.evaluation.table import Measured
 from trainer.evaluation.task import Case, Task
+from trainer.quiet import quiet
 
 Say = Callable[[str], None]
 
@@ -67,7 +67,7 @@ def evaluate(case: Case, say: Say) -> Outcome:
     began = time.perf_counter()
     task, found, rows = case.task, case.found, case.rows
     store = Store(case.settings)
-    with _quiet(), ExitStack() as stack:
+    with quiet(), ExitStack() as stack:
         endpoint = stack.enter_context(Endpoint(task.endpoint, task.api_key)) if task.endpoint else None
         if endpoint:
             found = contestants.served(found, endpoint, say)
@@ -200,14 +200,3 @@ def _memory_told() -> Iterator[None]:
         raise LoradockError(
             "memory ran out", hint="evaluate on a machine with more, or through a running endpoint: --endpoint URL"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let the libraries below speak of errors only, and show no bars of their own."""
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    with warnings.catch_warnings():
-        for library in ("transformers", "peft", "torch", "bitsandbytes"):
-            warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
-        yield

@@ -33,7 +33,7 @@ def add(store: Store, name: str, directory: Path, facts: Facts, story: Story) ->
 
     `facts` are those of the files, with their parents; the run is filled in. Raises what `versions.register` does.
     """
-    existing = store.find_version(name, facts.digest) if store.find_family(name) else None
+    existing = store.find_version(name, facts.digest)
     tags = {"loradock.made_from": ", ".join(facts.parents)}
     with store.run(story.title, tags) as run_id, room(store.settings.artifacts):
         run = tracking.Run(store, run_id)

@@ -15,7 +15,6 @@ from registry.refs import AliasRef, VersionRef, parse_name
 from registry.scratch import scratch
 from registry.settings import Settings
 from registry.store import Store
-from registry.store.evidence import Evidences
 from registry.versions import describe
 from trainer.evaluation import contestants
 from trainer.weights import child, combine, losses, parents, sweep
@@ -82,7 +81,7 @@ def combine_versions(task: Task, settings: Settings, say: Say) -> Combined:
     versions = [promotion.resolve(store, ref) for ref in task.refs]
     _on_one_base(versions)
     local = contestants.base_of(versions[0], task.base, settings)
-    trained = Evidences(settings).parameters_of(versions[0].facts.run_id)
+    trained = store.parameters_of(versions[0].facts.run_id)
     bench = losses.bench(task.data, versions[0], trained, task.rows, say)
     with quiet(), ExitStack() as stack:
         found = [stack.enter_context(parents.opened(store, version, local)) for version in versions]

@@ -27,7 +27,6 @@ from registry.records import Record
 from registry.refs import AliasRef, VersionRef, parse_name
 from registry.settings import Settings
 from registry.store import Store
-from registry.store.evidence import Evidences
 from registry.versions import describe
 from trainer.evaluation import contestants
 from trainer.weights import child, likeness, losses, parents, staging
@@ -129,7 +128,7 @@ def convert(task: Task, settings: Settings, say: Say) -> Converted:
     store = Store(settings)
     version = promotion.resolve(store, task.ref)
     name = parse_name(task.name or f"{version.ref.name}-lora")
-    trained = Evidences(settings).parameters_of(version.facts.run_id)
+    trained = store.parameters_of(version.facts.run_id)
     local = contestants.base_of(version, task.base, settings)
     bench = losses.bench(task.data, version, trained, task.rows, say)
     with quiet(), parents.opened(store, version, local) as parent, staging.staged(None) as directory:

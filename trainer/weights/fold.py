@@ -19,7 +19,6 @@ from registry.records import Record, Version
 from registry.refs import PRODUCTION, AliasRef, VersionRef, parse_name
 from registry.settings import Settings
 from registry.store import Store
-from registry.store.evidence import Evidences
 from trainer import base
 from trainer.evaluation import contestants
 from trainer.recipe import Recipe
@@ -85,7 +84,7 @@ def merge(task: Task, settings: Settings, say: Say) -> Merged:
     store = Store(settings)
     version = promotion.resolve(store, task.ref)
     name = parse_name(task.name or f"{version.ref.name}-merged")
-    trained = Evidences(settings).parameters_of(version.facts.run_id)
+    trained = store.parameters_of(version.facts.run_id)
     recipe = contestants.as_trained(version, trained)
     into = _into(task, version)
     if not task.insist:

@@ -1,25 +1,20 @@
-"""The libraries below, made to speak of errors only."""
+"""Work on weights: the libraries silent, and a full memory as one clear line."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import transformers
 
 from registry.errors import LoradockError
+from trainer import quiet as libraries
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Show no warnings and no bars of theirs, and let a full memory leave as LoradockError."""
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    with warnings.catch_warnings():
-        for library in ("transformers", "peft", "torch", "bitsandbytes"):
-            warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
+    """Show no warnings and no bars of the libraries, and let a full memory leave as LoradockError."""
+    with libraries.quiet():
         try:
             yield
         except (torch.OutOfMemoryError, MemoryError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Final
 from safetensors import SafetensorError
 
 from registry.errors import BadInput, LoradockError
-from registry.scratch import room, scratch
+from registry.scratch import beside, room, scratch
 
 _GIB: Final = 2**30
 _HINT: Final = "make room, take a narrower --dtype, or put --out, LORADOCK_HOME or TMPDIR on another disk"
@@ -45,18 +44,8 @@ def staged(out: Path | None) -> Iterator[Path]:
         return
     if os.path.lexists(out):
         raise BadInput(f"{out} is there already", hint="give a new directory; nothing is written over")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    except OSError as error:
-        raise BadInput(f"{out} cannot be written: {error.strerror}") from error
-    try:
-        with room(out.parent, hint=_HINT), _full_told(out.parent):
-            yield directory
-        directory.chmod(0o755)
-        directory.rename(out)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with beside(out) as directory, room(out.parent, hint=_HINT), _full_told(out.parent):
+        yield directory
 
 
 @contextmanager
