@@ -13,11 +13,11 @@ from typing import Any, Final, TypeVar
 
 from registry.errors import BadInput, Conflict
 from registry.history import History, link, read
-from registry.records import Move, PolicyChange, Removal
+from registry.records import Move, PolicyChange, Removal, Traffic
 from registry.refs import AliasRef
 from registry.store import Store
 
-E = TypeVar("E", Move, PolicyChange, Removal)
+E = TypeVar("E", Move, PolicyChange, Removal, Traffic)
 
 _MAX_REASON: Final = 1000  # characters
 _MAX_ENTRY: Final = 5000  # characters; MLflow silently cuts a param at 6,000

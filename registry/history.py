@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Final
 
 from registry.errors import HistoryDamaged
-from registry.records import Entry, Move, PolicyChange, Removal, parse_entry
+from registry.records import Entry, Move, PolicyChange, Removal, Traffic, parse_entry
 from registry.store import Family, Ledger, Store
 from registry.store.ledgers import ENTRIES
 
@@ -71,6 +71,12 @@ class History:
         return max((e for e in self.entries if isinstance(e, PolicyChange)), key=lambda e: e.seq, default=None)
 
     @property
+    def traffic(self) -> Mapping[str, Traffic]:
+        """The share of each alias whose version has one."""
+        last = {entry.alias: entry for entry in self.entries if isinstance(entry, Traffic)}
+        return {alias: entry for alias, entry in last.items() if entry.version == self.head(alias) and entry.weight}
+
+    @property
     def removed(self) -> frozenset[int]:
         """The versions that were deleted, or are about to be."""
         return frozenset(number for entry in self.entries if isinstance(entry, Removal) for number in entry.versions)
@@ -80,6 +86,7 @@ class History:
         """What a new run of the ledger begins with, as it was written."""
         kept = {move.seq for move in self.heads.values()} | {self.end - 1}
         kept |= {self.policy.seq} if self.policy else set()
+        kept |= {entry.seq for entry in self.traffic.values()}
         kept |= {e.seq for e in self.entries if isinstance(e, Removal) and e.seq >= self.end - ENTRIES}
         kept |= {m.seq for m in self.moves if m.seq not in self.ledger.applied and m.seq >= self.end - ENTRIES}
         texts = {**self.ledger.carried, **self.ledger.entries}

@@ -146,11 +146,23 @@ class Removal(Entry):
     versions: tuple[int, ...]
 
 
-def parse_entry(text: str) -> Move | PolicyChange | Removal:
+class Traffic(Entry):
+    """A new share of a plain name's requests for the version under an alias; it is void once the alias moves on."""
+
+    op: Literal["traffic"] = "traffic"
+    alias: str
+    """`canary` or `shadow`."""
+    version: int
+    weight: float = Field(ge=0, le=1)
+    """Of the requests: those that the canary answers, or that the shadow gets a copy of."""
+
+
+AnyEntry = Move | PolicyChange | Removal | Traffic
+
+
+def parse_entry(text: str) -> AnyEntry:
     """An entry as it was written; raises ValueError."""
     return _ENTRY.validate_json(text)
 
 
-_ENTRY: TypeAdapter[Move | PolicyChange | Removal] = TypeAdapter(
-    Annotated[Move | PolicyChange | Removal, Field(discriminator="op")]
-)
+_ENTRY: TypeAdapter[AnyEntry] = TypeAdapter(Annotated[AnyEntry, Field(discriminator="op")])

@@ -10,6 +10,10 @@ from registry.errors import BadInput
 
 PRODUCTION: Final = "production"
 """The alias that a bare adapter name stands for on the endpoint."""
+CANARY: Final = "canary"
+"""The alias whose version answers a share of a bare name's requests."""
+SHADOW: Final = "shadow"
+"""The alias whose version gets a copy of a share of a bare name's requests, and answers nobody."""
 
 _NAME = re.compile(r"(?!m-)[a-z0-9][a-z0-9._-]{0,62}")
 _ALIAS = re.compile(r"(?!latest$)(?!v[0-9]+$)[a-z][a-z0-9-]{0,30}")

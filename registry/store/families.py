@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LEDGER: Final = "loradock.ledger"
 """The tag of a family, and of each of its versions, with the run in which the family's history begins."""
+TRAFFIC: Final = "loradock.traffic"
+"""The tag of a family with the shares that its history gives: `{"canary": {"version": 3, "weight": 0.1}}`."""
 FINDINGS: Final = "loradock.findings"
 LEDGERS: Final = "loradock-ledgers"
 """The experiment whose runs hold each family's history."""
@@ -34,6 +36,8 @@ class Family:
     """Where they stand; all of them, or those that were asked for."""
     ledger: str
     """The run in which its history begins; empty for a registered model that loradock did not make."""
+    traffic: str = ""
+    """The tag `loradock.traffic`, as it is."""
 
 
 class Families(Connection):
@@ -162,6 +166,11 @@ class Families(Connection):
             else:
                 self.client.set_registered_model_alias(ref.name, ref.alias, str(number))
 
+    def set_traffic(self, name: str, text: str) -> None:
+        """Set the tag that replicas read an adapter's shares from; last write wins. Only `traffic` calls it."""
+        with translated(self.uri, f"adapter {name!r}"):
+            self.client.set_registered_model_tag(name, TRAFFIC, text)
+
 
 def search_versions(store: Connection, filter_string: str) -> Iterator[ModelVersion]:
     """Every version that MLflow finds, of any family, by name and number: one call for each thousand."""
@@ -178,7 +187,7 @@ def search_versions(store: Connection, filter_string: str) -> Iterator[ModelVers
 
 def _family_from(model: Any) -> Family:
     aliases = {alias: int(number) for alias, number in model.aliases.items()}
-    return Family(model.name, aliases, model.tags.get(LEDGER, ""))
+    return Family(model.name, aliases, model.tags.get(LEDGER, ""), model.tags.get(TRAFFIC, ""))
 
 
 def version_from(found: ModelVersion) -> Version:
