@@ -151,7 +151,7 @@ def test_every_adapter_changes_the_answer(mended: dict[str, Any]) -> None:
 
 
 def test_vllm_compiles_nothing_where_lora_is_on(mended: dict[str, Any]) -> None:
-    """What lets `serving.cpu_ops` be plain functions."""
+    """What lets `serving.cpu_ops` be plain Python."""
     assert mended["compiled"] == "NONE"
 
 
