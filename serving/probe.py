@@ -1,12 +1,14 @@
-"""Proof, on the replica that will serve it, that a version changes what its base says.
+"""Proof, on the replica that will serve it, that a version does what it was made to do.
 
-vLLM loads some adapters without an error and then answers as the base would. So before a name points at a version,
-the log-probability of every token of a few fixed prompts is measured with it and with the base. Log-probabilities of
-given tokens show an adapter whose effect is too small to change greedy text; text alone would not.
+vLLM loads some adapters without an error and then answers as the base would, or with a part of the adapter. So before
+a name points at a version, the log-probabilities of the tokens of its reference, which transformers and PEFT recorded
+(`registry.reference`), are measured with it and with the base. The tokens are given, so that one word chosen
+otherwise does not make all that follow incomparable.
 
-Two runs of the same weights differ too, because the make-up of a batch changes rounding (in bfloat16 visibly). A
-version that is far from its base needs no more than one pass. One that is near is held against two passes of the
-base, made before and after it: it has to differ by clearly more than those do.
+Two things are proven. *Effect*: the version differs from the base by more than the base does from itself, because the
+make-up of a batch changes rounding (in bfloat16 visibly). *Parity*: it differs from the base as the reference says, by
+as much and at the same tokens. What precision and kernels make of the same weights shows in the base, which has a
+reference too; a version may be as far from its own.
 """
 
 from __future__ import annotations
@@ -17,20 +19,39 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-PROMPTS: Final = (
-    "The committee met on Tuesday to decide whether the old bridge should be repaired or replaced.",
-    "User: How do I reset my password?\nAssistant: Open the settings page, choose Security, and then",
-    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total /",
-    '{"name": "Ada", "city": "London", "orders": [{"id": 17, "total": 42.5}, {"id": 18, "total":',
-)
-"""Prose, dialogue, code and data: an adapter that was trained on any of them shows."""
+from registry.reference import Reference
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One given token, after those before it."""
+
+    logprob: float
+    """Nats."""
+    rank: int
+    """Its place among all tokens by probability; 1 is what a greedy answer takes."""
+
+
+Measure = Callable[[Sequence[int]], Awaitable[Sequence[Scored]]]
+"""From tokens to the score of each but the first."""
 
 _CLEAR: Final = 0.1  # nats; rounding in bfloat16 stays well below this on average
 _FLOOR: Final = 1e-5  # nats; float32 runs of the same weights differ by less than this on average
 _OVER_NOISE: Final = 2.0
 
-Measure = Callable[[str], Awaitable[Sequence[float]]]
-"""From a prompt to the log-probability, in nats, of each of its tokens but the first."""
+# Measured on vLLM in float32 and bfloat16, with right and wrong adapters: docs/proof.md has the figures.
+_GAPS: Final = 2.0
+"""How often a base's own gap a version's may be."""
+_SHARE: Final = 0.01
+"""The share of an effect that a version may be off by beside that."""
+_SIZE: Final = 0.05
+"""By how much the size of an effect may be off, and beside that in standard errors:"""
+_DOUBTS: Final = 3.0
+_MARGINS: Final = 20.0
+"""How often the base's gap a greedy choice's margin may be and still fall otherwise; single tokens stray that far."""
+_CAPS: Final = {"float32": 0.01, "quantized": 1.0}
+"""The base's gap, in nats, that a precision explains; for the 16-bit ones:"""
+_CAP: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,31 +73,142 @@ class Effect:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How near a version comes to its reference, and its base to its own."""
+
+    base_gap: float
+    """Mean absolute difference in nats between the base here and in the reference: what precision and kernels do."""
+    gap: float
+    """The same of the version."""
+    effect: float
+    """The same between version and base in the reference."""
+    size: float
+    """The measured effect along the reference's, by least squares over all tokens; 1 is the whole of it."""
+    doubt: float
+    """The standard error of `size`, where each token strays by as much as the base's does (White, 1980,
+    https://doi.org/10.2307/1912934)."""
+    overturned: float
+    """The largest margin, in nats, with which the reference chose a token that is not first here; 0 where all are."""
+    cap: float
+    """The largest `base_gap` that this replica's precision explains."""
+
+    @property
+    def fault(self) -> str:
+        """Why this does not prove parity; empty when it does."""
+        if not self.base_gap <= self.cap:
+            return (
+                f"its base answers otherwise here than in its reference: by {self.base_gap:.2g} nats a token, where "
+                f"precision explains {self.cap:.2g}; one of them has other weights"
+            )
+        if abs(self.size - 1) > _SIZE + _DOUBTS * self.doubt:
+            return f"its effect is {self.size:.0%} of what PEFT says: it is scaled otherwise, or loaded in part"
+        if self.gap > _FLOOR + _GAPS * self.base_gap + _SHARE * self.effect:
+            return (
+                f"it is {self.gap:.2g} nats a token from what PEFT says, where its base is {self.base_gap:.2g}: some "
+                "of its weights are missing, or in another place"
+            )
+        if self.overturned > _FLOOR + _MARGINS * self.base_gap:
+            return f"it does not choose a token that PEFT chooses with a margin of {self.overturned:.2g} nats"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was measured of a version before it took traffic."""
+
+    effect: Effect
+    parity: Parity | None
+    """None where effect alone was asked for."""
+
+    @property
+    def fault(self) -> str:
+        """Why this version must not take traffic; empty when it may."""
+        return self.effect.fault or (self.parity.fault if self.parity else "")
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """In nats, but for `size` and its `doubt`, as a status shows them."""
+        found = {"effect": self.effect.signal, "noise": self.effect.noise}
+        if self.parity:
+            found |= {"gap": self.parity.gap, "base_gap": self.parity.base_gap}
+            found |= {"size": self.parity.size, "doubt": self.parity.doubt}
+        return {name: float(f"{value:.3g}") for name, value in found.items()}
+
+
 class Prober:
-    """Measures versions against one base, whose first pass it keeps."""
+    """Measures versions against one base, held in `precision`: float32, bfloat16, float16 or quantized.
 
-    def __init__(self, base: Measure) -> None:
-        self._base = base
-        self._kept: list[float] = []
+    `prompts` gives the tokens of what is asked where there is no reference.
+    """
 
-    async def effect(self, version: Measure) -> Effect:
-        """How far a version is from the base, in one pass of its own, and of the base's as many as it takes."""
-        if not self._kept:
-            self._kept = await _passage(self._base)
-        changed = await _passage(version)
-        signal = _distance(self._kept, changed)
-        if signal >= _CLEAR or not math.isfinite(signal):
-            return Effect(signal, 0.0)
-        self._kept, before = await _passage(self._base), self._kept
-        return Effect(min(signal, _distance(self._kept, changed)), _distance(before, self._kept))
+    def __init__(self, base: Measure, prompts: Callable[[], Sequence[Sequence[int]]], precision: str) -> None:
+        self._base, self._prompts = base, prompts
+        self._cap = _CAPS.get(precision, _CAP)
+
+    async def prove(self, version: Measure, reference: Reference | None) -> Proof:
+        """Measure a version; None for the reference proves its effect alone."""
+        asked = [probe.tokens for probe in reference.probes] if reference else self._prompts()
+        base, found = await _passage(self._base, asked), await _passage(version, asked)
+        bare, changed = _logprobs(base), _logprobs(found)
+        effect = Effect(_distance(bare, changed), 0.0)
+        if effect.signal < _CLEAR:
+            again = _logprobs(await _passage(self._base, asked))
+            effect = Effect(min(effect.signal, _distance(again, changed)), _distance(bare, again))
+        if reference is None or effect.fault:
+            return Proof(effect, None)
+        return Proof(effect, self._parity(reference, bare, changed, _overturned(reference, found)))
+
+    def _parity(
+        self, reference: Reference, bare: Sequence[float], changed: Sequence[float], overturned: float
+    ) -> Parity:
+        theirs = [value for probe in reference.probes for value in probe.adapted]
+        base = [value for probe in reference.probes for value in probe.bare]
+        meant, measured = _less(theirs, base), _less(changed, base)
+        power = _dot(meant, meant)
+        stray = [effect * off for effect, off in zip(meant, _less(bare, base), strict=True)]
+        return Parity(
+            base_gap=_distance(bare, base),
+            gap=_distance(changed, theirs),
+            effect=_distance(theirs, base),
+            size=_dot(meant, measured) / power if power else math.nan,
+            doubt=math.sqrt(_dot(stray, stray)) / power if power else math.inf,
+            overturned=overturned,
+            cap=self._cap,
+        )
 
 
-async def _passage(measure: Measure) -> list[float]:
+async def _passage(measure: Measure, asked: Sequence[Sequence[int]]) -> list[Sequence[Scored]]:
     """Every prompt at once: they share a batch, and one pass is one step or two of the engine."""
-    return [value for values in await asyncio.gather(*map(measure, PROMPTS)) for value in values]
+    return await asyncio.gather(*map(measure, asked))
+
+
+def _logprobs(found: Sequence[Sequence[Scored]]) -> list[float]:
+    return [token.logprob for scores in found for token in scores]
+
+
+def _overturned(reference: Reference, found: Sequence[Sequence[Scored]]) -> float:
+    """The largest margin of a token that the reference's answers hold and that is not first here."""
+    return max(
+        (
+            margin
+            for probe, scores in zip(reference.probes, found, strict=True)
+            for margin, token in zip(reversed(probe.margins), reversed(scores), strict=False)
+            if token.rank != 1
+        ),
+        default=0.0,
+    )
 
 
 def _distance(one: Sequence[float], other: Sequence[float]) -> float:
     if len(one) != len(other) or not one:
         return math.nan
-    return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
+    return math.fsum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
+
+
+def _less(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+def _dot(one: Sequence[float], other: Sequence[float]) -> float:
+    return math.fsum(a * b for a, b in zip(one, other, strict=True))

@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from registry import base as bases
-from registry import card, hub, promotion, refs, versions
+from registry import card, hub, promotion, recording, refs, versions
 from registry import history as histories
+from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
+from registry.cli.record import reference_option
 from registry.cli.shared import base_option, row
 from registry.errors import DigestMismatch, HistoryDamaged, NotFound, Refused
 from registry.records import Version
@@ -23,15 +25,19 @@ from registry.store import Store
 @click.command()
 @click.argument("run_id")
 @click.option("--name", required=True, help="The adapter to add a version to; made when there is none.")
+@reference_option
 @json_option
-def register(run_id: str, name: str, as_json: bool) -> None:
+def register(run_id: str, name: str, no_reference: bool, as_json: bool) -> None:
     """Make an immutable version of a run's adapter.
 
     RUN_ID is an MLflow run that `loradock train` finished. Its bytes are hashed again first; the same bytes
-    registered twice are one version.
+    registered twice are one version. Then what PEFT says with it is recorded, for replicas to hold theirs against.
     """
     store = Store(Settings())
-    _report_version(store, versions.register(store, run_id, refs.parse_name(name)), as_json)
+    version = versions.register(store, run_id, refs.parse_name(name))
+    if not no_reference:
+        recording.attempt(store, version, say)
+    _report_version(store, version, as_json)
 
 
 @click.command("import")
@@ -49,13 +55,16 @@ def register(run_id: str, name: str, as_json: bool) -> None:
     is_flag=True,
     help="Take adapter_model.bin where there is no safetensors: its tensors alone are read, and no code is run.",
 )
+@reference_option
 @json_option
-def import_(source: str, name: str, base: str, checkpoint: str, convert_pickle: bool, as_json: bool) -> None:
+def import_(
+    source: str, name: str, base: str, checkpoint: str, convert_pickle: bool, no_reference: bool, as_json: bool
+) -> None:
     """Make a version of an adapter that was trained elsewhere.
 
     DIR is what PEFT, Axolotl, LLaMA-Factory, Unsloth or a Trainer has written; HUB-ID is ORG/NAME or
     ORG/NAME@REVISION on the Hugging Face Hub. Only adapter_config.json and the adapter's weights are taken. The
-    tensors are held against the base first.
+    tensors are held against the base first. Then what PEFT says with it is recorded, as `register` does.
     """
     settings, name = Settings(), refs.parse_name(name)
     directory, origin = _located(source, convert_pickle)
@@ -63,6 +72,8 @@ def import_(source: str, name: str, base: str, checkpoint: str, convert_pickle: 
     version = versions.import_directory(
         store, directory, local, name, origin=origin, checkpoint=checkpoint, convert_pickle=convert_pickle
     )
+    if not no_reference:
+        recording.attempt(store, version, say, base)
     _report_version(store, version, as_json)
 
 
@@ -80,7 +91,7 @@ def _located(source: str, pickled: bool) -> tuple[Path, str]:
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete_ref)
 @click.option("--all", "every", is_flag=True, help="REF is a name: verify every version of that adapter.")
 @json_option
 def verify(ref: str, every: bool, as_json: bool) -> None:

@@ -16,12 +16,13 @@ from registry.store.families import Family
 from registry.store.ledgers import Ledger, Ledgers
 from registry.store.lineage import Lineages
 from registry.store.pages import Pages
+from registry.store.references import References
 from registry.store.removal import Removals
 
 __all__ = ["Family", "Ledger", "Store", "connect", "default_store", "experiment_id", "masked", "translated"]
 
 
-class Store(Adapters, Evidences, Ledgers, Lineages, Pages, Removals):
+class Store(Adapters, Evidences, Ledgers, Lineages, Pages, References, Removals):
     """The registry's calls to MLflow."""
 
     @contextmanager

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from registry import versions
+from registry import recording, versions
 from registry.records import Facts, Version
 from registry.scratch import room
 from registry.store import Store
 from trainer import tracking
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +30,13 @@ class Story:
     """By file name."""
 
 
-def add(store: Store, name: str, directory: Path, facts: Facts, story: Story) -> Version:
+def add(
+    store: Store, name: str, directory: Path, facts: Facts, story: Story, say: Say, base: str | None = None
+) -> Version:
     """Make a version of the files in `directory`, last of all; the same bytes give the same version.
 
-    `facts` are those of the files, with their parents; the run is filled in. Raises what `versions.register` does.
+    `facts` are those of the files, with their parents; the run is filled in. Its reference is recorded, on the base
+    that `base` names where its facts do not. Raises what `versions.register` does.
     """
     existing = store.find_version(name, facts.digest)
     tags = {"loradock.made_from": ", ".join(facts.parents)}
@@ -45,4 +50,6 @@ def add(store: Store, name: str, directory: Path, facts: Facts, story: Story) ->
             run.figure(figure, file)
         if existing is None:
             store.put_adapter(directory, name=name, facts=facts.model_copy(update={"run_id": run_id}))
-    return existing or versions.register(store, run_id, name)
+    made = existing or versions.register(store, run_id, name)
+    recording.attempt(store, made, say, base)
+    return made

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from registry import check, refs
+from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
 from registry.errors import BadInput
 from registry.settings import Settings
@@ -32,7 +33,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 
 
 @click.command()
-@click.argument("references", metavar="REF [REF ...]", nargs=-1, required=True)
+@click.argument("references", metavar="REF [REF ...]", nargs=-1, required=True, shell_complete=complete_ref)
 @_base
 @click.option("--name", help="The family of the result: for one REF NAME-merged by default; for several it is needed.")
 @_data
@@ -134,7 +135,7 @@ def _combine(found: tuple[refs.VersionRef | refs.AliasRef, ...], options: dict[s
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete_ref)
 @click.option("--rank", type=click.IntRange(1, check.MAX_RANK), help="The rank of the result.")
 @click.option(
     "--energy",

@@ -72,7 +72,7 @@ def combine_versions(task: Task, settings: Settings, say: Say) -> Combined:
     Raises BadInput, WrongBase for parents on different bases, Refused for a parent that is no plain LoRA, NotFound,
     DigestMismatch, or NotServable where the doctor refuses the result.
     """
-    name = parse_name(task.name)
+    parse_name(task.name)
     if not task.sweep and (len(task.weights) > 1 or len(task.densities) > 1):
         raise BadInput("several --weights or --density make a grid", hint="add --sweep with --data to try them all")
     if task.sweep and not task.data:
@@ -95,7 +95,7 @@ def combine_versions(task: Task, settings: Settings, say: Say) -> Combined:
             recipe = contestants.as_trained(versions[0], trained)
             tried, measured = sweep.measure(tried, found, bench, local, recipe)
         best = min(tried, key=lambda point: point.loss) if bench else tried[0]
-        return _register(store, name, versions, tried, best, measured, local)
+        return _register(store, task, versions, tried, best, measured, local, say)
 
 
 def _on_one_base(versions: Sequence[Version]) -> None:
@@ -126,12 +126,13 @@ def _mixes(task: Task, ranks: Sequence[int]) -> tuple[Mix, ...]:
 
 def _register(
     store: Store,
-    name: str,
+    task: Task,
     versions: Sequence[Version],
     tried: Sequence[Point],
     best: Point,
     measured: dict[str, float],
     local: LocalBase,
+    say: Say,
 ) -> Combined:
     refs = tuple(str(version.ref) for version in versions)
     digests = {version.facts.data_digest for version in versions}
@@ -162,5 +163,5 @@ def _register(
         report=outcome.canonical(),
         figures={"sweep.png": sweep.plot(tried, measured, refs)} if len(tried) > 1 else {},
     )
-    made = child.add(store, name, Path(best.directory), facts, story)
+    made = child.add(store, task.name, Path(best.directory), facts, story, say, task.base)
     return outcome.model_copy(update={"version": str(made.ref)})

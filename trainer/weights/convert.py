@@ -157,7 +157,7 @@ def convert(task: Task, settings: Settings, say: Say) -> Converted:
             adapters = {"original": parent.directory, "converted": directory}
             measured = bench.losses(local, plainly(contestants.as_trained(version, trained)), adapters)
             outcome = outcome.model_copy(update={"losses": measured})
-        made = child.add(store, name, directory, facts, _story(outcome))
+        made = child.add(store, name, directory, facts, _story(outcome), say, task.base)
     return outcome.model_copy(update={"version": str(made.ref)})
 
 

@@ -120,7 +120,7 @@ def merge(task: Task, settings: Settings, say: Say) -> Merged:
                 "parents": (str(version.ref),),
             }
         )
-        made = child.add(store, name, directory, facts, _story(outcome))
+        made = child.add(store, name, directory, facts, _story(outcome), say, task.base)
     return outcome.model_copy(update={"version": str(made.ref)})
 
 
