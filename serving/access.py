@@ -1,43 +1,67 @@
-"""Who may call what, where vLLM was given API keys.
+"""Which routes need a key, and which an admin's.
 
-vLLM's own check covers paths under /v1, /v2, /inference and /cohere. That leaves open routes that compute or change
-something (/invocations, /tokenize, /generative_scoring, /scale_elastic_ep, ...), and it knows nothing of ours.
+A short list is open, a list of vLLM's routes that compute is for any key, and all the rest is for admins: what a later
+vLLM adds is closed until somebody says otherwise. vLLM's own check covers four prefixes, and has one kind of key; ours
+takes its place (see `take_over`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
-
-from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+import re
+from argparse import Namespace
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Final
 
 STATUS: Final = "/loradock/status"
 READY: Final = "/loradock/ready"
-_READING: Final = ("GET", "HEAD", "OPTIONS")
+SIGNALS: Final = "/loradock/signals"
+NUDGE: Final = "/loradock/nudge"
+
+READING: Final = ("GET", "HEAD")
+"""What changes and computes nothing."""
+_OPEN: Final = frozenset(
+    {"/health", "/ping", "/load", "/version", READY}
+    | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/favicon.ico"}
+)
+_KEYED: Final = frozenset(
+    {f"/v1/chat/completions{way}" for way in ("", "/batch", "/render", "/derender")}
+    | {f"/v1/completions{way}" for way in ("", "/render", "/derender")}
+    | {f"/v1/messages{way}" for way in ("", "/count_tokens", "/render")}
+    | {"/v1/responses", "/v1/responses/render", "/v1/systemone", "/inference/v1/generate", "/generative_scoring"}
+    | {"/cohere/v2/chat", "/cohere/v2/chat/render", "/invocations", "/ping", "/tokenize", "/detokenize"}
+    | {"/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/score", "/v1/score"}
+    | {"/rerank", "/v1/rerank", "/v2/rerank", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime"}
+    | {"/v1/models", "/tokenizer_info", "/is_scaling_elastic_ep", STATUS}
+)
+_KEYED_PATTERN: Final = re.compile(r"/v1/responses/[^/]+(/cancel)?")
 
 
-def keys(api_key: Sequence[str] | None, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The API keys in force, by vLLM's own rule: `--api-key` before `VLLM_API_KEY`, empty ones left out."""
-    return tuple(key for key in (api_key or [environ.get("VLLM_API_KEY", "")]) if key)
+class Need(Enum):
+    """What a route asks for."""
+
+    NOTHING = auto()
+    KEY = auto()
+    ADMIN = auto()
 
 
-class Guard:
-    """ASGI middleware that asks for a key wherever a request could change something, and for the status."""
-
-    def __init__(self, app: ASGIApp, allowed: Callable[[Headers], bool]) -> None:
-        self._app = app
-        self._allowed = allowed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401 as vLLM does, or hand the request on."""
-        if scope["type"] == "http" and _needs_key(scope) and not self._allowed(Headers(scope=scope)):
-            await JSONResponse({"error": "Unauthorized"}, status_code=401)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+def need(method: str, path: str, *, open_metrics: bool) -> Need:
+    """What a request has to show; `method` is empty for a WebSocket."""
+    if method == "OPTIONS" or path == NUDGE:  # a nudge is signed, and looked at by its route
+        return Need.NOTHING
+    if method in READING:
+        if path in _OPEN or path.startswith("/static/") or (path == "/metrics" and open_metrics):
+            return Need.NOTHING
+        if path == "/metrics":
+            return Need.KEY
+    return Need.KEY if path in _KEYED or _KEYED_PATTERN.fullmatch(path) else Need.ADMIN
 
 
-def _needs_key(scope: Mapping[str, Any]) -> bool:
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return scope["method"] not in _READING or bool(path.startswith(STATUS) and scope["method"] != "OPTIONS")
+def take_over(args: Namespace, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The API keys that vLLM was given, by its own rule (`--api-key` before `VLLM_API_KEY`), with its check off.
+
+    Left on, it would refuse every key but these, in another shape than OpenAI's.
+    """
+    found = tuple(key for key in (args.api_key or [environ.get("VLLM_API_KEY", "")]) if key)
+    args.api_key = [""]  # vLLM adds no check for empty keys, and does not look at the variable then
+    return found

@@ -12,18 +12,19 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from registry.errors import LoradockError, Unreachable
 from registry.records import Base, Record, Version
-from registry.refs import PRODUCTION, VersionRef
+from registry.refs import CANARY, PRODUCTION, SHADOW, AliasRef, VersionRef
 from registry.settings import Settings
-from registry.store import Store, masked
+from registry.store import Family, Store, masked
+from registry.traffic import Share, shares
 
 _SQLITE: Final = "sqlite:///"
 
@@ -31,10 +32,17 @@ log = logging.getLogger(__name__)
 
 
 class Promoted(Record):
-    """Every family's version under `production`, whatever its base, at one reading of the registry."""
+    """Every family's versions under the aliases that are followed, whatever their base, as they were read at once."""
 
     versions: dict[str, Version]
-    """By the family's name, which is the name that the endpoint answers to."""
+    """By the name that the endpoint answers to: `support-bot` for its production, else `support-bot@canary`."""
+    shares: dict[str, dict[str, Share]] = Field(default_factory=dict)
+    """By the family's name, and then by alias: what its canary or shadow gets of its requests."""
+
+
+def public_name(ref: AliasRef) -> str:
+    """What clients ask for to be answered by an alias's version: the bare name for production."""
+    return ref.name if ref.alias == PRODUCTION else str(ref)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,8 @@ class Desired:
     """Public name to version."""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     """Names whose promoted version belongs elsewhere. A name here keeps what it points at, if anything."""
+    shares: Mapping[str, Mapping[str, Share]] = field(default_factory=dict)
+    """By the family's name, and then by alias: what its canary or shadow gets of its requests."""
 
 
 def for_base(promoted: Promoted, base: Base, *, served_as: frozenset[str]) -> Desired:
@@ -61,13 +71,13 @@ def for_base(promoted: Promoted, base: Base, *, served_as: frozenset[str]) -> De
     refused: dict[str, Refusal] = {}
     for name, version in sorted(promoted.versions.items()):
         trained_on = version.facts.base
-        if name in served_as:
+        if version.ref.name in served_as:
             refused[name] = Refusal(version, "the base model itself is served under this name")
         elif not trained_on.same_weights(base):
             refused[name] = Refusal(version, f"it was trained on {trained_on.id}, which is not the base served here")
         else:
             targets[name] = version
-    return Desired(targets, refused)
+    return Desired(targets, refused, promoted.shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +98,20 @@ class Source:
         self,
         settings: Settings,
         *,
+        aliases: frozenset[str] = frozenset({PRODUCTION, CANARY, SHADOW}),
         connect: Callable[[Settings], Store] = Store,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._aliases = aliases
         self._connect = connect
         self._clock = clock
         self._store: Store | None = None
         self._versions: dict[VersionRef, Version] = {}
         self._last: Promoted | None = None
         self._read_at: float | None = None
+        self._complaints: Collection[str] = ()
+        """What was wrong with the newest answer."""
         # The file belongs to one registry: pointing a replica at another one must not bring back the first one's plan.
         which = hashlib.sha256(settings.store_uri.encode()).hexdigest()[:12]
         self._path = settings.root / f"promoted-{which}.json"
@@ -142,20 +156,33 @@ class Source:
             # Families are never deleted. A registry without any, where there were some, is another or an emptied one.
             raise Unreachable(f"MLflow at {self.registry} answers, but holds none of the adapters it held before")
         found: dict[str, Version] = {}
+        given: dict[str, dict[str, Share]] = {}
+        complaints: list[str] = []
         for family in families:
-            if (number := family.aliases.get(PRODUCTION)) is not None:
-                ref = VersionRef(family.name, number)
+            for alias in sorted(self._aliases & family.aliases.keys()):
+                name = public_name(AliasRef(family.name, alias))
                 try:
-                    found[family.name] = self._version(store, ref)
-                except Unreachable:
-                    raise
+                    found[name] = self._version(store, VersionRef(family.name, family.aliases[alias]))
                 except LoradockError as error:
-                    # The alias dangles, or something wrote over the version's tags: unknown, and not nothing. One
-                    # such family must not hide the others either.
-                    log.warning("%s@%s cannot be read: %s", family.name, PRODUCTION, error)
-                    if known and family.name in known.versions:
-                        found[family.name] = known.versions[family.name]
-        return Promoted(versions=found)
+                    complaints.append(_dangling(f"{family.name}@{alias}", error))
+                    found |= _kept(known, name)
+            if held := _shares(family, found):
+                given[family.name] = held
+        lost = _without(known, {family.name for family in families})
+        gone = sorted({version.ref.name for version in lost.versions.values()})
+        self._complain([*complaints, *(f"{name} is missing from what {self.registry} answers" for name in gone)])
+        return Promoted(versions=found | lost.versions, shares=given | lost.shares)
+
+    def _complain(self, complaints: Collection[str]) -> None:
+        """Log each that was not true of the answer before."""
+        for complaint in complaints:
+            if complaint not in self._complaints:
+                log.warning("%s; it stays as it was", complaint)
+        self._complaints = complaints
+
+    def version(self, ref: VersionRef) -> Version:
+        """One version, whatever points at it; raises NotFound or Unreachable."""
+        return self._version(self.store(), ref)
 
     def _version(self, store: Store, ref: VersionRef) -> Version:
         if ref not in self._versions:
@@ -191,3 +218,42 @@ class Source:
             os.replace(file.name, self._path)
         except OSError as error:  # a full disk must not stop a replica that can serve
             log.warning("the plan cannot be kept in %s for a restart: %s", self._path, error)
+
+
+def _without(known: Promoted | None, families: Collection[str]) -> Promoted:
+    """What was known of other families: one that is missing from an answer is unknown, and not nothing."""
+    if known is None:
+        return Promoted(versions={})
+    return Promoted(
+        versions={name: version for name, version in known.versions.items() if version.ref.name not in families},
+        shares={name: held for name, held in known.shares.items() if name not in families},
+    )
+
+
+def _dangling(alias: str, error: LoradockError) -> str:
+    """What is to be said of an alias whose version cannot be read; raises where that is the registry's fault.
+
+    It dangles, or something wrote over the version's tags: unknown, and not nothing. One such must not hide the others.
+    """
+    if isinstance(error, Unreachable):
+        raise error
+    return f"{alias} cannot be read: {error}"
+
+
+def _kept(known: Promoted | None, name: str) -> dict[str, Version]:
+    return {name: known.versions[name]} if known and name in known.versions else {}
+
+
+def _shares(family: Family, found: Mapping[str, Version]) -> dict[str, Share]:
+    """The shares of the aliases that stand at the version that each was given for."""
+    try:
+        given = shares(family.traffic)
+    except ValueError as error:
+        log.warning("%s: %s; its canary and shadow get no requests", family.name, error)
+        return {}
+    at = {alias: found.get(f"{family.name}@{alias}") for alias in given}
+    return {
+        alias: share
+        for alias, share in given.items()
+        if (version := at[alias]) and version.ref.number == share.version and share.weight
+    }

@@ -7,28 +7,34 @@ which vLLM looks up a request's model, so that one assignment moves it; requests
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from argparse import Namespace
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from registry.errors import NotServable
 from registry.records import Version
 from registry.refs import VersionRef
+from serving.meter import Meter
+from serving.probe import Scored
 from serving.reconcile import Resident
 
 FORBIDDEN: Final = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "it opens routes that load and unload adapters behind the registry's back",
     "VLLM_SKIP_MODEL_NAME_VALIDATION": "it lets the base answer for a name that is not served",
+    "VLLM_SERVER_DEV_MODE": "it opens routes that pause the engine, change its weights and run any code in it",
+    "PROMETHEUS_MULTIPROC_DIR": "with it /metrics leaves out what loradock measures",
 }
 """Variables of vLLM that break what loradock promises."""
 
-_MODES: Final = ("generate", "encode")
+_HEAD: Final = "lm_head"
 
 
 @dataclass(slots=True)
@@ -47,11 +53,11 @@ class Engine:
         self._models = models
         self._clock = clock
         self._held: dict[str, _Held] = {}
-        self._in_flight: Counter[str] = Counter()
+        self._waited: Counter[str] = Counter()
         self._pointed: dict[str, VersionRef] = {}
-        self._generate = client.generate
-        for mode in _MODES:
-            setattr(client, mode, self._counting(getattr(client, mode)))
+        self.meter = Meter(client, clock=clock)
+        self.meter.entered.append(self._on_enter)
+        self.meter.left.append(self._on_leave)
 
     @property
     def served_as(self) -> frozenset[str]:
@@ -61,13 +67,13 @@ class Engine:
     @property
     def pointed(self) -> Mapping[str, VersionRef]:
         """Public names that answer now, and with which version."""
-        return dict(self._pointed)
+        return MappingProxyType(self._pointed)
 
     @property
     def resident(self) -> Mapping[VersionRef, Resident]:
         """Versions that the engine holds, with their requests."""
         return {
-            held.version.ref: Resident(held.version, self._in_flight[name], held.idle_since)
+            held.version.ref: Resident(held.version, self._in_flight(name), held.idle_since)
             for name, held in self._held.items()
             if held.resident
         }
@@ -97,9 +103,23 @@ class Engine:
             raise NotServable(name, ["vLLM did not load it"])
 
     def admit(self, ref: VersionRef) -> None:
-        """Let names point at a version that was loaded and probed."""
+        """Let names point at a version that was loaded and probed, and requests ask for it by its number."""
         held = self._held[str(ref)]
         held.resident, held.idle_since = True, self._clock()
+        self._models.lora_requests[str(ref)] = held.request
+
+    def hold(self, ref: VersionRef) -> bool:
+        """Keep a version from being unloaded until `release`; False when it is not resident."""
+        held = self._held.get(str(ref))
+        if held is None or not held.resident:
+            return False
+        self._waited[str(ref)] += 1
+        return True
+
+    def release(self, ref: VersionRef) -> None:
+        """End what `hold` began."""
+        self._waited[str(ref)] -= 1
+        self._on_leave(str(ref))
 
     def point(self, name: str, ref: VersionRef) -> None:
         """Let a public name be answered by a resident version, from the next request on."""
@@ -117,34 +137,65 @@ class Engine:
         """Unload a version that nothing points at."""
         held = self._held[str(ref)]
         held.resident = False
+        self._models.lora_requests.pop(str(ref), None)
         await self._client.remove_lora(held.request.lora_int_id)
 
-    async def log_probabilities(self, prompt: str, ref: VersionRef | None) -> Sequence[float]:
-        """Of each token of a prompt but the first, in nats, by a loaded version, or by the base for None."""
+    async def lost(self) -> tuple[VersionRef, ...]:
+        """Versions that the ledger holds and vLLM does not; they are no longer resident.
+
+        vLLM loads a version by itself when a request for it comes, so this alone fails no request.
+        """
+        before = {name for name, held in self._held.items() if held.resident}
+        there = await self._client.list_loras()
+        gone = [held for name in before if (held := self._held[name]).request.lora_int_id not in there]
+        for held in gone:
+            held.resident = False
+        return tuple(held.version.ref for held in gone)
+
+    async def scores(self, tokens: Sequence[int], ref: VersionRef | None) -> Sequence[Scored]:
+        """Of each given token but the first, by a loaded version, or by the base for None."""
+        held = self._held[str(ref)] if ref else None
+        if held and _HEAD in held.version.facts.targets:
+            # vLLM computes a prompt's log-probabilities with the head of other rows, those that it samples from.
+            steps = (
+                self._ask(tokens[:end], held, logprobs=0, allowed_token_ids=[tokens[end]])
+                for end in range(1, len(tokens))
+            )
+            found = [answer.outputs[0].logprobs[0] for answer in await asyncio.gather(*steps)]
+            return [Scored(entry.logprob, entry.rank) for entries in found for entry in entries.values()]
+        final = await self._ask(tokens, held, prompt_logprobs=0)
+        given = zip(final.prompt_token_ids, final.prompt_logprobs, strict=True)
+        return [Scored(entry[token].logprob, entry[token].rank) for token, entry in given if entry]
+
+    async def _ask(self, tokens: Sequence[int], held: _Held | None, **options: Any) -> Any:
+        """One step of the engine on these tokens: its last output."""
         from vllm import SamplingParams
+        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(
-            temperature=0.0, max_tokens=1, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
-        )
-        request = self._held[str(ref)].request if ref else None
+        params = SamplingParams(temperature=0.0, max_tokens=1, output_kind=RequestOutputKind.FINAL_ONLY, **options)
         final: Any = None
-        answers = self._generate(
-            self._tokens(prompt), params, f"loradock-probe-{uuid.uuid4().hex}", lora_request=request
+        answers = self.meter.generate(
+            tokens_input(prompt_token_ids=list(tokens)),
+            params,
+            f"loradock-probe-{uuid.uuid4().hex}",
+            lora_request=held.request if held else None,
         )
         async with aclosing(answers) as outputs:
             async for output in outputs:
                 final = output
-        given = zip(final.prompt_token_ids, final.prompt_logprobs, strict=True)
-        return [entry[token].logprob for token, entry in given if entry]
+        return final
 
-    def _tokens(self, prompt: str) -> Any:
-        from vllm.inputs import tokens_input
+    def tokens(self, prompt: str) -> list[int]:
+        """A prompt as the base's tokenizer has it."""
+        return list(self._client.renderer.get_tokenizer().encode(prompt))
 
-        return tokens_input(prompt_token_ids=self._client.renderer.get_tokenizer().encode(prompt))
+    def request(self, ref: VersionRef) -> Any:
+        """The request of vLLM's for a version that was loaded."""
+        return self._held[str(ref)].request
 
-    async def cards(self) -> list[dict[str, Any]]:
-        """`GET /v1/models`: the base, then every public name with the version that answers it."""
+    async def cards(self, names: Mapping[str, VersionRef], digests: Mapping[VersionRef, str]) -> list[dict[str, Any]]:
+        """`GET /v1/models`: the base, then each name with the version that answers it."""
         from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelPermission
 
         bases = (await self._models.registry.show_available_models()).data
@@ -155,39 +206,24 @@ class Engine:
                 parent=bases[0].id,
                 max_model_len=bases[0].max_model_len,
                 permission=[ModelPermission()],
-                digest=self._held[str(ref)].version.facts.digest,
+                digest=digests[ref],
+                loaded=(held := self._held.get(str(ref))) is not None and held.resident,
             )
-            for name, ref in sorted(self._pointed.items())
+            for name, ref in sorted(names.items())
         ]
         return [card.model_dump() for card in (*bases, *adapters)]
 
-    def _counting(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The engine's own method, with the requests of each version counted while they run."""
+    def _in_flight(self, name: str) -> int:
+        # A request is counted from when its version was chosen, and by its calls of the engine while they run, some of
+        # which outlive it.
+        return max(self._waited[name], self.meter.running(name))
 
-        def start(*args: Any, lora_request: Any = None, **options: Any) -> Any:
-            if lora_request is None:
-                return original(*args, **options)
-            return counted(lora_request.lora_name, original(*args, lora_request=lora_request, **options))
-
-        async def counted(name: str, answers: Any) -> AsyncIterator[Any]:
-            self._enter(name)
-            try:
-                async with aclosing(answers) as outputs:
-                    async for output in outputs:
-                        yield output
-            finally:
-                self._leave(name)
-
-        return start
-
-    def _enter(self, name: str) -> None:
-        self._in_flight[name] += 1
+    def _on_enter(self, name: str) -> None:
         if held := self._held.get(name):
             # A request that looked its name up before a drain ended makes vLLM load the version again by itself.
             held.resident = True
 
-    def _leave(self, name: str) -> None:
-        self._in_flight[name] -= 1
+    def _on_leave(self, name: str) -> None:
         if held := self._held.get(name):
             held.idle_since = self._clock()
 
@@ -219,14 +255,25 @@ def max_lora_rank(client: Any) -> int:
     return int(client.vllm_config.lora_config.max_lora_rank)
 
 
-def bearer_check(keys: Sequence[str]) -> Callable[[Any], bool]:
-    """The test that vLLM itself holds a request's headers to, for these API keys."""
-    from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+def capacity(client: Any) -> int:
+    """How many adapters this engine keeps loaded."""
+    return int(client.vllm_config.lora_config.max_cpu_loras)
 
-    async def nothing(*_: Any) -> None: ...
 
-    check: Callable[[Any], bool] = AuthenticationMiddleware(nothing, list(keys)).verify_token
-    return check
+def slots(client: Any) -> int:
+    """How many adapters this engine takes into one batch."""
+    return int(client.vllm_config.lora_config.max_loras)
+
+
+def precision(client: Any) -> str:
+    """In what this engine holds the base: `float32`, `bfloat16`, `float16`, or `quantized`."""
+    config = client.vllm_config.model_config
+    return "quantized" if config.quantization else str(config.dtype).removeprefix("torch.")
+
+
+def died(client: Any) -> bool:
+    """Whether the engine's process ended by itself, and not because it was told to."""
+    return getattr(client.engine_core.resources.engine_manager, "failed_proc_name", None) is not None
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,10 +23,20 @@ from registry.errors import BadInput
 from registry.settings import Settings
 from serving import access
 from serving import engine as engines
+from serving.admission import Admission
 from serving.cache import Cache
 from serving.desired import Source
+from serving.front import Front
+from serving.guard import CALLER, Guard
+from serving.keyfile import BASE
+from serving.keys import Keys
+from serving.metrics import Metrics
+from serving.nudge import Nudges
+from serving.references import References
 from serving.replica import Replica
 from serving.settings import ServingSettings
+from serving.shadow import Shadow
+from serving.stopping import Stopping
 
 NAME: Final = "loradock"
 """The entry point's name, which VLLM_PLUGINS must hold."""
@@ -36,25 +46,41 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def models(request: Request) -> JSONResponse:
-    """The base and every public adapter name, each with the version that answers it."""
-    return JSONResponse({"object": "list", "data": await request.app.state.loradock_engine.cards()})
+    """The base and every public adapter name that this key may call, each with the version that answers it."""
+    state, caller = request.app.state, request.scope[CALLER]
+    named = state.loradock.table().names()
+    cards = await state.loradock_engine.cards(
+        {name: ref for name, ref in named.items() if caller.may(name)}, state.loradock.digests()
+    )
+    return JSONResponse({"object": "list", "data": [card for card in cards if card["parent"] or caller.may(BASE)]})
 
 
 @router.get(access.STATUS)
 async def status(request: Request) -> JSONResponse:
     """What this replica holds, answers with, holds back and refuses, and how fresh its view of the registry is."""
-    return JSONResponse(request.app.state.loradock.status())
+    state = request.app.state
+    return JSONResponse(
+        {**state.loradock.status(), "slots": state.loradock_slots, "keys": state.loradock_keys.status()}
+    )
 
 
 @router.get(access.READY)
 async def ready(request: Request) -> JSONResponse:
-    """200 from when every version promoted for this base was loaded and proven, else 503.
+    """200 from when every version promoted for this base was loaded and proven until it stops, else 503.
 
     `waiting` has the names that their promoted version does not answer now: names alone, since this needs no key.
     """
     replica = request.app.state.loradock
-    body = {"ready": replica.ready, "waiting": sorted(replica.unmet())}
-    return JSONResponse(body, status_code=200 if replica.ready else 503)
+    is_ready = replica.ready and not replica.stopping
+    body = {"ready": is_ready, "waiting": sorted(replica.unmet())}
+    return JSONResponse(body, status_code=200 if is_ready else 503)
+
+
+@router.post(access.NUDGE)
+async def nudge(request: Request) -> JSONResponse:
+    """Have the registry read now; it changes nothing by itself."""
+    answer: JSONResponse = await request.app.state.loradock_nudges.answer(request)
+    return answer
 
 
 class Plugin:
@@ -65,10 +91,22 @@ class Plugin:
     required_tasks = None
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the routes, and where vLLM has API keys, a guard over what its own leaves open."""
+        """Add the routes, and what every request passes: the guard, then the front."""
         app.include_router(router)
-        if found := access.keys(app.state.args.api_key, os.environ):
-            app.add_middleware(access.Guard, allowed=engines.bearer_check(found))
+        state, settings = app.state, ServingSettings()
+        keys = Keys(settings.keys, access.take_over(state.args, os.environ))
+        metrics = Metrics(most_adapters=settings.metrics_adapters)
+        state.loradock, state.loradock_keys, state.loradock_metrics = None, keys, metrics
+        # What is added last is outermost.
+        app.add_middleware(
+            Front,
+            house=lambda: state.loradock,
+            quotas=keys,
+            base_digest=lambda: state.loradock_base.weights_digest,
+            refused=metrics.refused,
+        )
+        app.add_middleware(Guard, keys=keys, open_metrics=settings.metrics_open, refused=metrics.refused)
+        app.add_middleware(Stopping, seconds=settings.stop_seconds, began=lambda: state.loradock.stop())  # noqa: PLW0108 - it is not there yet
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Wire the replica, bring up all that is promoted, and begin to follow the registry.
@@ -80,21 +118,45 @@ class Plugin:
             raise BadInput("loradock needs vLLM's API server with a generative model")
         if faults := engines.unfit(args, os.environ):
             raise BadInput("vLLM's arguments do not fit loradock", problems=faults)
+        args.loradock_engine = engine_client  # `launch` asks it in the end whether it died
         show_logs()
-        settings = Settings()
+        settings, serving = Settings(), ServingSettings()
         local = await asyncio.to_thread(_base, args, settings)
-        source = Source(settings)
+        source = Source(settings, aliases=serving.followed)
         cache = Cache(
             settings.adapters,
             lambda version, into: source.store().download(version.source, into, what=str(version.ref)),
             base_config=local.config,
             max_rank=engines.max_lora_rank(engine_client),
         )
+        references = References(
+            settings.root / "references", local.base, lambda digest: source.store().find_reference(digest, local.base)
+        )
         engine = engines.Engine(engine_client, serving_models)
-        replica = Replica(source, cache, engine, local.base, ServingSettings())
+        precision = engines.precision(engine_client)
+        replica = Replica(
+            source,
+            Admission(cache, references, engine, proof=serving.proof, precision=precision),
+            engine,
+            local.base,
+            serving,
+            capacity=engines.capacity(engine_client),
+            watcher=state.loradock_metrics,
+        )
+        Shadow(engine_client, lambda name: replica.table().shadow(name), engine.request)
+        engine.meter.ended += [state.loradock_metrics.ended, state.loradock_keys.ended]
         await replica.start()
-        state.loradock, state.loradock_engine = replica, engine
-        state.loradock_task = asyncio.create_task(replica.run())
+        state.loradock, state.loradock_engine, state.loradock_base = replica, engine, local.base
+        state.loradock_slots = engines.slots(engine_client)
+        state.loradock_metrics.watch(
+            lambda: {**replica.status(), "keys": state.loradock_keys.status()}, settings.adapters
+        )
+        secret = serving.webhook_secret.get_secret_value()
+        state.loradock_nudges = Nudges(state.loradock_keys, secret, wake=replica.nudge)
+        state.loradock_tasks = [
+            asyncio.create_task(replica.run()),
+            asyncio.create_task(state.loradock_keys.follow()),
+        ]
 
 
 def _base(args: Namespace, settings: Settings) -> LocalBase:

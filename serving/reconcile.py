@@ -1,8 +1,12 @@
-"""From what should be served and what is, to what to do next: pure, with no clock, no disk and no engine."""
+"""From what should be served and what is, to what to do next: pure, with no clock, no disk and no engine.
+
+An engine holds so many versions and no more. Where more are promoted, the names beyond are cold: nothing points at
+their version before a request demands it, and then the version that was used least recently makes room, with its names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from registry.records import Version
@@ -72,18 +76,35 @@ class Observed:
     pointed: Mapping[str, VersionRef] = field(default_factory=dict)
     resident: Mapping[VersionRef, Resident] = field(default_factory=dict)
     loading: frozenset[VersionRef] = frozenset()
+    demanded: Mapping[VersionRef, Version] = field(default_factory=dict)
+    """Versions that requests wait for."""
     quarantined: Mapping[VersionRef, Quarantine] = field(default_factory=dict)
 
 
-def plan(desired: Desired, observed: Observed, *, drain_seconds: float) -> tuple[Action, ...]:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a replica holds, and for how long."""
+
+    drain_seconds: float
+    """How long a version that nothing points at stays after its last request."""
+    capacity: int
+    """Versions that the engine holds at once, those that are being loaded included."""
+    spare: int = 2
+    """Of them, room that is left for moves and for demand, and not filled ahead of it."""
+
+
+def plan(desired: Desired, observed: Observed, limits: Limits) -> tuple[Action, ...]:
     """What to do now, in order; empty when nothing can be done or nothing is left to do.
 
     Moving names comes first, because it costs nothing, then unloading, which makes room, then loading, whose outcome
     nobody knows: plan again when one ends. A name is never without an answer in between: it points at its old
     version until the new one is resident. An engine name holds one set of bytes for as long as it is resident, so
-    a version whose number is resident with other bytes is left alone.
+    no name moves to a version whose number is resident with other bytes.
     """
-    return (*_moves(desired, observed), *_retirements(desired, observed, drain_seconds), *_loads(desired, observed))
+    moves = tuple(_moves(desired, observed))
+    pointed = _after(observed.pointed, moves)
+    gone = tuple(_retirements(desired, observed, limits, pointed))
+    return (*moves, *gone, *_loads(desired, observed, limits, pointed, {retired.ref for retired in gone}))
 
 
 def _moves(desired: Desired, observed: Observed) -> Iterator[Point | Unpoint]:
@@ -95,19 +116,78 @@ def _moves(desired: Desired, observed: Observed) -> Iterator[Point | Unpoint]:
             yield Unpoint(name)
 
 
-def _retirements(desired: Desired, observed: Observed, drain_seconds: float) -> Iterator[Retire]:
-    in_use = {*observed.pointed.values(), *(version.ref for version in desired.targets.values())}
-    for ref, resident in observed.resident.items():
-        if ref not in in_use and not resident.in_flight and observed.now - resident.idle_since >= drain_seconds:
+def _after(pointed: Mapping[str, VersionRef], moves: tuple[Point | Unpoint, ...]) -> dict[str, VersionRef]:
+    after = dict(pointed)
+    for move in moves:
+        match move:
+            case Point(name, version):
+                after[name] = version.ref
+            case Unpoint(name):
+                after.pop(name, None)
+    return after
+
+
+def _retirements(
+    desired: Desired, observed: Observed, limits: Limits, pointed: Mapping[str, VersionRef]
+) -> Iterator[Retire]:
+    resident = observed.resident
+    wanted = {
+        version.ref for version in desired.targets.values() if version.ref not in resident or _holds(observed, version)
+    }
+    in_use = {*observed.pointed.values(), *pointed.values(), *wanted, *observed.demanded}
+    for ref, held in resident.items():
+        if ref not in in_use and not held.in_flight and observed.now - held.idle_since >= limits.drain_seconds:
             yield Retire(ref)
 
 
-def _loads(desired: Desired, observed: Observed) -> Iterator[Load]:
-    for version in desired.targets.values():
-        held = observed.quarantined.get(version.ref)
-        under_way = version.ref in observed.resident or version.ref in observed.loading
-        if not under_way and (held is None or observed.now >= held.until):
+def _loads(
+    desired: Desired, observed: Observed, limits: Limits, pointed: Mapping[str, VersionRef], gone: set[VersionRef]
+) -> Iterator[Action]:
+    held = (observed.resident.keys() | observed.loading) - gone
+    room = limits.capacity - len(held)
+    urgent = dict(observed.demanded)
+    urgent |= {
+        version.ref: version
+        for name, version in desired.targets.items()
+        if name in pointed and version.ref not in observed.resident
+    }
+    moving = {ref for name, ref in pointed.items() if name in desired.targets and desired.targets[name].ref != ref}
+    least = _least_recent(observed, pointed, gone | urgent.keys() | moving)
+    for version in urgent.values():
+        if not _may_load(observed, version):
+            continue
+        if room <= 0:
+            if (leaving := next(least, None)) is None:
+                return  # all are in use: a request that ends makes room
+            yield from (Unpoint(name) for name, ref in pointed.items() if ref == leaving)
+            yield Retire(leaving)
+            room += 1
+        yield Load(version)
+        room -= 1
+    newest = sorted(desired.targets.values(), key=lambda version: version.created_at, reverse=True)
+    for version in {version.ref: version for version in newest}.values():
+        if version.ref not in urgent and room > min(limits.spare, limits.capacity - 1) and _may_load(observed, version):
             yield Load(version)
+            room -= 1
+
+
+def _may_load(observed: Observed, version: Version) -> bool:
+    held = observed.quarantined.get(version.ref)
+    under_way = version.ref in observed.resident or version.ref in observed.loading
+    return not under_way and (held is None or observed.now >= held.until)
+
+
+def _least_recent(
+    observed: Observed, pointed: Mapping[str, VersionRef], kept: Collection[VersionRef]
+) -> Iterator[VersionRef]:
+    """What may make room: idle versions, those that nothing points at first, then by their last use."""
+    answering = set(pointed.values())
+    idle = [
+        (ref in answering, resident.idle_since, ref)
+        for ref, resident in observed.resident.items()
+        if ref not in kept and not resident.in_flight
+    ]
+    return iter([ref for _, _, ref in sorted(idle)])
 
 
 def _holds(observed: Observed, version: Version) -> bool:
@@ -122,12 +202,16 @@ def quarantine(version: Version, reason: str, before: Quarantine | None, *, now:
     return Quarantine(version, reason, attempts, now + wait)
 
 
-def unmet(desired: Desired, observed: Observed) -> dict[str, str]:
-    """Each name that is not answered by its promoted version, and why; empty when all are."""
+def unmet(desired: Desired, observed: Observed, limits: Limits) -> dict[str, str]:
+    """Each name that is not answered by its promoted version, and why; empty when all are, or are only cold."""
     reasons: dict[str, str] = {}
+    full = len(observed.resident) + len(observed.loading) >= limits.capacity - limits.spare
     for name, version in desired.targets.items():
         if observed.pointed.get(name) == version.ref:
             continue
         held = observed.quarantined.get(version.ref)
-        reasons[name] = f"{version.ref} is held back: {held.reason}" if held else f"{version.ref} is being loaded"
+        if held:
+            reasons[name] = f"{version.ref} is held back: {held.reason}"
+        elif name in observed.pointed or version.ref in observed.loading or not full:
+            reasons[name] = f"{version.ref} is being loaded"
     return reasons

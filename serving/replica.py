@@ -10,76 +10,39 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from registry.errors import LoradockError, NotServable, Unreachable
+from registry.errors import LoradockError, NotFound, NotServable, Unreachable
 from registry.records import Base, Version
 from registry.refs import VersionRef
-from serving import reconcile
+from serving import reconcile, report
+from serving.admission import Admission
 from serving.desired import Desired, Reading, for_base
-from serving.probe import Prober
-from serving.reconcile import Load, Observed, Point, Quarantine, Resident, Retire, Unpoint
+from serving.metrics import kind_of
+from serving.ports import Engine, Registry, Watcher
+from serving.reconcile import Limits, Load, Observed, Point, Quarantine, Retire, Unpoint
 from serving.settings import ServingSettings
+from serving.table import Table
 
-_FETCHES: Final = 4
-"""How many versions are downloaded and hashed at once."""
+_AUDIT_SECONDS: Final = 30.0
+_LEAST_SECONDS: Final = 0.1
+"""Between two readings of the registry, however often the replica is nudged."""
+_UNKNOWN_SECONDS: Final = 10.0
+"""How long a version that is not there is not asked for again."""
 
 log = logging.getLogger(__name__)
 
 
-class Registry(Protocol):
-    """What a replica asks of `desired.Source`; it blocks."""
+@dataclass(slots=True)
+class Demand:
+    """Requests that wait for one version."""
 
-    @property
-    def registry(self) -> str:
-        """Where it is."""
-
-    def read(self) -> Reading:
-        """What is promoted."""
-
-
-class Adapters(Protocol):
-    """What a replica asks of `cache.Cache`; it blocks."""
-
-    def directory(self, version: Version) -> Path:
-        """A version's files, verified."""
-
-
-class Engine(Protocol):
-    """What a replica asks of `engine.Engine`, which describes each of these."""
-
-    @property
-    def served_as(self) -> frozenset[str]:
-        """The base's names."""
-
-    @property
-    def pointed(self) -> Mapping[str, VersionRef]:
-        """What answers."""
-
-    @property
-    def resident(self) -> Mapping[VersionRef, Resident]:
-        """What is loaded."""
-
-    async def add(self, version: Version, directory: Path) -> None:
-        """Load."""
-
-    def admit(self, ref: VersionRef) -> None:
-        """Allow pointing at it."""
-
-    def point(self, name: str, ref: VersionRef) -> None:
-        """Move a name."""
-
-    def unpoint(self, name: str) -> None:
-        """Take a name off."""
-
-    async def remove(self, ref: VersionRef) -> None:
-        """Unload."""
-
-    async def log_probabilities(self, prompt: str, ref: VersionRef | None) -> Sequence[float]:
-        """Measure."""
+    version: Version
+    waiting: int = 0
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Replica:
@@ -88,29 +51,34 @@ class Replica:
     def __init__(
         self,
         registry: Registry,
-        adapters: Adapters,
+        admission: Admission,
         engine: Engine,
         base: Base,
         settings: ServingSettings,
         *,
+        capacity: int,
+        watcher: Watcher,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._registry, self._adapters, self._engine = registry, adapters, engine
+        self._registry, self._admission, self._engine, self._watcher = registry, admission, engine, watcher
         self._base, self._settings, self._clock = base, settings, clock
+        self._limits = Limits(settings.drain_seconds, capacity)
         self._desired = Desired()
         self._error = ""
         self._read_at: float | None = None
         self._loading: dict[VersionRef, asyncio.Task[None]] = {}
         self._quarantined: dict[VersionRef, Quarantine] = {}
         self._since: dict[str, datetime] = {}
+        self._demand: dict[VersionRef, Demand] = {}
+        self._unknown: dict[VersionRef, float] = {}
         self._changed = asyncio.Event()
+        self._nudged = asyncio.Event()
+        self.stopping = False
+        """True from a SIGTERM on: requests are answered, and no new ones should come."""
         self.ready = False
         """True from the moment when every promoted version was loaded and proven. It stays so: a bad version that is
         promoted later is held back here and on every other replica, which must not take them all out of service."""
-        self._fetching = asyncio.Semaphore(_FETCHES)
-        self._engine_turn = asyncio.Lock()
         self._complaint = ""
-        self._prober = Prober(lambda prompt: engine.log_probabilities(prompt, None))
 
     async def start(self) -> None:
         """Read the registry and bring up every promoted version, before the first request is accepted.
@@ -129,30 +97,55 @@ class Replica:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow())
             group.create_task(self._act())
+            group.create_task(self._audit())
+
+    def stop(self) -> None:
+        """Say from now on that no new requests should come; those that do are still answered."""
+        self.stopping = True
+
+    def nudge(self) -> None:
+        """Read the registry now, and not at the next poll."""
+        self._nudged.set()
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.poll_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+            wait = self._settings.poll_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+            await asyncio.sleep(_LEAST_SECONDS)
+            await _set_within(self._nudged, wait - _LEAST_SECONDS)
+            self._nudged.clear()
             try:
                 self._take(await asyncio.to_thread(self._registry.read))
             except Exception as error:  # noqa: BLE001 - nothing ends the following
                 self._complain("reading the registry", error)
                 self._error = str(error)
+                self._watcher.poll_failed()
 
     async def _act(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(self._settings.poll_seconds):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass  # a drain or a wait may have ended
+            await _set_within(self._changed, self._settings.poll_seconds)  # a drain or a wait may have ended
             self._changed.clear()
             try:
                 await self._apply()
             except Exception as error:  # noqa: BLE001 - nothing ends the applying
                 self._complain("applying the plan", error)
 
+    async def _audit(self) -> None:
+        """Hold the ledger against what vLLM says that it holds."""
+        while True:
+            await asyncio.sleep(_AUDIT_SECONDS)
+            try:
+                lost = await self._admission.lost()
+            except Exception as error:  # noqa: BLE001 - nothing ends the auditing
+                self._complain("asking vLLM what it holds", error)
+                continue
+            for ref in lost:
+                log.warning("vLLM no longer holds %s; it is loaded again", ref)
+            if lost:
+                self._changed.set()
+
     def _take(self, reading: Reading) -> None:
+        if reading.error:
+            self._watcher.poll_failed()
         if reading.error and not self._error:
             log.warning("%s; serving the last good plan", reading.error)
         elif self._error and not reading.error:
@@ -177,13 +170,16 @@ class Replica:
             pointed=self._engine.pointed,
             resident=self._engine.resident,
             loading=frozenset(self._loading),
+            demanded={ref: demand.version for ref, demand in self._demand.items()},
             quarantined=self._quarantined,
         )
 
     async def _apply(self) -> None:
-        for action in reconcile.plan(self._desired, self._observed(), drain_seconds=self._settings.drain_seconds):
+        for action in reconcile.plan(self._desired, self._observed(), self._limits):
             match action:
                 case Point(name, version):
+                    if name in self._engine.pointed:
+                        self._watcher.flipped(name)
                     self._engine.point(name, version.ref)
                     self._since[name] = datetime.now(UTC)
                     log.info("%s is answered by %s", name, version.ref)
@@ -193,37 +189,29 @@ class Replica:
                     log.info("%s is no longer served", name)
                 case Retire(ref):
                     await self._engine.remove(ref)
+                    self._admission.forget(ref)
+                    self._watcher.forget(ref)
                     log.info("%s is unloaded", ref)
                 case Load(version):
                     self._loading[version.ref] = asyncio.create_task(self._load(version))
 
+        for ref in [*self._demand]:
+            self._settle(ref)
         self.ready = self.ready or not self.unmet()
 
     async def _load(self, version: Version) -> None:
-        ref, added = version.ref, False
-        started = self._clock()
+        ref, started = version.ref, self._clock()
         try:
-            async with self._fetching:
-                directory = await asyncio.to_thread(self._adapters.directory, version)
-            async with self._engine_turn:
-                await self._engine.add(version, directory)
-                added = True
-                await self._prove(version)
-            self._engine.admit(ref)
+            await self._admission.admit(version)
             self._quarantined.pop(ref, None)
-            log.info("%s is loaded and proven in %.2f s", ref, self._clock() - started)
+            seconds = self._clock() - started
+            self._watcher.loaded(ref, seconds)
+            log.info("%s is loaded and proven in %.2f s", ref, seconds)
         except Exception as error:  # noqa: BLE001 - whatever it is, this version takes no traffic
             self._hold_back(version, error)
-            if added:
-                await self._discard(ref)
         finally:
             self._loading.pop(ref, None)
             self._changed.set()
-
-    async def _prove(self, version: Version) -> None:
-        found = await self._prober.effect(lambda prompt: self._engine.log_probabilities(prompt, version.ref))
-        if found.fault:
-            raise NotServable(str(version.ref), [found.fault])
 
     def _hold_back(self, version: Version, error: Exception) -> None:
         # Out of reach often mends by itself, so it is asked again soon; other faults rarely do.
@@ -233,12 +221,7 @@ class Replica:
         if before is None or before.reason != reason:
             log.warning("%s takes no traffic: %s", version.ref, reason)
         self._quarantined[version.ref] = reconcile.quarantine(version, reason, before, now=self._clock(), first=first)
-
-    async def _discard(self, ref: VersionRef) -> None:
-        try:
-            await self._engine.remove(ref)
-        except Exception as error:  # noqa: BLE001 - it was never pointed at, so nobody is harmed
-            self._complain(f"unloading {ref}", error)
+        self._watcher.held_back(version.ref, kind_of(error))
 
     def _complain(self, what: str, error: Exception) -> None:
         """Log an error that keeps coming back once, and not at every turn."""
@@ -247,48 +230,110 @@ class Replica:
             log.error("%s", text, exc_info=not isinstance(error, LoradockError))
         self._complaint = text
 
+    def table(self) -> Table:
+        """Which names answer now, and with what."""
+        return Table(
+            bases=self._engine.served_as,
+            desired=self._desired,
+            pointed=self._engine.pointed,
+            barred=self._quarantined.keys(),
+            public=self._settings.public,
+            pinned=self._settings.pinned > 0,
+        )
+
+    async def acquire(self, ref: VersionRef) -> Version:
+        """Hold a version until `release`, once it is loaded and proven; at once for one that is.
+
+        Raises NotFound for a version that is not there or not of this base, NotServable for one that is held back, and
+        Unreachable when it cannot be had within the time that a request may wait, or too many others are asked for.
+        """
+        if not self._engine.hold(ref):
+            version = self._wanted(ref) or await self._pinned(ref)
+            demand = self._demand.setdefault(ref, Demand(version))
+            demand.waiting += 1
+            self._changed.set()
+            try:
+                async with asyncio.timeout(self._settings.cold_seconds):
+                    await demand.settled.wait()
+            except TimeoutError as error:
+                raise Unreachable(f"{ref} was not loaded within {self._settings.cold_seconds:g} s") from error
+            finally:
+                demand.waiting -= 1
+                if not demand.waiting and self._demand.get(ref) is demand:
+                    del self._demand[ref]
+            if not self._engine.hold(ref):
+                held = self._quarantined.get(ref)
+                raise NotServable(str(ref), [held.reason if held else "it was unloaded again"])
+        return self._engine.resident[ref].version
+
+    def release(self, ref: VersionRef) -> None:
+        """End what `acquire` began."""
+        self._engine.release(ref)
+
+    def _settle(self, ref: VersionRef) -> None:
+        """Wake the requests that wait for a version, when it is there or is known not to come."""
+        demand = self._demand[ref]
+        held = self._quarantined.get(ref)
+        if ref in self._engine.resident or (held and self._clock() < held.until):
+            demand.settled.set()
+
+    def _wanted(self, ref: VersionRef) -> Version | None:
+        return next((version for version in self._desired.targets.values() if version.ref == ref), None)
+
+    async def _pinned(self, ref: VersionRef) -> Version:
+        """A version that no alias here serves, by its number, within the bound on them."""
+        now = self._clock()
+        if now < self._unknown.get(ref, 0.0):
+            raise NotFound(f"there is no version {ref}")
+        wanted = {version.ref for version in self._desired.targets.values()} | set(self._engine.pointed.values())
+        others = ({*self._engine.resident, *self._demand} - wanted) - {ref}
+        busy = {one for one in others if one in self._demand or self._engine.resident[one].in_flight}
+        if len(busy) >= self._settings.pinned:
+            raise Unreachable(f"{len(busy)} versions are held by number, and no more may be")
+        try:
+            version = await asyncio.to_thread(self._registry.version, ref)
+        except NotFound:
+            self._unknown = {one: until for one, until in self._unknown.items() if now < until}
+            self._unknown[ref] = now + _UNKNOWN_SECONDS
+            raise
+        if not version.facts.base.same_weights(self._base):
+            raise NotFound(f"{ref} is of another base")
+        return version
+
     def unmet(self) -> dict[str, str]:
         """Each name that is not answered by its promoted version, and why; empty when all are."""
-        return reconcile.unmet(self._desired, self._observed())
+        return reconcile.unmet(self._desired, self._observed(), self._limits)
+
+    def digests(self) -> dict[VersionRef, str]:
+        """Of each version that is loaded or wanted, its digest."""
+        known = {version.ref: version for version in self._desired.targets.values()}
+        known |= {ref: held.version for ref, held in self._engine.resident.items()}
+        return {ref: version.facts.digest for ref, version in known.items()}
 
     def status(self) -> dict[str, Any]:
         """All that this replica knows of itself, as JSON has it."""
-        observed = self._observed()
-        stale = None if self._read_at is None else round(observed.now - self._read_at, 1)
+        observed, unmet = self._observed(), self.unmet()
         return {
             "base": {"names": sorted(self._engine.served_as), **self._base.model_dump(mode="json", exclude={"id"})},
-            "ready": self.ready,
-            "converged": not self.unmet(),
+            "ready": self.ready and not self.stopping,
+            "converged": not unmet,
+            "waiting": unmet,
+            "stopping": self.stopping,
+            "capacity": self._limits.capacity,
             "registry": {
                 "uri": self._registry.registry,
                 "reachable": not self._error,
-                "staleness_seconds": stale,
+                "staleness_seconds": None if self._read_at is None else round(observed.now - self._read_at, 1),
                 "error": self._error,
             },
-            "adapters": {name: self._name_row(name, observed) for name in sorted(observed.pointed)},
-            "loading": sorted(map(str, observed.loading)),
-            "quarantined": {
-                str(ref): {
-                    "reason": held.reason,
-                    "attempts": held.attempts,
-                    "retry_in_seconds": round(max(0.0, held.until - observed.now), 1),
-                }
-                for ref, held in sorted(self._quarantined.items())
-            },
-            "refused": {
-                name: {"version": str(refusal.version.ref), "reason": refusal.reason}
-                for name, refusal in sorted(self._desired.refused.items())
-            },
-            "resident": {str(ref): held.in_flight for ref, held in sorted(observed.resident.items())},
+            **report.page(self._desired, observed, self._since, self._admission.proofs),
         }
 
-    def _name_row(self, name: str, observed: Observed) -> dict[str, Any]:
-        ref = observed.pointed[name]
-        held: Resident | None = observed.resident.get(ref)
-        target = self._desired.targets.get(name)
-        return {
-            "version": str(ref),
-            "digest": held.version.facts.digest if held else "",
-            "since": self._since[name].isoformat(timespec="milliseconds"),
-            "promoted": str(target.ref) if target else None,
-        }
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, but no longer than this."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

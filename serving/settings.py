@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from registry.errors import BadInput
+from registry.refs import CANARY, PRODUCTION, SHADOW, parse_alias
+from registry.settings import FromEnvironment
 
 
-class ServingSettings(BaseSettings):
+class ServingSettings(FromEnvironment):
     """Read once, when the replica starts."""
 
-    model_config = SettingsConfigDict(env_prefix="LORADOCK_SERVE_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="LORADOCK_SERVE_")
 
     poll_seconds: float = Field(default=1.0, gt=0, le=3600)
     """How often the registry is asked what is promoted; each wait varies by a fifth, so replicas do not ask in step."""
@@ -17,3 +24,42 @@ class ServingSettings(BaseSettings):
     """How long a version that nothing points at stays loaded after its last request; a rollback loads nothing."""
     retry_seconds: float = Field(default=30.0, gt=0, le=3600)
     """The first wait before a version that failed is tried again; it doubles each time."""
+    aliases: str = f"{PRODUCTION},{CANARY}"
+    """The aliases that clients may ask for as NAME@ALIAS, with commas between."""
+    pinned: int = Field(default=0, ge=0)
+    """How many versions that no alias serves may be asked for at once, as NAME/3; 0 refuses such names."""
+    cold_seconds: float = Field(default=60.0, gt=0, le=3600)
+    """How long a request waits at most for a version that has to be loaded first."""
+    stop_seconds: float = Field(default=30.0, ge=0, le=3600)
+    """How long requests in flight may take to end after a SIGTERM."""
+    proof: Literal["parity", "effect"] = "parity"
+    """What a version must show before it takes traffic: `effect`, that it changes what the base says; `parity`, also
+    that it says what PEFT says with it."""
+    keys: Path | None = None
+    """The file of API keys; without it, and without vLLM's own key, whoever reaches the port may call."""
+    webhook_secret: SecretStr = SecretStr("")
+    """What MLflow signs its webhooks to /loradock/nudge with; without it, only callers with a key can nudge."""
+    metrics_open: bool = True
+    """Whether /metrics needs no key."""
+    metrics_adapters: int = Field(default=100, ge=1)
+    """How many adapters have series of their own in /metrics; what comes later is counted under `_other`."""
+
+    @field_validator("aliases")
+    @classmethod
+    def _are_aliases(cls, text: str) -> str:
+        for alias in filter(None, map(str.strip, text.split(","))):
+            try:
+                parse_alias(alias)
+            except BadInput as error:
+                raise ValueError(str(error)) from error
+        return text
+
+    @property
+    def public(self) -> frozenset[str]:
+        """The aliases that clients may ask for."""
+        return frozenset(filter(None, map(str.strip, self.aliases.split(","))))
+
+    @property
+    def followed(self) -> frozenset[str]:
+        """The aliases that the registry is read for."""
+        return self.public | {PRODUCTION, CANARY, SHADOW}

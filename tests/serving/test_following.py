@@ -10,17 +10,22 @@ from typing import Any
 
 import pytest
 
-from registry.errors import DigestMismatch, Unreachable
+from registry.errors import DigestMismatch, NotFound, NotServable, Unreachable
 from registry.records import Base, Version
+from registry.reference import Reference
 from registry.refs import VersionRef
+from serving.admission import Admission
 from serving.desired import Promoted, Reading
+from serving.probe import Scored
 from serving.reconcile import Resident
 from serving.replica import Replica
 from serving.settings import ServingSettings
 from tests.adapters import SMOL
 from tests.serving.test_reconcile import version
 
-FAST = ServingSettings(poll_seconds=0.01, drain_seconds=0.05, retry_seconds=0.05)
+FAST = ServingSettings(
+    poll_seconds=0.01, drain_seconds=0.05, retry_seconds=0.05, cold_seconds=5, proof="effect", pinned=1
+)
 
 
 class FakeRegistry:
@@ -28,15 +33,53 @@ class FakeRegistry:
 
     def __init__(self, *versions: Version) -> None:
         self.error: Exception | None = None
+        self.others: dict[VersionRef, Version] = {}
+        self.reads = 0
         self.promote(*versions)
 
     def promote(self, *versions: Version) -> None:
         self.promoted = Promoted(versions={item.ref.name: item for item in versions})
 
     def read(self) -> Reading:
+        self.reads += 1
         if self.error:
             raise self.error
         return Reading(self.promoted, 0.0)
+
+    def version(self, ref: VersionRef) -> Version:
+        if ref not in self.others:
+            raise NotFound(f"there is no version {ref}")
+        return self.others[ref]
+
+
+class FakeReferences:
+    def of(self, item: Version) -> Reference | None:
+        return None
+
+    def keep(self, reference: Reference) -> None:
+        raise AssertionError
+
+
+class Told:
+    """What a replica tells of itself."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def flipped(self, name: str) -> None:
+        self.calls.append(("flipped", name))
+
+    def loaded(self, ref: VersionRef, seconds: float) -> None:
+        self.calls.append(("loaded", ref))
+
+    def held_back(self, ref: VersionRef, kind: str) -> None:
+        self.calls.append(("held back", ref, kind))
+
+    def forget(self, ref: VersionRef) -> None:
+        self.calls.append(("forgotten", ref))
+
+    def poll_failed(self) -> None:
+        self.calls.append(("poll failed",))
 
 
 class FakeCache:
@@ -64,6 +107,7 @@ class FakeEngine:
         self.in_flight: dict[VersionRef, int] = {}
         self.without_effect: set[VersionRef] = set()
         self.fail_add: Exception | None = None
+        self.dropped: list[VersionRef] = []
 
     @property
     def resident(self) -> Mapping[VersionRef, Resident]:
@@ -90,17 +134,35 @@ class FakeEngine:
         self.admitted.discard(ref)
         del self.loaded[ref]
 
-    async def log_probabilities(self, prompt: str, ref: VersionRef | None) -> Sequence[float]:
+    def hold(self, ref: VersionRef) -> bool:
+        if ref not in self.admitted:
+            return False
+        self.in_flight[ref] = self.in_flight.get(ref, 0) + 1
+        return True
+
+    def release(self, ref: VersionRef) -> None:
+        self.in_flight[ref] -= 1
+
+    async def lost(self) -> Sequence[VersionRef]:
+        gone, self.dropped = self.dropped, []
+        self.admitted -= set(gone)
+        return gone
+
+    async def scores(self, tokens: Sequence[int], ref: VersionRef | None) -> Sequence[Scored]:
         changed = ref is not None and ref not in self.without_effect
-        return [-2.0 if changed else -1.0] * 10
+        return [Scored(-2.0 if changed else -1.0, 1)] * (len(tokens) - 1)
+
+    def tokens(self, prompt: str) -> list[int]:
+        return [*prompt.encode()]
 
 
 class House:
     """A replica and what it stands on."""
 
-    def __init__(self, *versions: Version, base: Base = SMOL) -> None:
-        self.registry, self.cache, self.engine = FakeRegistry(*versions), FakeCache(), FakeEngine()
-        self.replica = Replica(self.registry, self.cache, self.engine, base, FAST)
+    def __init__(self, *versions: Version, base: Base = SMOL, capacity: int = 32) -> None:
+        self.registry, self.cache, self.engine, self.told = FakeRegistry(*versions), FakeCache(), FakeEngine(), Told()
+        admission = Admission(self.cache, FakeReferences(), self.engine, proof=FAST.proof, precision="float32")
+        self.replica = Replica(self.registry, admission, self.engine, base, FAST, capacity=capacity, watcher=self.told)
 
     async def until(self, true: Callable[[], Any]) -> None:
         async with asyncio.timeout(10):
@@ -269,5 +331,116 @@ def test_another_base_is_refused_and_what_was_served_stays() -> None:
         assert house.engine.pointed == {"bot": ONE.ref}
         assert house.replica.status()["converged"]
         assert TWO.ref not in house.cache.asked
+
+    house.follow(story)
+
+
+def test_what_happens_is_told() -> None:
+    house = House(ONE)
+    house.cache.errors[CAT.ref] = DigestMismatch("cat/1", expected="a", found="b")
+
+    async def story() -> None:
+        house.registry.promote(TWO, CAT)
+        await house.until(lambda: ("forgotten", ONE.ref) in house.told.calls)
+        house.registry.error = Unreachable("out of reach")
+        await house.until(lambda: ("poll failed",) in house.told.calls)
+
+    house.follow(story)
+    assert house.told.calls[:1] == [("loaded", ONE.ref)]
+    assert house.told.calls.count(("flipped", "bot")) == 1, "the first pointing is no flip"
+    assert ("held back", CAT.ref, "damaged") in house.told.calls
+
+
+def test_without_a_reference_a_version_takes_no_traffic_and_the_reason_says_what_to_do() -> None:
+    house = House()
+    admission = Admission(house.cache, FakeReferences(), house.engine, proof="parity", precision="float32")
+    with pytest.raises(NotServable, match="loradock record bot/1"):
+        asyncio.run(admission.admit(ONE))
+    assert not house.engine.loaded
+
+
+def test_a_nudge_reads_the_registry_at_once() -> None:
+    house = House(ONE)
+    house.replica._settings = FAST.model_copy(update={"poll_seconds": 3600.0})
+
+    async def story() -> None:
+        reads = house.registry.reads
+        house.registry.promote(TWO)
+        house.replica.nudge()
+        await house.until(lambda: house.engine.pointed == {"bot": TWO.ref})
+        assert house.registry.reads == reads + 1
+
+    house.follow(story)
+
+
+def test_what_vllm_dropped_by_itself_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.replica._AUDIT_SECONDS", 0.01)
+    house = House(ONE)
+
+    async def story() -> None:
+        house.engine.dropped = [ONE.ref]
+        await house.until(lambda: house.told.calls.count(("loaded", ONE.ref)) == 2)
+        assert house.engine.pointed == {"bot": ONE.ref}
+
+    house.follow(story)
+
+
+def test_a_cold_version_is_loaded_when_it_is_asked_for_and_then_another_makes_room() -> None:
+    house = House(ONE, CAT, version("dog"), capacity=3)
+    dog = version("dog").ref
+
+    async def story() -> None:
+        cold = {"bot": ONE.ref, "cat": CAT.ref, "dog": dog}.items() - house.engine.pointed.items()
+        assert len(cold) == 2, "the spare room is left for demand"
+        for _, ref in sorted(cold):
+            assert (await house.replica.acquire(ref)).ref == ref
+        assert len(house.engine.admitted) == 3
+        assert house.replica.status()["converged"]
+        for _, ref in sorted(cold):
+            house.replica.release(ref)
+
+    house.follow(story)
+
+
+def test_a_version_that_is_held_back_tells_who_waits_for_it() -> None:
+    house = House(ONE)
+    house.engine.without_effect.add(TWO.ref)
+    house.registry.others[TWO.ref] = TWO
+
+    async def story() -> None:
+        with pytest.raises(NotServable, match="no effect"):
+            await house.replica.acquire(TWO.ref)
+        assert house.engine.pointed == {"bot": ONE.ref}
+
+    house.follow(story)
+
+
+def test_a_version_by_its_number_is_loaded_within_the_bound_and_goes_when_it_is_idle() -> None:
+    house = House(ONE)
+    three = version(number=3)
+    house.registry.others = {TWO.ref: TWO, three.ref: three}
+
+    async def story() -> None:
+        assert (await house.replica.acquire(TWO.ref)) == TWO
+        with pytest.raises(Unreachable, match="no more may be"):
+            await house.replica.acquire(three.ref)
+        house.replica.release(TWO.ref)
+        await house.until(lambda: TWO.ref not in house.engine.loaded)
+        with pytest.raises(NotFound):
+            await house.replica.acquire(VersionRef("bot", 9))
+
+    house.follow(story)
+
+
+def test_a_version_that_does_not_come_within_the_time_is_unreachable() -> None:
+    house = House(ONE)
+    house.registry.others[TWO.ref] = TWO
+    house.replica._settings = FAST.model_copy(update={"cold_seconds": 0.05})
+
+    async def story() -> None:
+        house.cache.gate.clear()
+        with pytest.raises(Unreachable, match=r"within 0.05 s"):
+            await house.replica.acquire(TWO.ref)
+        house.cache.gate.set()
 
     house.follow(story)

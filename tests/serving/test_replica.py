@@ -25,7 +25,7 @@ from typing import Any
 import openai
 import pytest
 
-from registry import promotion
+from registry import promotion, traffic
 from registry.base import LocalBase
 from registry.records import Version
 from registry.refs import VersionRef
@@ -67,11 +67,15 @@ class Server:
         request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
-                return answer.status, json.load(answer)
+                text = answer.read()
+                return answer.status, json.loads(text) if text.startswith(b"{") else text
         except urllib.error.HTTPError as error:
             with error:
                 text = error.read()
             return error.code, json.loads(text) if text.startswith(b"{") else text
+
+    def names(self) -> list[str]:
+        return [card.id for card in self.client.models.list()]
 
     def status(self) -> Any:
         return self.get("/loradock/status")[1]
@@ -118,13 +122,16 @@ def serving(home: Path, base: LocalBase, store: Store, scratch: Path) -> Iterato
         "LORADOCK_HOME": str(home),
         "LORADOCK_SERVE_POLL_SECONDS": "0.2",
         "LORADOCK_SERVE_DRAIN_SECONDS": "1",
+        "LORADOCK_SERVE_PINNED": "1",
+        "LORADOCK_SERVE_PROOF": "effect",  # test_parity has the whole proof
         "LORADOCK_SERVE_RETRY_SECONDS": "300",
         "VLLM_API_KEY": KEY,
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
     program = Path(sys.executable).with_name("loradock")
-    command = [program, "serve", "--base", base.base.id, "--port", str(port), "--", "--max-model-len", "512"]
+    command = [program, "serve", "--base", base.base.id, "--port", str(port), "--"]
+    command += ["--max-model-len", "512", "--dtype", "float32"]
     with log.open("wb") as sink:
         process = subprocess.Popen(command, env=environ, stdout=sink, stderr=subprocess.STDOUT)
     server = Server(f"http://127.0.0.1:{port}", home, log, process, base, store, scratch)
@@ -184,8 +191,11 @@ def test_the_list_of_models_tells_the_truth(server: Server) -> None:
     cards = {card.id: card for card in server.client.models.list()}
     assert {"SmolLM2-135M-Instruct", "listed"} <= cards.keys()
     assert not [name for name in cards if "/" in name]
-    card: Any = cards["listed"]
-    assert (card.root, card.parent, card.digest) == ("listed/1", "SmolLM2-135M-Instruct", version.facts.digest)
+    for name in ("listed", "listed@production"):
+        card: Any = cards[name]
+        assert (card.root, card.parent, card.digest) == ("listed/1", "SmolLM2-135M-Instruct", version.facts.digest)
+        assert card.loaded
+    assert set(cards) == set(server.names()), "each name that is listed answers, and no other"
 
 
 def test_aliases_move_under_load_without_a_failed_or_a_foreign_answer(server: Server) -> None:
@@ -279,11 +289,73 @@ def test_a_name_whose_alias_goes_is_taken_off(server: Server) -> None:
         server.complete("brief")
 
 
-@pytest.mark.parametrize("name", ["nobody", "first/1", "first@production", "../first"])
+@pytest.mark.parametrize("name", ["nobody", "first/9", "first@staging", "first@shadow", "../first"])
 def test_a_name_that_is_not_served_is_not_found_as_openai_says_it(name: str, server: Server) -> None:
     code, body = server.ask("POST", "/v1/completions", {"model": name, "prompt": "x", "max_tokens": 1})
     assert code == 404
-    assert (body["error"]["type"], body["error"]["param"], body["error"]["code"]) == ("NotFoundError", "model", 404)
+    assert (body["error"]["param"], body["error"]["code"]) == ("model", "model_not_found")
+    with pytest.raises(openai.NotFoundError):
+        server.complete(name)
+
+
+def test_the_headers_say_which_bytes_answered(server: Server) -> None:
+    version = server.promote(server.make("traced"))
+    server.until_answered_by(version)
+    for stream in (False, True):
+        with server.client.chat.completions.with_streaming_response.create(
+            model="traced",
+            messages=[{"role": "user", "content": "Hello"}],
+            max_tokens=4,
+            stream=stream,
+        ) as answer:
+            assert answer.headers["x-loradock-version"] == "traced/1"
+            assert answer.headers["x-loradock-digest"] == version.facts.digest
+            assert '"model":"traced/1"' in answer.read().decode()
+    raw = server.client.completions.with_raw_response.create(model="SmolLM2-135M-Instruct", prompt="x", max_tokens=1)
+    assert raw.headers["x-loradock-digest"] == server.base.base.weights_digest
+
+
+def test_a_version_by_its_number_is_loaded_when_asked_for_and_unloaded_again(server: Server) -> None:
+    one, two = server.make("numbered"), server.make("numbered")
+    server.until_answered_by(server.promote(two))
+    assert server.complete("numbered/1")[0] == str(one.ref)
+    assert server.complete("numbered")[0] == str(two.ref)
+    server.until(lambda found: "numbered/1" not in found["resident"])
+    assert server.complete("numbered/1")[0] == str(one.ref)
+
+
+def test_a_canary_answers_its_share_of_the_users_and_a_shadow_nobody(server: Server) -> None:
+    one, two = server.make("shared"), server.make("shared")
+    server.until_answered_by(server.promote(one))
+    promotion.promote(server.store, two.ref, "canary", actor="tester")
+    traffic.set_share(server.store, two.ref, "canary", 0.5, actor="tester")
+    server.until(lambda found: found["shares"].get("shared") and "shared@canary" in found["adapters"])
+
+    def answers(user: str) -> str:
+        return server.client.completions.create(model="shared", prompt="x", max_tokens=1, user=user).model
+
+    first = {user: answers(user) for user in "abcdefghijkl"}
+    assert set(first.values()) == {"shared/1", "shared/2"}
+    assert {user: answers(user) for user in first} == first
+    assert server.complete("shared@production", 1)[0] == "shared/1"
+    assert server.complete("shared@canary", 1)[0] == "shared/2"
+
+    traffic.set_share(server.store, two.ref, "canary", 0.0, actor="tester")
+    promotion.promote(server.store, two.ref, "shadow", actor="tester")
+    traffic.set_share(server.store, two.ref, "shadow", 1.0, actor="tester")
+    server.until(lambda found: found["shares"].get("shared", {}).keys() == {"shadow"})
+    assert {answers(user) for user in first} == {"shared/1"}
+    seen = 'loradock_requests_total{adapter="shared",outcome="ok",role="shadow",version="2"}'
+    server.until(lambda _: seen in server.get("/metrics", key="")[1].decode())
+
+
+def test_the_ledger_and_vllm_agree(server: Server) -> None:
+    """What `/v1/models` lists, what the ledger holds, and what answers, are one."""
+    status = server.status()
+    resident = set(status["resident"])
+    assert {row["version"] for row in status["adapters"].values()} <= resident
+    for name in server.names():
+        assert server.complete(name, 1)[0] in resident | {"SmolLM2-135M-Instruct"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""How a version comes to take traffic: fetched, verified, loaded, proven.
+
+Whatever goes wrong on the way, the version is out of the engine again, and its name stays where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Literal
+
+from registry.errors import NotServable
+from registry.records import Version
+from registry.reference import PROMPTS, Reference
+from registry.refs import VersionRef
+from serving.ports import Adapters, Engine, References
+from serving.probe import Prober, Proof
+
+_FETCHES: Final = 4
+"""How many versions are downloaded and hashed at once."""
+
+log = logging.getLogger(__name__)
+
+
+class Admission:
+    """The way into one engine; use it on the server's event loop only."""
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        references: References,
+        engine: Engine,
+        *,
+        proof: Literal["parity", "effect"],
+        precision: str,
+    ) -> None:
+        self._adapters, self._references, self._engine = adapters, references, engine
+        self._asks_for_parity = proof == "parity"
+        self._fetching = asyncio.Semaphore(_FETCHES)
+        self._turn = asyncio.Lock()
+        self._proofs: dict[VersionRef, Proof] = {}
+        self._prober = Prober(
+            lambda tokens: engine.scores(tokens, None),
+            lambda: [engine.tokens(prompt) for prompt in PROMPTS],
+            precision,
+        )
+
+    @property
+    def proofs(self) -> Mapping[VersionRef, Proof]:
+        """What the versions that are loaded showed."""
+        return MappingProxyType(self._proofs)
+
+    async def admit(self, version: Version) -> None:
+        """Fetch, verify, load and prove a version; from then on names may point at it.
+
+        Raises what `cache.Cache.directory` does, and NotServable when the engine or the proof refuses it.
+        """
+        async with self._fetching:
+            directory = await asyncio.to_thread(self._adapters.directory, version)
+            reference = await self._reference(version)
+        added = False
+        try:
+            async with self._turn:
+                await self._engine.add(version, directory)
+                added = True
+                await self._prove(version, reference)
+            self._engine.admit(version.ref)
+        except BaseException:
+            if added:
+                await self._discard(version.ref)
+            raise
+
+    def forget(self, ref: VersionRef) -> None:
+        """Drop what is known of a version that was unloaded."""
+        self._proofs.pop(ref, None)
+
+    async def lost(self) -> tuple[VersionRef, ...]:
+        """The versions that the engine dropped by itself, asked for while none is on its way in."""
+        async with self._turn:
+            return tuple(await self._engine.lost())
+
+    async def _reference(self, version: Version) -> Reference | None:
+        if not self._asks_for_parity:
+            return None
+        found = await asyncio.to_thread(self._references.of, version)
+        if found is None:
+            command = f"loradock record {version.ref}"
+            raise NotServable(str(version.ref), [f"no reference to hold it against; record one: {command}"])
+        return found
+
+    async def _prove(self, version: Version, reference: Reference | None) -> None:
+        proof = await self._prober.prove(lambda tokens: self._engine.scores(tokens, version.ref), reference)
+        if proof.fault:
+            raise NotServable(str(version.ref), [proof.fault])
+        self._proofs[version.ref] = proof
+        if reference:
+            await asyncio.to_thread(self._references.keep, reference)
+
+    async def _discard(self, ref: VersionRef) -> None:
+        try:
+            await self._engine.remove(ref)
+        except Exception:  # it was never pointed at, so nobody is harmed
+            log.exception("%s cannot be unloaded", ref)

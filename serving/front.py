@@ -1,0 +1,182 @@
+"""The one place where a request meets its version: model in, engine name out, and the answer says which it was.
+
+A version is chosen once, before vLLM sees the request, and held until the answer has ended: no move of a name and no
+unloading in between can reach it. It is named to vLLM as `support-bot/3`, which is what the answer then bears.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from registry.errors import NotFound, NotServable, Unreachable
+from registry.records import Version
+from registry.refs import VersionRef
+from serving import refusals
+from serving.calls import Asked, current
+from serving.guard import CALLER
+from serving.keyfile import BASE
+from serving.keys import Caller
+from serving.refusals import Denied
+from serving.table import Found, Table
+
+VERSION_HEADER: Final = "x-loradock-version"
+DIGEST_HEADER: Final = "x-loradock-digest"
+
+_OURS: Final = "/loradock/"
+_USERS: Final = ("safety_identifier", "user")
+"""Where OpenAI's API has the user of a client, newest name first."""
+
+
+class House(Protocol):
+    """What the front asks of the replica behind it."""
+
+    def table(self) -> Table:
+        """Which names answer now."""
+
+    async def acquire(self, ref: VersionRef) -> Version:
+        """Hold a version."""
+
+    def release(self, ref: VersionRef) -> None:
+        """Let it go."""
+
+
+class Quotas(Protocol):
+    """What the front asks of the keys."""
+
+    def admit(self, caller: Caller) -> Mapping[str, str]:
+        """Count a request, and say what is left in headers; raises Denied."""
+
+
+class Front:
+    """ASGI middleware, inside of the guard, over every request that names a model in a JSON body."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        house: Callable[[], House | None],
+        quotas: Quotas,
+        base_digest: Callable[[], str],
+        refused: Callable[[str, int], None],
+    ) -> None:
+        self._app, self._house, self._quotas = app, house, quotas
+        self._base_digest, self._refused = base_digest, refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Choose, hold, hand on; or answer with why not, in OpenAI's shape."""
+        house = self._house()
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http" or scope["method"] != "POST" or house is None or path.startswith(_OURS):
+            await self._app(scope, receive, send)
+            return
+        raw = await _read(receive)
+        if raw is None:  # the client left
+            return
+        try:
+            body = _parsed(raw)
+            if body is None:  # no JSON object: not a request for a model, or vLLM says what is wrong with it
+                await self._app(scope, _replay(raw, receive), send)
+                return
+            await self._answer(house, body, raw, scope, receive, send)
+        except Denied as denied:
+            self._refused(denied.caller, denied.status)
+            await denied.response()(scope, receive, send)
+
+    async def _answer(
+        self, house: House, body: dict[str, Any], raw: bytes, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        caller: Caller = scope[CALLER]
+        found = _find(house.table(), body, caller)
+        limits = self._quotas.admit(caller)
+        asked = Asked(found.name, found.role, caller.name)
+        if found.ref is None:
+            headers = {**limits, VERSION_HEADER: found.name, DIGEST_HEADER: self._base_digest()}
+            await self._hand_on(asked, scope, _replay(raw, receive), _with(headers, send))
+            return
+        version = await _acquired(house, found.ref, caller)
+        try:
+            headers = {**limits, VERSION_HEADER: str(found.ref), DIGEST_HEADER: version.facts.digest}
+            named = json.dumps({**body, "model": str(found.ref)}).encode()
+            await self._hand_on(asked, _sized(scope, len(named)), _replay(named, receive), _with(headers, send))
+        finally:
+            house.release(found.ref)
+
+    async def _hand_on(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
+        token = current.set(asked)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            current.reset(token)
+
+
+def _find(table: Table, body: Mapping[str, Any], caller: Caller) -> Found:
+    """What answers a request; raises Denied, and says nothing of names that a key may not call."""
+    model = body.get("model") or min(table.bases)
+    if not isinstance(model, str):
+        raise refusals.bad_request("`model` is not a string.", param="model", caller=caller.name)
+    if not caller.may(BASE if model in table.bases else model):
+        raise refusals.may_not_call(model, caller=caller.name)
+    user = next((str(body[key]) for key in _USERS if body.get(key)), caller.name)
+    if (found := table.find(model, user)) is None:
+        raise refusals.no_such_model(model, caller=caller.name)
+    return found
+
+
+async def _acquired(house: House, ref: VersionRef, caller: Caller) -> Version:
+    try:
+        return await house.acquire(ref)
+    except NotFound as error:
+        raise refusals.no_such_model(str(ref), caller=caller.name) from error
+    except NotServable as error:
+        raise refusals.unavailable(f"{ref} takes no traffic here.", caller=caller.name) from error
+    except Unreachable as error:
+        raise refusals.unavailable(f"{ref} is not loaded yet.", caller=caller.name) from error
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """A request's whole body; None where the client left before its end."""
+    pieces = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    """The body once, and after it whatever the client still does."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
+
+
+def _sized(scope: Scope, size: int) -> Scope:
+    headers = [(key, value) for key, value in scope["headers"] if key not in (b"content-length", b"transfer-encoding")]
+    return {**scope, "headers": [*headers, (b"content-length", str(size).encode())]}
+
+
+def _with(headers: Mapping[str, str], send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(headers)
+        await send(message)
+
+    return sending

@@ -1,0 +1,213 @@
+"""Who a request comes from, what that key may call, and how much it has left here.
+
+The keys are those of the file that `LORADOCK_SERVE_KEYS` names, read anew whenever it changes, and vLLM's own
+(`VLLM_API_KEY`, `--api-key`), each of which may do everything. Quotas count what this process serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from registry.errors import BadInput
+from serving import keyfile, refusals
+from serving.calls import Call
+from serving.keyfile import OWN, Key, KeyFile
+from serving.quota import Limit, Window
+
+_CHECK_SECONDS: Final = 1.0
+_LASTING: Final = 86400
+"""A quota of this period or more is not worth waiting for in a client."""
+
+_LONGEST: Final = 128
+"""No name, alias included, is longer; what a client writes is matched only up to here."""
+
+Kind = Literal["requests", "tokens"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is, and what that key may do."""
+
+    name: str = ""
+    admin: bool = False
+    allowed: re.Pattern[str] | None = None
+    """What the names that it may call look like; None where that is every name."""
+
+    @property
+    def restricted(self) -> bool:
+        """Whether there are names that it may not call."""
+        return self.allowed is not None
+
+    def may(self, model: str) -> bool:
+        """Whether it may call `support-bot`, `support-bot@canary`, `support-bot/3`, or the base as `@base`."""
+        return self.allowed is None or (len(model) <= _LONGEST and self.allowed.fullmatch(model) is not None)
+
+
+ANYBODY: Final = Caller()
+"""Whoever asks where no keys are configured."""
+
+
+class Keys:
+    """The keys in force; `follow` beside the server, the rest on its event loop."""
+
+    def __init__(
+        self,
+        file: Path | None = None,
+        own: Sequence[str] = (),
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Read the file; raises BadInput when it is not there or cannot be meant."""
+        self._file, self._clock, self._now = file, clock, now
+        self._own = [keyfile.digest(secret) for secret in own]
+        self._known: list[tuple[bytes, Caller, Key]] = []
+        self._windows: dict[str, dict[tuple[Kind, Limit], Window]] = {}
+        self._stamp: tuple[int, ...] = ()
+        self.error = ""
+        """Why the file that is there now is not in force; empty where it is."""
+        if file:
+            self.refresh()
+        if self.error:
+            raise BadInput(self.error, hint="`loradock keys --add` writes one; or unset LORADOCK_SERVE_KEYS")
+
+    @property
+    def configured(self) -> bool:
+        """Whether a request needs a key; also with a file that has none, and then nobody gets in."""
+        return bool(self._file or self._own)
+
+    def caller(self, headers: Mapping[str, str]) -> Caller:
+        """Whose key `Authorization: Bearer KEY` holds; ANYBODY where none is configured. Raises Denied, 401.
+
+        Every known hash is compared, each in constant time.
+        """
+        if not self.configured:
+            return ANYBODY
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not secret:
+            raise refusals.unauthorized("This server asks for an API key: send it as `Authorization: Bearer KEY`.")
+        given = keyfile.digest(secret)
+        found = [Caller(OWN, admin=True) for own in self._own if hmac.compare_digest(own, given)]
+        matches = [(caller, key) for known, caller, key in self._known if hmac.compare_digest(known, given)]
+        if found:
+            return found[0]
+        if not matches:
+            raise refusals.unauthorized("The API key is not known here.")
+        caller, key = matches[0]
+        if key.expired(self._now()):
+            raise refusals.unauthorized(f"The key {caller.name!r} expired at {key.expires}.", caller=caller.name)
+        return caller
+
+    def admit(self, caller: Caller) -> dict[str, str]:
+        """Count one request, and say in `x-ratelimit-*` headers what is left. Raises Denied, 429, and counts nothing.
+
+        Tokens are counted when a call ends: the calls that run when the last of them is used are still served.
+        """
+        windows, now = self._windows.get(caller.name, {}), self._clock()
+        full = [(window.wait(now), kind, limit) for (kind, limit), window in windows.items()]
+        wait, kind, limit = max(full, key=lambda one: one[0], default=(0.0, "requests", None))
+        if wait > 0 and limit:
+            lasting = limit.seconds >= _LASTING
+            headers = _headers(windows, now)
+            raise refusals.over_quota(kind, str(limit), wait, lasting=lasting, headers=headers, caller=caller.name)
+        for (kind, _), window in windows.items():
+            if kind == "requests":
+                window.add(now, 1)
+        return _headers(windows, now)
+
+    def ended(self, call: Call) -> None:
+        """Count the tokens of a call that has ended; nobody asked for a shadow's."""
+        if call.asked.role != "shadow":
+            self.spend(call.asked.caller, call.prompt_tokens + call.output_tokens)
+
+    def spend(self, name: str, tokens: int) -> None:
+        """Count tokens against the key of this name, if it is still there."""
+        for (kind, _), window in self._windows.get(name, {}).items():
+            if kind == "tokens":
+                window.add(self._clock(), tokens)
+
+    async def follow(self) -> None:
+        """Read the file again whenever it has changed, until cancelled."""
+        while self._file:
+            await asyncio.sleep(_CHECK_SECONDS)
+            await asyncio.to_thread(self.refresh)
+
+    def refresh(self) -> None:
+        """Read the file if it is another than before; one that cannot be read leaves the last good keys in force."""
+        if self._file is None:
+            return
+        try:
+            with self._file.open("rb") as file:
+                found = os.fstat(file.fileno())
+                stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
+                if stamp == self._stamp:
+                    return
+                data = file.read()
+            self._stamp = stamp
+            self._take(keyfile.parse(data, what=str(self._file)))
+        except (BadInput, OSError) as error:
+            if isinstance(error, OSError):
+                self._stamp = ()
+            self._refuse(error)
+
+    def _take(self, found: KeyFile) -> None:
+        # Each is one assignment, so that a request on another thread sees the old or the new, and never half.
+        windows = self._windows
+        self._windows = {name: _windows(key, windows.get(name, {})) for name, key in found.keys.items()}
+        self._known = [
+            (bytes.fromhex(key.sha256), Caller(name, key.admin, key.allows()), key) for name, key in found.keys.items()
+        ]
+        self.error = ""
+        log.info("%d keys are in force, as %s has them", len(self._known), self._file)
+
+    def _refuse(self, error: BadInput | OSError) -> None:
+        reason = (
+            error.strerror or str(error) if isinstance(error, OSError) else "; ".join([str(error), *error.problems])
+        )
+        text = reason if str(self._file) in reason else f"{self._file} cannot be read: {reason}"
+        if text != self.error:
+            log.error("%s; the keys that were in force stay so", text)
+        self.error = text
+
+    def status(self) -> dict[str, Any]:
+        """What a replica says of its keys; not their names, since every caller may ask for it."""
+        return {
+            "file": str(self._file) if self._file else None,
+            "count": len(self._known),
+            "error": self.error,
+        }
+
+
+def _windows(key: Key, before: Mapping[tuple[Kind, Limit], Window]) -> dict[tuple[Kind, Limit], Window]:
+    """A key's windows; a limit that it had before keeps what was counted."""
+    limits: list[tuple[Kind, Limit]] = [("requests", limit) for limit in key.requests]
+    limits += [("tokens", limit) for limit in key.tokens]
+    return {entry: before.get(entry) or Window(entry[1]) for entry in limits}
+
+
+def _headers(windows: Mapping[tuple[Kind, Limit], Window], now: float) -> dict[str, str]:
+    """OpenAI's headers, of the limit of each kind that has the least left."""
+    headers: dict[str, str] = {}
+    kinds: tuple[Kind, ...] = ("requests", "tokens")
+    for kind in kinds:
+        of_kind = [window for (each, _), window in windows.items() if each == kind]
+        if of_kind:
+            tightest = min(of_kind, key=lambda window: window.remaining(now))
+            headers |= {
+                f"x-ratelimit-limit-{kind}": str(tightest.limit.most),
+                f"x-ratelimit-remaining-{kind}": str(tightest.remaining(now)),
+                f"x-ratelimit-reset-{kind}": f"{tightest.reset(now):.0f}s",
+            }
+    return headers

@@ -1,0 +1,102 @@
+"""`POST /loradock/nudge`: have the registry read now, in place of within a second or whatever the poll is set to.
+
+MLflow's webhooks send it, signed; so may any caller with a key. It says nothing that is believed: the replica looks for
+itself, and not oftener than ten times a second, so that a repeated delivery is harmless.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from serving import refusals
+from serving.keys import Keys
+from serving.refusals import Denied
+
+SIGNATURE: Final = "x-mlflow-signature"
+TIMESTAMP: Final = "x-mlflow-timestamp"
+DELIVERY: Final = "x-mlflow-delivery-id"
+
+REPLAY_SECONDS: Final = 300.0
+"""How old a delivery may be, or how far ahead the sender's clock."""
+
+_MOST_BYTES: Final = 64 * 1024
+
+
+def signed(secret: str, headers: Mapping[str, str], body: bytes, *, now: float) -> bool:
+    """Whether MLflow sent this within the last five minutes: HMAC-SHA256 over delivery id, Unix time and body.
+
+    The form is that of MLflow's `webhooks/delivery.py`, which follows standardwebhooks.com: `v1,BASE64`.
+    """
+    delivery, sent = headers.get(DELIVERY, ""), headers.get(TIMESTAMP, "")
+    version, _, given = headers.get(SIGNATURE, "").partition(",")
+    if not secret or not delivery or version != "v1" or not (sent.isascii() and sent.isdigit()):
+        return False
+    expected = hmac.new(secret.encode(), f"{delivery}.{sent}.".encode() + body, hashlib.sha256).digest()
+    try:
+        right = hmac.compare_digest(base64.b64decode(given, validate=True), expected)
+    except (binascii.Error, ValueError):
+        return False
+    return right and abs(now - int(sent)) <= REPLAY_SECONDS
+
+
+class Nudges:
+    """The route's work: who may nudge."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        secret: str,
+        wake: Callable[[], None],
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._keys, self._secret, self._wake, self._now = keys, secret, wake, now
+
+    async def answer(self, request: Request) -> JSONResponse:
+        """202, and the registry is read; else why not."""
+        try:
+            await self._check(request)
+        except Denied as denied:
+            return denied.response()
+        self._wake()
+        return JSONResponse({"polling": True}, status_code=202)
+
+    async def _check(self, request: Request) -> None:
+        """Raises Denied unless it is signed, or has a key, or comes from this machine where there are neither."""
+        if SIGNATURE in request.headers and self._secret:
+            body = await _body(request)
+            if not signed(self._secret, request.headers, body, now=self._now()):
+                raise refusals.unauthorized("The signature is not MLflow's with this secret, or is over 5 minutes old.")
+            return
+        if self._keys.configured:
+            self._keys.caller(request.headers)
+        elif self._secret:
+            raise refusals.unauthorized("A nudge must be signed with this replica's webhook secret.")
+        elif not _is_local(request):
+            raise refusals.forbidden("Without keys and a webhook secret, a nudge is taken from this machine only.")
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MOST_BYTES:
+            raise refusals.bad_request("A delivery is not as long as this.")
+    return body
+
+
+def _is_local(request: Request) -> bool:
+    try:
+        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,83 @@
+"""How much of something is allowed in any minute, hour or day, and how much of it is used."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+_LIMIT: Final = re.compile(r"([1-9][0-9]{0,14})/([smhd])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SLOTS: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `most` in any `seconds`; written `60/m`."""
+
+    most: int
+    seconds: int
+
+    @classmethod
+    def parse(cls, text: object) -> Limit:
+        """`60/m`, with s, m, h or d for the period; raises ValueError."""
+        if isinstance(text, Limit):
+            return text
+        found = _LIMIT.fullmatch(text) if isinstance(text, str) else None
+        if not found:
+            raise ValueError(f"{text!r} is not a limit; write NUMBER/PERIOD, as in 60/m, with s, m, h or d")
+        return cls(int(found[1]), _SECONDS[found[2]])
+
+    def __str__(self) -> str:
+        unit = next(unit for unit, seconds in _SECONDS.items() if seconds == self.seconds)
+        return f"{self.most}/{unit}"
+
+
+class Window:
+    """What was used of a limit of late: a sliding window, kept as at most 61 sums however much is counted.
+
+    A sum covers a sixtieth of the period, and counts until its last moment is one whole period ago. So no period sees
+    more than the limit, and what was used is free again after at most 61 sixtieths of it.
+    """
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self._width = limit.seconds / _SLOTS
+        self._sums: deque[tuple[int, int]] = deque()
+        self._used = 0
+
+    def used(self, now: float) -> int:
+        """What counts at this moment; more than the limit where amounts are known only afterwards."""
+        while self._sums and self._free_at(self._sums[0][0]) <= now:
+            self._used -= self._sums.popleft()[1]
+        return self._used
+
+    def remaining(self, now: float) -> int:
+        """What may still be used."""
+        return max(0, self.limit.most - self.used(now))
+
+    def add(self, now: float, amount: int) -> None:
+        """Count something; `now` never goes back."""
+        used, slot = self.used(now), int(now // self._width)
+        before = self._sums.pop()[1] if self._sums and self._sums[-1][0] == slot else 0
+        self._sums.append((slot, before + amount))
+        self._used = used + amount
+
+    def wait(self, now: float) -> float:
+        """Seconds until there is room for one more; 0 where there is."""
+        left = self.used(now)
+        for slot, amount in self._sums:
+            if left < self.limit.most:
+                break
+            left -= amount
+            if left < self.limit.most:
+                return self._free_at(slot) - now
+        return 0.0
+
+    def reset(self, now: float) -> float:
+        """Seconds until nothing counts any more."""
+        return self._free_at(self._sums[-1][0]) - now if self.used(now) or self._sums else 0.0
+
+    def _free_at(self, slot: int) -> float:
+        return (slot + _SLOTS + 1) * self._width

@@ -1,0 +1,221 @@
+"""What every request passes, on an ASGI application that says what reached it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from registry.errors import NotFound, NotServable, Unreachable
+from registry.records import Version
+from registry.refs import VersionRef
+from serving import refusals
+from serving.calls import Asked, current
+from serving.desired import Desired
+from serving.front import Front
+from serving.guard import CALLER
+from serving.keys import ANYBODY, Caller
+from serving.table import Table
+from tests.serving.test_reconcile import version
+
+ONE, TWO = version(number=1), version(number=2)
+
+
+class House:
+    """A replica whose versions can be had, or not."""
+
+    def __init__(self) -> None:
+        self.held: dict[VersionRef, int] = {ONE.ref: 0, TWO.ref: 0}
+        self.error: Exception | None = None
+
+    def table(self) -> Table:
+        desired, pointed = Desired({"bot": ONE, "bot@canary": TWO}), {"bot": ONE.ref, "bot@canary": TWO.ref}
+        return Table(frozenset({"smol"}), desired, pointed, pinned=True)
+
+    async def acquire(self, ref: VersionRef) -> Version:
+        if self.error:
+            raise self.error
+        self.held[ref] += 1
+        return {ONE.ref: ONE, TWO.ref: TWO}[ref]
+
+    def release(self, ref: VersionRef) -> None:
+        self.held[ref] -= 1
+
+
+class Quotas:
+    full = False
+
+    def admit(self, caller: Caller) -> Mapping[str, str]:
+        if self.full:
+            raise refusals.over_quota("requests", "1/m", 5, lasting=False, headers={}, caller=caller.name)
+        return {"x-ratelimit-remaining-requests": "7"}
+
+
+class Street:
+    """A front, what stands behind it, and what reached that."""
+
+    def __init__(self) -> None:
+        self.house, self.quotas = House(), Quotas()
+        self.caller = ANYBODY
+        self.seen: list[tuple[Any, Asked | None, dict[VersionRef, int]]] = []
+        self.refused: list[tuple[str, int]] = []
+        self.front = Front(
+            self.behind,
+            house=lambda: self.house,
+            quotas=self.quotas,
+            base_digest=lambda: "of-the-base",
+            refused=lambda key, status: self.refused.append((key, status)),
+        )
+
+    async def behind(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        headers = dict(scope["headers"])
+        assert int(headers.get(b"content-length", len(body))) == len(body)
+        self.seen.append((body, current.get(), dict(self.house.held)))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    async def guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.front({**scope, CALLER: self.caller}, receive, send)
+
+    def ask(self, body: Any, path: str = "/v1/completions", method: str = "POST") -> httpx.Response:
+        async def asking() -> httpx.Response:
+            transport = httpx.ASGITransport(self.guarded)
+            async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+                content = body if isinstance(body, bytes) else json.dumps(body).encode()
+                return await client.request(method, path, content=content)
+
+        return asyncio.run(asking())
+
+
+def test_a_name_becomes_its_version_which_is_held_while_it_answers() -> None:
+    street = Street()
+    answer = street.ask({"model": "bot", "prompt": "Größe", "user": "ann"})
+    assert (answer.status_code, answer.text) == (200, "done")
+    assert answer.headers["x-loradock-version"] == "bot/1"
+    assert answer.headers["x-loradock-digest"] == ONE.facts.digest
+    assert answer.headers["x-ratelimit-remaining-requests"] == "7"
+    ((body, asked, held),) = street.seen
+    assert json.loads(body) == {"model": "bot/1", "prompt": "Größe", "user": "ann"}
+    assert asked == Asked("bot", "production", "")
+    assert held[ONE.ref] == 1
+    assert not any(street.house.held.values())
+    assert current.get() is None
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"), [("bot@canary", "bot/2"), ("bot/2", "bot/2"), ("bot@production", "bot/1")]
+)
+def test_other_ways_to_name_a_version(model: str, expected: str) -> None:
+    street = Street()
+    assert street.ask({"model": model}).headers["x-loradock-version"] == expected
+    assert json.loads(street.seen[0][0])["model"] == expected
+
+
+@pytest.mark.parametrize("body", [{"model": "smol", "n": 1}, {"prompt": "x"}, {"model": None}, {"model": ""}])
+def test_the_base_s_requests_go_on_as_they_are(body: Any) -> None:
+    street = Street()
+    answer = street.ask(body)
+    assert (answer.headers["x-loradock-version"], answer.headers["x-loradock-digest"]) == ("smol", "of-the-base")
+    assert json.loads(street.seen[0][0]) == body
+    assert street.seen[0][1] == Asked("smol", "base", "")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe", b'"text"'])
+def test_what_is_no_json_object_is_vllm_s_to_answer(body: bytes) -> None:
+    street = Street()
+    assert street.ask(body).status_code == 200
+    assert street.seen == [(body, None, {ONE.ref: 0, TWO.ref: 0})]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("POST", "/loradock/nudge")])
+def test_what_names_no_model_passes(method: str, path: str) -> None:
+    street = Street()
+    assert "x-loradock-version" not in street.ask({"model": "bot"}, path, method).headers
+    assert json.loads(street.seen[0][0]) == {"model": "bot"}
+
+
+@pytest.mark.parametrize("model", ["nobody", "nobody@canary", "bot@shadow", "../bot", "x" * 300])
+def test_an_unknown_name_is_not_found_as_openai_says_it(model: str) -> None:
+    street = Street()
+    answer = street.ask({"model": model})
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "model", "model_not_found")
+    assert street.refused == [("", 404)]
+    assert not street.seen
+
+
+def test_a_model_that_is_no_text_is_a_bad_request() -> None:
+    assert Street().ask({"model": ["bot"]}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(NotFound("no"), 404), (NotServable("bot/1", ["no effect"]), 503), (Unreachable("not within 60 s"), 503)],
+)
+def test_a_version_that_cannot_be_had(error: Exception, status: int) -> None:
+    street = Street()
+    street.house.error = error
+    answer = street.ask({"model": "bot"})
+    assert answer.status_code == status
+    assert "no effect" not in answer.text, "why is for whoever runs the replica"
+    assert not street.seen
+
+
+def test_a_key_calls_what_it_may_and_learns_nothing_else() -> None:
+    import re
+
+    street = Street()
+    street.caller = Caller("ann", allowed=re.compile(r"bot"))
+    assert street.ask({"model": "bot"}).status_code == 200
+    assert street.seen[-1][1] == Asked("bot", "production", "ann")
+    for model in ("bot@canary", "bot/1", "nobody", "smol"):
+        assert street.ask({"model": model}).status_code == 403, model
+    assert street.ask({"prompt": "x"}).status_code == 403, "no model is the base to vLLM"
+    assert street.refused[-1] == ("ann", 403)
+
+
+def test_a_key_that_has_used_its_quota_holds_nothing() -> None:
+    street = Street()
+    street.quotas.full = True
+    answer = street.ask({"model": "bot"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+    assert not street.seen
+
+
+def test_a_version_is_let_go_when_the_answer_fails() -> None:
+    street = Street()
+
+    async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("broken")
+
+    street.front._app = breaks
+    with pytest.raises(RuntimeError):
+        street.ask({"model": "bot"})
+    assert not any(street.house.held.values())
+    assert current.get() is None
+
+
+def test_a_client_that_leaves_while_it_still_speaks_reaches_nothing() -> None:
+    street = Street()
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], CALLER: ANYBODY}
+    asyncio.run(street.front(scope, receive, send))
+    assert not street.seen
