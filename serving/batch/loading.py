@@ -1,0 +1,94 @@
+"""From versions to an engine that answers by them: fetched, verified, loaded and proven, each before its first row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+
+from registry.base import LocalBase
+from registry.errors import LoradockError, NotServable
+from registry.records import Version
+from registry.reference import Reference
+from registry.refs import VersionRef
+from registry.settings import Settings
+from registry.store import Store
+from serving import launch
+from serving.batch.answering import Engine
+from serving.cache import Cache
+from serving.references import References
+
+Found = TypeVar("Found")
+
+
+class Boot(Protocol):
+    """How an engine is made: `serving.batch.offline.boot`."""
+
+    def __call__(
+        self, local: LocalBase, ranks: Sequence[int], *, max_loras: int | None, extra: Sequence[str]
+    ) -> Engine:
+        """Load a base, ready for adapters of these ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What an engine for one base needs besides the versions."""
+
+    settings: Settings
+    local: LocalBase
+    proof: Literal["parity", "effect"]
+    boot: Boot
+
+    def engine(self, versions: Collection[Version], *, max_loras: int | None, extra: Sequence[str]) -> Engine:
+        """An engine that holds every version; raises the first error, with all others among its problems."""
+        ranks = [version.facts.rank for version in versions]
+        cache = Cache(
+            self.settings.adapters,
+            lambda version, into: Store(self.settings).download(version.source, into, what=str(version.ref)),
+            base_config=self.local.config,
+            max_rank=launch.rank_limit(ranks),
+        )
+        references = References(
+            self.settings.root / "references",
+            self.local.base,
+            lambda digest: Store(self.settings).find_reference(digest, self.local.base),
+        )
+
+        def fetch(version: Version) -> tuple[Path, Reference | None]:
+            return cache.directory(version), self._reference(version, references)
+
+        def load(version: Version) -> None:
+            directory, reference = fetched[version.ref]
+            engine.load(version, directory, reference)
+            if reference:
+                references.keep(reference)
+
+        fetched = _each(versions, fetch)
+        engine = self.boot(self.local, ranks, max_loras=max_loras, extra=extra)
+        _each(versions, load)
+        return engine
+
+    def _reference(self, version: Version, references: References) -> Reference | None:
+        """What PEFT says with a version; None where its effect is proof enough."""
+        if self.proof == "effect":
+            return None
+        if found := references.of(version):
+            return found
+        command = f"loradock record {version.ref}"
+        raise NotServable(str(version.ref), [f"no reference to hold it against; record one: {command}"])
+
+
+def _each(versions: Collection[Version], action: Callable[[Version], Found]) -> dict[VersionRef, Found]:
+    """The action's result for each version; raises the first error, with the others among its problems."""
+    results: dict[VersionRef, Found] = {}
+    errors: list[LoradockError] = []
+    for version in versions:
+        try:
+            results[version.ref] = action(version)
+        except LoradockError as error:
+            errors.append(error)
+    if errors:
+        errors[0].problems += tuple(str(error) for error in errors[1:])
+        raise errors[0]
+    return results
