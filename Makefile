@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-fast lint lock clean
+.PHONY: install demo test test-fast lint lock docs clean
 
 install: $(INSTALLED)
 
@@ -33,5 +33,9 @@ lint: install
 lock: install  ## resolve the versions anew, from pyproject.toml
 	@$(BIN)/python requirements/lock.py
 
+docs: install  ## the documentation, into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "built into site/; to read it: $(BIN)/python -m http.server --directory site --bind 127.0.0.1"
+
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache

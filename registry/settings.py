@@ -3,36 +3,88 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from registry.errors import BadInput
 
 
-class Settings(BaseSettings):
+class FromEnvironment(BaseSettings):
+    """Settings whose meanings are their docstrings, and whose faults name the variable; raises BadInput.
+
+    An empty variable is one that is not set.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, populate_by_name=True, env_ignore_empty=True, use_attribute_docstrings=True
+    )
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except (ValidationError, SettingsError) as error:
+            raise BadInput(
+                f"a setting cannot be meant: {self._told(error)}",
+                hint="set it anew or unset it; `loradock settings` says what each means",
+            ) from error
+
+    @classmethod
+    def variables(cls) -> Mapping[str, FieldInfo]:
+        """Each setting by the variable that it is read from."""
+        return {cls._variable(name): field for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def _variable(cls, name: str) -> str:
+        field = cls.model_fields.get(name)  # pydantic names a field that has an alias by that
+        if field is None:
+            return name
+        return str(field.validation_alias or f"{cls.model_config['env_prefix']}{name.upper()}")
+
+    @classmethod
+    def _told(cls, error: ValidationError | SettingsError) -> str:
+        """Which variables, and what is wrong; not their values, since a secret may stand in the wrong one."""
+        if isinstance(error, SettingsError):
+            return str(error)
+        faults = error.errors(include_url=False, include_input=False)
+        return "; ".join(f"{cls._variable(str(fault['loc'][0]))}: {fault['msg']}" for fault in faults)
+
+
+class Settings(FromEnvironment):
     """Read once, at the edge, by the command that needs them."""
 
-    model_config = SettingsConfigDict(env_prefix="LORADOCK_", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="LORADOCK_")
 
     home: Path = Field(default=Path.home() / ".loradock")
-    """Holds the embedded MLflow store (mlflow.db, artifacts/) and what a serving replica keeps."""
+    """The embedded MLflow store, its logs, and what a replica keeps."""
     cache: Path = Field(default=Path.home() / ".cache" / "loradock")
-    """Holds what can be made again: base models that were converted."""
+    """What can be made again: base models that were converted."""
     tracking_uri: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI")
-    """MLflow's own variable; empty for the embedded store under `home`."""
+    """An MLflow server, in place of the embedded store under `LORADOCK_HOME`."""
     experiment: str = Field(default="loradock", validation_alias="MLFLOW_EXPERIMENT_NAME")
-    """MLflow's own variable: the experiment that training runs go to."""
+    """The experiment that training runs go to."""
     actor: str = Field(default_factory=getpass.getuser)
-    """Who moves aliases, as history tells it."""
+    """Who moves aliases, as history tells it; by default the login name."""
     keep: int = Field(default=10, ge=0)
     """How many of an adapter's newest versions, and of each alias's versions to roll back to, `gc` leaves."""
     replicas: str = ""
-    """The URLs of the serving replicas, with commas between; `gc` asks each what it holds."""
+    """The URLs of the serving replicas, with commas between; told of moves, and asked by `gc` what they hold."""
+    api_key: SecretStr = Field(default=SecretStr(""), validation_alias="VLLM_API_KEY")
+    """The key that a replica asks for, and that commands give to it."""
 
     @property
     def store_uri(self) -> str:
         """The tracking and registry URI in force."""
         return self.tracking_uri or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def replica_urls(self) -> tuple[str, ...]:
+        """Where the serving replicas are."""
+        return tuple(url.strip() for url in self.replicas.split(",") if url.strip())
 
     @property
     def root(self) -> Path:

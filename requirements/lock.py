@@ -17,6 +17,7 @@ def compile_lock(build: str, extra: str, *options: str) -> None:
         [
             *(PYTHON, "-m", "uv", "pip", "compile", "--quiet", "--no-annotate", "--python-version", "3.11"),
             *("--custom-compile-command", "make lock", "--extra", "train", "--extra", extra, "--group", "dev"),
+            *("--group", "docs"),
             *(*options, "--output-file", HERE / f"{build}.txt", ROOT / "pyproject.toml"),
         ],
         check=True,

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from registry.cli import VERBS
+from registry.cli import VERBS, settings
 from registry.policy import Rules
-from registry.settings import Settings
-from serving.settings import ServingSettings
 from trainer import catalogue
 from trainer.recipe import Recipe
 
@@ -49,10 +47,10 @@ def test_every_rule_of_a_policy_is_documented_and_no_other() -> None:
     assert first_cells("docs/policy.md") == list(Rules.model_fields)
 
 
-def test_every_setting_is_documented_and_no_other() -> None:
-    names = [str(field.validation_alias or f"LORADOCK_{name.upper()}") for name, field in Settings.model_fields.items()]
-    names += [f"LORADOCK_SERVE_{name.upper()}" for name in ServingSettings.model_fields]
-    assert sorted(first_cells("README.md", "Settings")) == sorted(names)
+def test_the_readme_says_of_every_setting_what_the_code_says_of_it() -> None:
+    rows = [row.markdown for target in settings.OURS for row in settings.ours(settings.load(target), {})]
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Settings\n")[1].split("\n## ")[0]
+    assert [line for line in section.splitlines() if line.startswith("| `")] == rows
 
 
 def test_every_verb_is_documented_and_no_other() -> None:
@@ -62,4 +60,5 @@ def test_every_verb_is_documented_and_no_other() -> None:
 def test_links_between_the_documents_lead_somewhere() -> None:
     for file in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text(encoding="utf-8")):
-            assert (file.parent / target).exists(), (file, target)
+            if "reference/" not in target:  # made when the site is built, which holds the links to it itself
+                assert (file.parent / target).exists(), (file, target)

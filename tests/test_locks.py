@@ -24,7 +24,8 @@ def pins(build: str) -> dict[str, str]:
 
 def asked_for(build: str) -> list[Requirement]:
     extras = PROJECT["project"]["optional-dependencies"]
-    lines = [*PROJECT["project"]["dependencies"], *extras["train"], *PROJECT["dependency-groups"]["dev"]]
+    groups = PROJECT["dependency-groups"]
+    lines = [*PROJECT["project"]["dependencies"], *extras["train"], *groups["dev"], *groups["docs"]]
     return [Requirement(line) for line in [*lines, *extras["serve-cpu" if build == "cpu" else "serve"]]]
 
 

@@ -9,6 +9,7 @@ import sys
 from typing import Any, Final, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from registry.errors import LoradockError
 
@@ -22,6 +23,7 @@ class Verb(NamedTuple):
 
 
 VERBS: Final = {
+    "up": Verb("Start", "serving.up_cli:up", "Bring up MLflow's UI and a serving replica on this machine's store."),
     "train": Verb("Train", "trainer.cli:train", "Train an adapter from a recipe and log the run to MLflow."),
     "plan": Verb("Train", "trainer.plan_cli:plan", "Say what a training needs before it runs, and whether it fits."),
     "methods": Verb("Train", "trainer.methods_cli:methods", "List the methods that a recipe can name."),
@@ -29,6 +31,9 @@ VERBS: Final = {
     "register": Verb("Registry", "registry.cli.versions:register", "Make an immutable version of a run's adapter."),
     "import": Verb(
         "Registry", "registry.cli.versions:import_", "Make a version of an adapter that was trained elsewhere."
+    ),
+    "record": Verb(
+        "Registry", "registry.cli.record:record", "Record what PEFT says with a version, for replicas to be held against."
     ),
     "check": Verb("Registry", "registry.cli.doctor:check", "Say whether vLLM can serve an adapter, and why not."),
     "evaluate": Verb(
@@ -54,6 +59,14 @@ VERBS: Final = {
     "gc": Verb("Registry", "registry.cli.gc:gc", "Delete the versions that nothing needs, and their bytes."),
     "serve": Verb("Serve", "serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
     "status": Verb("Serve", "serving.cli:status", "Show what a serving replica holds and answers with."),
+    "settings": Verb(
+        "Setup", "registry.cli.settings:settings", "Show every setting: its value, where that comes from, its meaning."
+    ),
+    "completion": Verb(
+        "Setup", "registry.cli.completion:completion", "Print the script by which a shell completes verbs and refs."
+    ),
+    "keys": Verb("Serve", "serving.keys_cli:keys", "List, add or remove the API keys of serving replicas."),
+    "generate": Verb("Serve", "serving.generate_cli:generate", "Answer a file of prompts with many adapters, offline."),
 }
 
 
@@ -71,6 +84,11 @@ class Root(click.Group):
         module, _, attribute = verb.target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        """What a shell completes a first word to: verbs from the table alone, and options."""
+        verbs = [CompletionItem(name, help=verb.help) for name, verb in VERBS.items() if name.startswith(incomplete)]
+        return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verbs by room, from the table alone."""
@@ -97,6 +115,8 @@ def main() -> None:
     logger = logging.getLogger("registry")
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
+    if "_LORADOCK_COMPLETE" in os.environ:
+        importlib.import_module("registry.cli.completion")  # how bash hands over a word with an @ in it
     try:
         cli.main(prog_name="loradock", standalone_mode=False)
     except click.exceptions.Abort:

@@ -14,6 +14,7 @@ from registry import check as checks
 from registry import promotion, refs, versions
 from registry.artifact import verify as verify_files
 from registry.check.mend import Mended, mend
+from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
 from registry.cli.shared import base_option
 from registry.errors import NotFound, NotServable
@@ -23,7 +24,7 @@ from registry.store import Store
 
 
 @click.command()
-@click.argument("target", metavar="REF|DIR")
+@click.argument("target", metavar="REF|DIR", shell_complete=complete_ref)
 @base_option(required=False)
 @click.option(
     "--max-lora-rank",

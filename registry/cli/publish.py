@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 import click
 
 from registry import promotion, publish, refs
+from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
 from registry.settings import Settings
 from registry.store import Store
 
 
 @click.command("publish")
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete_ref)
 @click.option("--repo", required=True, metavar="ORG/NAME", help="The model repository; made when there is none.")
 @click.option("--public", is_flag=True, help="Let everybody see it; without, a new repository is private.")
 @click.option("--merged", is_flag=True, help="Publish the newest model that `loradock merge REF` made.")

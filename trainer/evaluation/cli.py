@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from registry import refs
+from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
 from registry.evidence import PERPLEXITY, Interval, Subject
 from registry.settings import Settings
@@ -21,7 +22,7 @@ _SUBJECTS: tuple[Subject, ...] = ("candidate", "incumbent", "base")
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete_ref)
 @click.option("--data", required=True, help="Rows that it never saw: a file, a directory, or ORG/NAME on the Hub.")
 @click.option(
     "--metric",
