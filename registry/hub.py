@@ -22,12 +22,15 @@ _MODEL_FILES: Final = ("*.safetensors", "*.safetensors.index.json", "*.json", "*
 _DATASET_FILES: Final = ("*.jsonl", "*.json", "*.csv", "*.parquet", "README.md")
 
 
-def snapshot(repository: str, revision: str | None) -> Path:
+def snapshot(repository: str, revision: str | None, *, here: bool = False) -> Path:
     """A model repository's safetensors, configuration and tokenizer on this machine, in a directory named by commit.
 
-    Pickled weights are never fetched. Raises NotFound or Unreachable.
+    Pickled weights are never fetched. With `here` the Hub is asked for nothing. Raises NotFound or Unreachable.
     """
-    return _snapshot(repository, revision, "model", _MODEL_FILES)
+    path = _snapshot(repository, revision, "model", _MODEL_FILES, here=here)
+    if here and not _has_weights(path):
+        raise _not_here(repository)
+    return path
 
 
 def adapter(repository: str, revision: str | None, *, pickled: bool) -> Path:
@@ -57,7 +60,21 @@ def dataset_snapshot(repository: str, revision: str | None) -> Path:
     return _snapshot(repository, revision, "dataset", _DATASET_FILES)
 
 
-def _snapshot(repository: str, revision: str | None, kind: str, patterns: tuple[str, ...]) -> Path:
+def _has_weights(path: Path) -> bool:
+    """Whether a snapshot in the cache has them all: other programs, and a broken download, leave a part of it."""
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(path.glob("*.safetensors"))
+    return all((path / name).is_file() for name in json.loads(index.read_text("utf-8"))["weight_map"].values())
+
+
+def _not_here(repository: str) -> NotFound:
+    return NotFound(f"the model {repository!r} of the Hub is not on this machine, or not all of it")
+
+
+def _snapshot(
+    repository: str, revision: str | None, kind: str, patterns: tuple[str, ...], *, here: bool = False
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
@@ -73,7 +90,13 @@ def _snapshot(repository: str, revision: str | None, kind: str, patterns: tuple[
     try:
         with room(Path(HF_HUB_CACHE), hint="make room, or set HF_HOME to a directory that has some"):
             return Path(
-                snapshot_download(repository, revision=revision, repo_type=kind, allow_patterns=list(patterns)),
+                snapshot_download(
+                    repository,
+                    revision=revision,
+                    repo_type=kind,
+                    allow_patterns=list(patterns),
+                    local_files_only=here,
+                )
             )
     except GatedRepoError as error:
         raise NotFound(
@@ -86,6 +109,8 @@ def _snapshot(repository: str, revision: str | None, kind: str, patterns: tuple[
             hint="check its name; a gated or private one needs HF_TOKEN",
         ) from error
     except LocalEntryNotFoundError as error:
+        if here:
+            raise _not_here(repository) from error
         raise Unreachable(
             f"the Hub cannot be reached, and {repository!r} is not in its local cache",
             hint="unset HF_HUB_OFFLINE, check the network, or give a directory",

@@ -72,7 +72,7 @@ class Settings(FromEnvironment):
     keep: int = Field(default=10, ge=0)
     """How many of an adapter's newest versions, and of each alias's versions to roll back to, `gc` leaves."""
     replicas: str = ""
-    """The URLs of the serving replicas, with commas between; told of moves, and asked by `gc` what they hold."""
+    """The URLs of the serving replicas, with commas between; told of moves, and asked by `gc`, `promote` and `show`."""
     api_key: SecretStr = Field(default=SecretStr(""), validation_alias="VLLM_API_KEY")
     """The key that a replica asks for, and that commands give to it."""
 

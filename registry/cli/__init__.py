@@ -32,9 +32,7 @@ VERBS: Final = {
     "import": Verb(
         "Registry", "registry.cli.versions:import_", "Make a version of an adapter that was trained elsewhere."
     ),
-    "record": Verb(
-        "Registry", "registry.cli.record:record", "Record what PEFT says with a version, for replicas to be held against."
-    ),
+    "record": Verb("Registry", "registry.cli.record:record", "Record what PEFT says with a version."),
     "check": Verb("Registry", "registry.cli.doctor:check", "Say whether vLLM can serve an adapter, and why not."),
     "evaluate": Verb(
         "Registry", "trainer.evaluation.cli:evaluate", "Measure a version, the incumbent and the base on the same rows."

@@ -8,20 +8,22 @@ from typing import Any
 import click
 
 from registry import diff as differences
-from registry import lineage, promotion, refs
+from registry import lineage, promotion, refs, replicas
+from registry.cli.completion import complete_name, complete_ref
 from registry.cli.output import emit, emit_tree, json_option, say
 from registry.cli.shared import row
 from registry.distance import Distance
-from registry.errors import BadInput
+from registry.errors import BadInput, DigestMismatch
 from registry.records import Version
 from registry.settings import Settings
+from registry.standing import standing
 from registry.store import Family, Store
 
 _COLUMNS = ("version", "aliases", "method", "rank", "base", "created", "servable")
 
 
 @click.command("list")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_name)
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Versions on a page.")
 @click.option("--before", type=click.IntRange(1), metavar="NUMBER", help="The page of versions below this one.")
 @click.option("--after", type=click.IntRange(0), metavar="NUMBER", help="The page of versions above this one.")
@@ -45,14 +47,16 @@ def list_(name: str | None, limit: int, before: int | None, after: int | None, a
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete_ref)
 @json_option
 def show(ref: str, as_json: bool) -> None:
     """Show all that is known of one version, where it comes from and what became of it.
 
-    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production.
+    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. The replicas in LORADOCK_REPLICAS are asked
+    what they do with it.
     """
-    store = Store(Settings())
+    settings = Settings()
+    store = Store(settings)
     version = promotion.resolve(store, refs.parse_ref(ref))
     kin = lineage.kin(store, version)
     graph = lineage.graph(kin)
@@ -60,15 +64,31 @@ def show(ref: str, as_json: bool) -> None:
         "version": str(version.ref),
         "aliases": list(kin.aliases),
         **version.model_dump(mode="json", exclude={"ref"}),
+        "reference": _reference(store, version),
     }
+    if settings.replica_urls:
+        facts["replicas"] = {
+            url: status if isinstance(status, str) else standing(version, status)
+            for url, status in replicas.statuses(settings).items()
+        }
     emit(facts | {"graph": graph.row()} if as_json else facts, as_json)
     if not as_json:
         emit_tree(lineage.tree(graph))
 
 
+def _reference(store: Store, version: Version) -> str | None:
+    """The digest of its reference; one that changed counts for nothing, here as on a replica, and is told."""
+    try:
+        found = store.find_reference(version.facts.digest, version.facts.base)
+    except DigestMismatch as error:
+        say(f"warning: {error}\n  -> {error.hint}")
+        return None
+    return found.digest if found else None
+
+
 @click.command()
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", shell_complete=complete_ref)
+@click.argument("b", shell_complete=complete_ref)
 @json_option
 def diff(a: str, b: str, as_json: bool) -> None:
     """Show what two versions differ in, and how far apart they are.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,8 @@ CODE = """
 import sys
 from registry import errors, hub
 try:
-    print(sorted(path.name for path in getattr(hub, sys.argv[1])(sys.argv[2], None).iterdir()))
+    here = {"here": True} if sys.argv[3:] else {}
+    print(sorted(path.name for path in getattr(hub, sys.argv[1])(sys.argv[2], None, **here).iterdir()))
 except errors.LoradockError as error:
     print(f"{type(error).__name__}: {error}; {error.hint}")
 """
@@ -36,9 +39,9 @@ def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield found
 
 
-def fetch(home: Path, answering: Hub, repository: str, kind: str = "dataset_snapshot") -> str:
+def fetch(home: Path, answering: Hub, repository: str, kind: str = "dataset_snapshot", *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", CODE, kind, repository],
+        [sys.executable, "-c", CODE, kind, repository, *words],
         env={**os.environ, **answering.environment(home)},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -72,3 +75,41 @@ def test_a_model_that_is_not_there(tmp_path: Path, answering: Hub) -> None:
     assert fetch(tmp_path, answering, "org/missing", "snapshot").startswith(
         "NotFound: the Hub has no model 'org/missing'"
     )
+
+
+def test_what_must_be_here_is_not_fetched(tmp_path: Path, answering: Hub) -> None:
+    answering.make("org/base", private=False)
+    files: dict[str, bytes | dict[str, Any] | None] = {"config.json": b"{}", "model.safetensors": b"weights"}
+    answering.change("org/base", files, title="Base")
+    answering.asked.clear()
+    missing = "NotFound: the model 'org/base' of the Hub is not on this machine, or not all of it"
+    assert fetch(tmp_path, answering, "org/base", "snapshot", "here").startswith(missing)
+    assert answering.asked == []
+    assert fetch(tmp_path, answering, "org/base", "config") == "['config.json']\n"
+    answering.asked.clear()
+    assert fetch(tmp_path, answering, "org/base", "snapshot", "here").startswith(missing)
+    assert answering.asked == []
+    whole = fetch(tmp_path, answering, "org/base", "snapshot")
+    answering.asked.clear()
+    assert (
+        whole == fetch(tmp_path, answering, "org/base", "snapshot", "here") == "['config.json', 'model.safetensors']\n"
+    )
+    assert answering.asked == []
+
+
+def test_a_part_that_another_program_left_in_the_cache_is_not_the_base(tmp_path: Path, answering: Hub) -> None:
+    """Transformers keeps no list of a repository's files beside what it has fetched."""
+    repository = tmp_path / "hub" / "models--org--parts"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    (snapshot / "config.json").write_text("{}")
+    missing = "NotFound: the model 'org/parts' of the Hub is not on this machine, or not all of it"
+    assert fetch(tmp_path, answering, "org/parts", "snapshot", "here").startswith(missing)
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    (snapshot / "one.safetensors").touch()
+    assert fetch(tmp_path, answering, "org/parts", "snapshot", "here").startswith(missing)
+    (snapshot / "two.safetensors").touch()
+    assert "two.safetensors" in fetch(tmp_path, answering, "org/parts", "snapshot", "here")

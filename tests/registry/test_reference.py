@@ -152,6 +152,14 @@ def test_registering_downloads_no_base_from_a_package_index(settings: Settings, 
     assert not cache.cache.exists()
 
 
+def test_a_base_that_was_a_directory_is_asked_for(store: Store, tmp_path: Path) -> None:
+    version = make_version(store, tmp_path / "one", base=SMOL.model_copy(update={"id": "my-own-base"}))
+    said = Said()
+    recording.attempt(store, version, said)
+    assert "no base model 'my-own-base'" in said[0]
+    assert "say where it is with --base DIR; then: loradock record support-bot/1" in said[1]
+
+
 @pytest.mark.slow
 def test_registering_asks_the_hub_for_nothing_and_recording_fetches_the_base(
     store: Store, shallow_dir: Path, tmp_path: Path

@@ -70,14 +70,17 @@ def find(store: Store, version: Version, against: str | None, say: Say) -> Conte
     return Contestants(version, incumbent)
 
 
-def base_of(version: Version, given: str | None, settings: Settings) -> LocalBase:
-    """The base that a version was trained on, on this machine; raises WrongBase for another, NotFound for none."""
+def base_of(version: Version, given: str | None, settings: Settings, *, here: bool = False) -> LocalBase:
+    """The base that a version was trained on, on this machine; raises WrongBase for another, NotFound for none.
+
+    With `here` nothing is downloaded: one that is not on this machine yet is NotFound.
+    """
     facts = version.facts.base
     name = f"{facts.id}@{facts.revision}" if facts.revision else facts.id
     try:
-        local = bases.resolve(given or name, settings)
+        local = bases.resolve(given or name, settings, here=here)
     except NotFound as error:
-        if given is None:
+        if given is None and not bases.is_known(name, relative_to=Path.cwd()):
             error.hint = f"{version.ref} was trained on a directory of that name: say where it is with --base DIR"
         raise
     if not local.base.same_weights(facts):

@@ -1,0 +1,156 @@
+"""What `loradock show` tells of a version's reference, and of what replicas do with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from registry.cli.views import show
+from registry.records import Version
+from registry.reference import Probe, Reference
+from registry.settings import Settings
+from registry.standing import standing
+from registry.store import Store
+from registry.store.references import EXPERIMENT
+from tests.adapters import NAME, SMOL, make_version
+
+REF = f"{NAME}/1"
+NOTHING: dict[str, Any] = {
+    "adapters": {},
+    "cold": {},
+    "loading": [],
+    "quarantined": {},
+    "refused": {},
+    "resident": {},
+    "registry": {"uri": "http://mlflow:5000"},
+}
+
+
+@pytest.fixture
+def version(store: Store, tmp_path: Path) -> Version:
+    return make_version(store, tmp_path / "adapter")
+
+
+def answered(version: Version, digest: str | None = None) -> dict[str, Any]:
+    return {"version": str(version.ref), "digest": version.facts.digest if digest is None else digest}
+
+
+def test_each_thing_that_a_replica_can_do_with_a_version(version: Version) -> None:
+    here, other = answered(version), {"version": f"{NAME}/2", "digest": "f" * 64}
+    why = {"version": REF, "reason": "it was trained on another base"}
+    for expected, status in {
+        "not held": {"adapters": {NAME: other}, "resident": {f"{NAME}/2": 0}, "cold": {"cat": "cat/1"}},
+        "answers as support-bot, support-bot@canary": {
+            "adapters": {f"{NAME}@canary": here, NAME: here, "cat": other},
+            "resident": {REF: 3},
+        },
+        "answers as support-bot": {"adapters": {NAME: answered(version, "")}},
+        "answers with other bytes of that name: its registry is http://mlflow:5000": {
+            "adapters": {NAME: here, f"{NAME}@canary": answered(version, "f" * 64)}
+        },
+        "proven, answers nobody": {"resident": {REF: 0}},
+        "held back: its output is the base's": {
+            "quarantined": {REF: {"reason": "its output is the base's"}},
+            "loading": [REF],
+        },
+        "refused: it was trained on another base": {
+            "refused": {f"{NAME}@canary": {**why, "version": "a/1"}, NAME: why}
+        },
+        "loading": {"loading": [REF]},
+        "cold": {"cold": {NAME: REF}},
+    }.items():
+        assert standing(version, NOTHING | status) == expected
+
+
+@pytest.mark.parametrize("status", [{}, {"quarantined": []}, NOTHING | {"adapters": {NAME: "support-bot/1"}}])
+def test_a_status_of_another_loradock_is_no_error(version: Version, status: dict[str, Any]) -> None:
+    assert standing(version, status) == "it is of another version of loradock, and does not say"
+
+
+class Replica(BaseHTTPRequestHandler):
+    server: Any
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.headers.get("Authorization") == "Bearer k" else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps(self.server.status).encode())
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., str]]:
+    """Start servers that say what a replica says, to those who have the key `k`."""
+    running: list[tuple[Any, Thread]] = []
+
+    def started(**changes: Any) -> str:
+        server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+        server.status = NOTHING | changes
+        running.append((server, Thread(target=server.serve_forever)))
+        running[-1][1].start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield started
+    for server, thread in running:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def shown(*words: str) -> Result:
+    return CliRunner().invoke(show, [REF, *words], catch_exceptions=False)
+
+
+def test_every_replica_is_asked_and_one_that_does_not_answer_says_so(
+    version: Version, start: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, holds_back = (
+        start(adapters={NAME: answered(version)}),
+        start(quarantined={REF: {"reason": "no reference"}}),
+    )
+    gone = "http://127.0.0.1:9"
+    monkeypatch.setenv("LORADOCK_REPLICAS", f"{answers}, {gone}, {holds_back}")
+    monkeypatch.setenv("VLLM_API_KEY", "k")
+    found = json.loads(shown("--json").stdout)["replicas"]
+    assert list(found) == [answers, gone, holds_back]
+    assert (found[answers], found[holds_back]) == (f"answers as {NAME}", "held back: no reference")
+    assert found[gone].startswith(f"no replica answers at {gone}: ")
+    page = shown().stdout
+    for url, words in found.items():
+        assert any(line.split(maxsplit=1) == [f"replicas.{url}", words] for line in map(str.strip, page.splitlines()))
+    monkeypatch.setenv("VLLM_API_KEY", "another")
+    assert json.loads(shown("--json").stdout)["replicas"][answers] == f"{answers} asks for a key"
+
+
+def test_none_is_asked_where_none_is_named(version: Version) -> None:
+    assert "replicas" not in json.loads(shown("--json").stdout)
+
+
+def test_the_reference_is_shown_by_its_digest(store: Store, settings: Settings, version: Version) -> None:
+    assert json.loads(shown("--json").stdout)["reference"] is None
+    probe = Probe(prompt=(1,), answer=(2,), adapted=(-1.0,), bare=(-2.0,), margins=(0.5,))
+    reference = Reference(
+        adapter=version.facts.digest,
+        base=SMOL.weights_digest,
+        config=SMOL.config_digest,
+        software={"peft": "0.21"},
+        at=datetime(2025, 1, 1, tzinfo=UTC),
+        probes=(probe,),
+    )
+    store.record_reference(reference)
+    assert json.loads(shown("--json").stdout)["reference"] == reference.digest
+    assert reference.digest in shown().stdout
+    (file,) = (settings.artifacts / EXPERIMENT).rglob("reference.json")
+    file.write_text("{}")
+    changed = shown("--json")
+    assert json.loads(changed.stdout)["reference"] is None
+    assert "reference.json cannot be read" in changed.stderr
+    assert "loradock record" in changed.stderr
