@@ -36,6 +36,7 @@ from serving.references import References
 from serving.replica import Replica
 from serving.settings import ServingSettings
 from serving.shadow import Shadow
+from serving.signals import Signals
 from serving.stopping import Stopping
 
 NAME: Final = "loradock"
@@ -76,6 +77,12 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse(body, status_code=200 if is_ready else 503)
 
 
+@router.get(access.SIGNALS)
+async def signals(request: Request, name: str, since: int = 0) -> JSONResponse:
+    """What was measured on an adapter's calls that ended after a sequence number; no text."""
+    return JSONResponse(request.app.state.loradock_signals.page(name, since))
+
+
 @router.post(access.NUDGE)
 async def nudge(request: Request) -> JSONResponse:
     """Have the registry read now; it changes nothing by itself."""
@@ -97,6 +104,7 @@ class Plugin:
         keys = Keys(settings.keys, access.take_over(state.args, os.environ))
         metrics = Metrics(most_adapters=settings.metrics_adapters)
         state.loradock, state.loradock_keys, state.loradock_metrics = None, keys, metrics
+        state.loradock_signals = Signals()
         # What is added last is outermost.
         app.add_middleware(
             Front,
@@ -144,7 +152,7 @@ class Plugin:
             watcher=state.loradock_metrics,
         )
         Shadow(engine_client, lambda name: replica.table().shadow(name), engine.request)
-        engine.meter.ended += [state.loradock_metrics.ended, state.loradock_keys.ended]
+        engine.meter.ended += [state.loradock_metrics.ended, state.loradock_keys.ended, state.loradock_signals.ended]
         await replica.start()
         state.loradock, state.loradock_engine, state.loradock_base = replica, engine, local.base
         state.loradock_slots = engines.slots(engine_client)

@@ -63,6 +63,11 @@ VERBS: Final = {
     "completion": Verb(
         "Setup", "registry.cli.completion:completion", "Print the script by which a shell completes verbs and refs."
     ),
+    "rollout": Verb(
+        "Serve",
+        "serving.rollout_cli:rollout",
+        "Shift traffic to a canary by steps, and promote it or roll it back by its live signals.",
+    ),
     "keys": Verb("Serve", "serving.keys_cli:keys", "List, add or remove the API keys of serving replicas."),
     "generate": Verb("Serve", "serving.generate_cli:generate", "Answer a file of prompts with many adapters, offline."),
 }

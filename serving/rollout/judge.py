@@ -1,0 +1,174 @@
+"""A judge of the user's own: a function that says how good an answer is, asked on prompts of the user's."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import random
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Final
+
+from registry.errors import BadInput, LoradockError, NotFound, first_line
+from registry.refs import CANARY, PRODUCTION, VersionRef
+from serving.front import VERSION_HEADER
+
+_FUNCTION: Final = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
+_TIMEOUT: Final = 600.0  # seconds, for one answer
+_PAUSE: Final = 1.0  # seconds, after a replica did not answer, or not with the version that is asked for
+_DEFAULTS: Final = {"max_tokens": 256, "temperature": 0}
+
+Judging = Callable[[Any, str], float]
+"""Of a prompt, or its messages, and the answer: from 0, bad, to 1, good; or True and False."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is judged, and by what."""
+
+    judging: Judging
+    prompts: Sequence[Mapping[str, Any]]
+    """Bodies of requests, without a model."""
+
+
+def load(function: str, prompts: Path) -> Case:
+    """A judge as the command line names it, FILE.py:FUNCTION, and a JSONL file of prompts; raises BadInput, NotFound.
+
+    The prompts come in a random order, the same each time: what is shown by some of them holds for such prompts.
+    """
+    match = _FUNCTION.fullmatch(function)
+    if not match:
+        raise BadInput(f"{function!r} names no judge", hint="write it FILE.py:FUNCTION")
+    found = _prompts(prompts)
+    random.Random(len(found)).shuffle(found)  # noqa: S311 - no secret
+    return Case(_load(Path(match["file"]).expanduser(), match["function"]), found)
+
+
+class Judge:
+    """Asks both versions the prompts, one after another and beside everything else, until it is stopped."""
+
+    def __init__(self, case: Case, ref: VersionRef, production: int, urls: Sequence[str], api_key: str) -> None:
+        self._case, self._urls, self._api_key = case, urls, api_key
+        self._wanted = {CANARY: str(ref), PRODUCTION: str(VersionRef(ref.name, production))}
+        self._name = ref.name
+        self._found: deque[tuple[float, float]] = deque()
+        self._error: LoradockError | None = None
+        self.problem = ""
+        """Why it waits; empty while it gets its answers."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="judge")
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask nothing more."""
+        self._stop.set()
+
+    def take(self) -> list[tuple[float, float]]:
+        """How bad each answer was since the last time, the canary's first; raises BadInput where the judge failed."""
+        if self._error:
+            raise self._error
+        return [self._found.popleft() for _ in range(len(self._found))]
+
+    def _run(self) -> None:
+        try:
+            for number, prompt in enumerate(self._case.prompts, 1):
+                pair = self._both(prompt, f"prompt {number}")
+                if pair is None:
+                    return
+                self._found.append(pair)
+        except LoradockError as error:
+            self._error = error
+
+    def _both(self, prompt: Mapping[str, Any], what: str) -> tuple[float, float] | None:
+        """Both answers' badness; it is asked again until both versions answer, and None where it was stopped."""
+        turn = 0
+        while not self._stop.is_set():
+            url = self._urls[turn % len(self._urls)]
+            turn += 1
+            try:
+                said = {alias: self._ask(url, alias, prompt) for alias in (CANARY, PRODUCTION)}
+            except (OSError, HTTPException) as error:
+                self.problem = f"the judge gets no answer from {url}: {getattr(error, 'reason', error)}"
+                self._stop.wait(_PAUSE)
+                continue
+            wrong = {alias: version for alias, (version, _) in said.items() if version != self._wanted[alias]}
+            self.problem = "; ".join(f"{self._name}@{alias} is answered by {wrong[alias]}" for alias in wrong)
+            if not wrong:
+                canary, production = (self._bad(prompt, said[alias][1], what) for alias in (CANARY, PRODUCTION))
+                return canary, production
+            self._stop.wait(_PAUSE)
+        return None
+
+    def _ask(self, url: str, alias: str, prompt: Mapping[str, Any]) -> tuple[str, str]:
+        """Which version answered, and what."""
+        body = json.dumps({**_DEFAULTS, **prompt, "model": f"{self._name}@{alias}", "stream": False}).encode()
+        headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+        path = "/v1/chat/completions" if "messages" in prompt else "/v1/completions"
+        request = urllib.request.Request(url.rstrip("/") + path, body, headers)  # noqa: S310 - looked at by Replicas
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
+                choice = json.load(answer)["choices"][0]
+                text = choice["message"]["content"] if "messages" in prompt else choice["text"]
+                return answer.headers.get(VERSION_HEADER, ""), text or ""
+        except urllib.error.HTTPError as error:
+            with error:
+                detail = error.read(500).decode(errors="replace")
+            if error.code in (400, 422):
+                raise BadInput(f"a prompt of the judge's is refused: {detail}") from error
+            raise
+
+    def _bad(self, prompt: Mapping[str, Any], answer: str, what: str) -> float:
+        try:
+            good = float(self._case.judging(prompt.get("messages", prompt.get("prompt")), answer))
+        except Exception as error:  # a user's function raises what it likes
+            raise BadInput(f"the judge fails on {what}: {type(error).__name__}: {first_line(error)}") from error
+        if not (math.isfinite(good) and 0 <= good <= 1):
+            raise BadInput(f"the judge gives {good} for {what}", hint="give True or False, or a number from 0 to 1")
+        return 1 - good
+
+
+def _prompts(path: Path) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"line {number} of {path} is no JSON") from error
+        if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
+            raise BadInput(f"line {number} of {path} has not one of prompt and messages")
+        found.append(row)
+    if not found:
+        raise BadInput(f"{path} has no prompts")
+    return found
+
+
+def _load(path: Path, name: str) -> Judging:
+    if not path.is_file():
+        raise NotFound(f"there is no file {path}", hint="a judge is written FILE.py:FUNCTION")
+    spec = importlib.util.spec_from_file_location(f"loradock_judge_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise BadInput(f"{path} is no Python module")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's module raises what it likes
+        raise BadInput(f"{path} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise BadInput(f"{path} has no function {name}")
+    judging: Judging = function
+    return judging
