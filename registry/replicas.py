@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from registry.errors import BadInput, LoradockError, NotFound, Unreachable
 from registry.refs import VersionRef, parse_version
+from registry.room import Room
+from registry.settings import Settings
 
 _TIMEOUT: Final = 10.0  # seconds
+_SHORT_TIMEOUT: Final = 2.0
+"""Seconds, for what a promotion waits for."""
 
 
-def fetch_status(url: str, api_key: str) -> dict[str, Any]:
+def fetch_status(url: str, api_key: str, *, seconds: float = _TIMEOUT) -> dict[str, Any]:
     """A replica's status; raises Unreachable, NotFound for another server, or BadInput for a wrong key or URL."""
     address = f"{url.rstrip('/')}/loradock/status"
     if not address.startswith(("http://", "https://")):
@@ -24,7 +30,7 @@ def fetch_status(url: str, api_key: str) -> dict[str, Any]:
         address, headers={"Authorization": f"Bearer {api_key}"} if api_key else {}
     )
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
             found = json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code == 401:
@@ -32,7 +38,7 @@ def fetch_status(url: str, api_key: str) -> dict[str, Any]:
         if error.code == 404:
             raise NotFound(f"{url} answers, but is no loradock replica", hint="start one: loradock serve") from error
         raise LoradockError(f"{url} answers with {error.code} {error.reason}") from error
-    except (OSError, TimeoutError) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise Unreachable(
             f"no replica answers at {url}: {reason}", hint="start one with `loradock serve`, or give its --url"
@@ -42,6 +48,43 @@ def fetch_status(url: str, api_key: str) -> dict[str, Any]:
     if not isinstance(found, dict) or "adapters" not in found:
         raise NotFound(f"{url} answers, but not as a loradock replica")
     return found
+
+
+def nudge(settings: Settings) -> list[str]:
+    """Tell each replica in LORADOCK_REPLICAS to ask the registry now; returns what went wrong, which harms nothing.
+
+    A replica that was not told finds out by itself, at its next poll.
+    """
+    problems = []
+    for url in settings.replica_urls:
+        address = f"{url.rstrip('/')}/loradock/nudge"
+        key = settings.api_key.get_secret_value()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            request = urllib.request.Request(address, method="POST", headers=headers)  # noqa: S310 - ours to say
+            urllib.request.urlopen(request, timeout=_SHORT_TIMEOUT).close()  # noqa: S310
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            problems.append(f"{url} was not told of the move, and finds out at its next poll: {error}")
+    return problems
+
+
+def rooms(settings: Settings) -> tuple[list[Room], list[str]]:
+    """What each replica in LORADOCK_REPLICAS has room for, all asked at once; and why others did not say."""
+    found, problems = [], []
+    with ThreadPoolExecutor(max_workers=max(1, len(settings.replica_urls))) as pool:
+        for room in pool.map(lambda url: _room(url, settings.api_key.get_secret_value()), settings.replica_urls):
+            if isinstance(room, Room):
+                found.append(room)
+            else:
+                problems.append(room)
+    return found, problems
+
+
+def _room(url: str, api_key: str) -> Room | str:
+    try:
+        return Room.of(url, fetch_status(url, api_key, seconds=_SHORT_TIMEOUT))
+    except LoradockError as error:
+        return f"{url} does not say what it has room for: {error}"
 
 
 def held(urls: Iterable[str], api_key: str) -> Mapping[VersionRef, str]:
@@ -68,3 +111,17 @@ def _refs(status: Mapping[str, Any]) -> Iterator[str]:
         yield row["version"]
     for key in ("loading", "quarantined", "resident"):
         yield from status[key]
+
+
+def statuses(settings: Settings) -> dict[str, dict[str, Any] | str]:
+    """By URL in LORADOCK_REPLICAS, a replica's status, or why there is none; all asked at once, and briefly."""
+
+    def ask(url: str) -> dict[str, Any] | str:
+        try:
+            return fetch_status(url, settings.api_key.get_secret_value(), seconds=_SHORT_TIMEOUT)
+        except LoradockError as error:
+            return str(error)
+
+    urls = settings.replica_urls
+    with ThreadPoolExecutor(max_workers=max(1, len(urls))) as pool:
+        return dict(zip(urls, pool.map(ask, urls), strict=True))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import click
 
 from registry.cli.output import emit, json_option
+from registry.errors import LoradockError, Unreachable
 from registry.replicas import fetch_status
 from registry.settings import Settings
+from serving import fleet
+
+_HERE: Final = "http://127.0.0.1:8000"
 
 
 @click.command()
@@ -22,8 +26,21 @@ from registry.settings import Settings
     metavar="NUMBER",
     help="Adapters in one batch, old and new version of a move counted.  [default: by what is promoted, 4 to 16]",
 )
+@click.option(
+    "--adapter-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="Memory for adapters, those in batches and those kept loaded.  [default: an eighth of the machine's]",
+)
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
-def serve(base: str, host: str, port: int, max_loras: int | None, vllm_args: tuple[str, ...]) -> None:
+def serve(
+    base: str,
+    host: str,
+    port: int,
+    max_loras: int | None,
+    adapter_memory: float | None,
+    vllm_args: tuple[str, ...],
+) -> None:
     """Serve the promoted adapters on vLLM's OpenAI endpoint, and follow every move of an alias.
 
     VLLM_ARGS, after a `--`, are handed to vLLM as they are. Each adapter answers under its own name, the base under
@@ -31,40 +48,49 @@ def serve(base: str, host: str, port: int, max_loras: int | None, vllm_args: tup
     """
     from serving.launch import ServeOptions, serve
 
-    serve(ServeOptions(base, host, port, max_loras, vllm_args), Settings())
+    serve(ServeOptions(base, host, port, max_loras, vllm_args, adapter_memory), Settings())
 
 
 @click.command()
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the replica listens.")
 @click.option(
-    "--api-key", envvar="VLLM_API_KEY", default="", show_envvar=True, help="The replica's key, if it has one."
+    "--url",
+    "urls",
+    multiple=True,
+    help="Where a replica listens; give each.  [default: LORADOCK_REPLICAS, else port 8000 here]",
+)
+@click.option(
+    "--api-key", envvar="VLLM_API_KEY", default="", show_envvar=True, help="The replicas' key, if they have one."
 )
 @json_option
-def status(url: str, api_key: str, as_json: bool) -> None:
-    """Show what a serving replica holds and answers with."""
-    found = fetch_status(url, api_key)
-    emit(found if as_json else _page(found), as_json)
+def status(urls: tuple[str, ...], api_key: str, as_json: bool) -> None:
+    """Show what serving replicas hold and answer with, what they hold back, and where they differ."""
+    urls = urls or Settings().replica_urls or (_HERE,)
+    if len(urls) == 1:
+        found = fetch_status(urls[0], api_key)
+        emit(found if as_json else fleet.page(found), as_json)
+        return
+    asked = _ask(urls, api_key)
+    if as_json:
+        emit(fleet.as_json(asked), as_json)
+        return
+    emit(fleet.replicas(asked), as_json, columns=fleet.COLUMNS)
+    for rows, columns in ((fleet.answers(asked), fleet.ANSWERS), (fleet.troubles(asked), fleet.TROUBLES)):
+        if rows:
+            click.echo()
+            emit(rows, as_json, columns=columns)
 
 
-def _page(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The same on one page for a person: a line each, and only what is there."""
-    registry = found["registry"]
-    stale = registry["staleness_seconds"]
-    age = "from the last good plan on disk" if stale is None else f"read {stale:.0f} s ago"
-    page: dict[str, Any] = {
-        "base": found["base"]["names"],
-        "ready": "yes" if found["ready"] else "no",
-        "converged": "yes" if found["converged"] else "no",
-        "registry": f"{registry['uri']}, {age}" + ("" if registry["reachable"] else f"; {registry['error']}"),
-    }
-    for name, row in found["adapters"].items():
-        page[name] = f"{row['version']}  {row['digest'][:12]}  since {row['since']}"
-    for ref in found["loading"]:
-        page[f"{ref} (loading)"] = "being fetched, verified, loaded and probed"
-    for ref, held in found["quarantined"].items():
-        page[f"{ref} (held back)"] = f"{held['reason']}; tried again in {held['retry_in_seconds']:.0f} s"
-    for name, refusal in found["refused"].items():
-        page[f"{name} (refused)"] = f"{refusal['version']}: {refusal['reason']}"
-    resident = found["resident"].items()
-    page["loaded"] = [f"{ref} ({requests} in flight)" for ref, requests in resident]
-    return page
+def _ask(urls: tuple[str, ...], api_key: str) -> list[fleet.Asked]:
+    """All at once; raises Unreachable when none answers as a replica."""
+
+    def ask(url: str) -> fleet.Asked:
+        try:
+            return fleet.Asked(url, fetch_status(url, api_key))
+        except LoradockError as error:
+            return fleet.Asked(url, None, str(error))
+
+    with ThreadPoolExecutor(len(urls)) as pool:
+        asked = list(pool.map(ask, urls))
+    if not any(one.status for one in asked):
+        raise Unreachable("; ".join(one.error for one in asked))
+    return asked

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import set_num_threads
 from torch.nn.functional import linear
 
 from registry.errors import LoradockError
@@ -143,11 +144,11 @@ class Layer:
             _add(y, x, batch, parts, scale)
             return
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+        set_num_threads(1)  # torch's own: vLLM's worker puts one in `torch` that only writes a warning
         try:
             _add(y, x, batch, parts, scale)
         finally:
-            torch.set_num_threads(threads)
+            set_num_threads(threads)
 
 
 def _add(y: Tensor, x: Tensor, batch: Batch, parts: Sequence[tuple[Part, slice]], scale: float) -> None:

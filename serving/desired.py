@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,8 @@ from registry.settings import Settings
 from registry.store import Family, Store, masked
 from registry.traffic import Share, shares
 
+_MANY: Final = 20
+"""From so many versions on, searching for them takes less than asking for each."""
 _SQLITE: Final = "sqlite:///"
 
 log = logging.getLogger(__name__)
@@ -155,6 +157,7 @@ class Source:
         if not families and known and known.versions:
             # Families are never deleted. A registry without any, where there were some, is another or an emptied one.
             raise Unreachable(f"MLflow at {self.registry} answers, but holds none of the adapters it held before")
+        self._look_up(store, families)
         found: dict[str, Version] = {}
         given: dict[str, dict[str, Share]] = {}
         complaints: list[str] = []
@@ -179,6 +182,16 @@ class Source:
             if complaint not in self._complaints:
                 log.warning("%s; it stays as it was", complaint)
         self._complaints = complaints
+
+    def _look_up(self, store: Store, families: Iterable[Family]) -> None:
+        """Read versions that are new here all at once, where they are many, as at a start."""
+        new = {
+            VersionRef(family.name, family.aliases[alias])
+            for family in families
+            for alias in self._aliases & family.aliases.keys()
+        } - self._versions.keys()
+        if len(new) > _MANY:
+            self._versions |= store.newest(new)
 
     def version(self, ref: VersionRef) -> Version:
         """One version, whatever points at it; raises NotFound or Unreachable."""

@@ -108,13 +108,13 @@ class Engine:
         held.resident, held.idle_since = True, self._clock()
         self._models.lora_requests[str(ref)] = held.request
 
-    def hold(self, ref: VersionRef) -> bool:
-        """Keep a version from being unloaded until `release`; False when it is not resident."""
+    def hold(self, ref: VersionRef) -> Version | None:
+        """Keep a version from being unloaded until `release`; None when it is not resident."""
         held = self._held.get(str(ref))
         if held is None or not held.resident:
-            return False
+            return None
         self._waited[str(ref)] += 1
-        return True
+        return held.version
 
     def release(self, ref: VersionRef) -> None:
         """End what `hold` began."""

@@ -6,9 +6,10 @@ a server that does not follow the registry is of no use to anybody, so that is a
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from pathlib import Path
@@ -16,17 +17,19 @@ from typing import Final
 
 from registry import base as bases
 from registry.base import LocalBase
+from registry.check import read_shapes
+from registry.cli.output import say
 from registry.errors import BadInput, LoradockError
 from registry.settings import Settings
+from serving import capacity
+from serving.capacity import GIB, Capacity, Given
+from serving.capacity import rank_limit as rank_limit  # noqa: PLC0414 - `serving.batch` takes it from here
 from serving.desired import Promoted, Source, for_base
+from serving.settings import ServingSettings
 
 PLUGIN: Final = "loradock"
 CPU_PLUGIN: Final = "loradock-cpu-ops"
-RANKS: Final = (16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for --max-lora-rank, from its own default on."""
 
-_LEAST_SLOTS, _MOST_SLOTS = 4, 16
-_LEAST_KEPT: Final = 32
 _DEFAULT_GROUPS: Final = (
     "vllm.general_plugins",
     "vllm.platform_plugins",
@@ -53,6 +56,8 @@ class ServeOptions:
     """Adapters in one batch; None to go by what is promoted."""
     extra: tuple[str, ...] = ()
     """Arguments for vLLM, as they are."""
+    adapter_memory: float | None = None
+    """GiB for adapters; None for a part of the machine's memory."""
 
 
 def serve(options: ServeOptions, settings: Settings) -> None:
@@ -64,11 +69,14 @@ def serve(options: ServeOptions, settings: Settings) -> None:
     check_extra(options.extra)
     check_address(options.host, options.port)
     local = bases.resolve(options.base, settings)
-    promoted = Source(settings).read().promoted
+    promoted = Source(settings, aliases=ServingSettings().followed).read().promoted
     cpu = on_cpu()
+    chosen = choose(options, local, promoted, cpu=cpu)
+    for line in (*chosen.lines(local.name), *(f"warning: {warning}" for warning in chosen.warnings())):
+        say(line)
     prepare(os.environ, cpu=cpu)
     prove_plugins(cpu=cpu)
-    _run([*arguments(options, local, promoted, cpu=cpu), *options.extra])
+    _run([*arguments(options, local, chosen, cpu=cpu), *options.extra])
 
 
 def check_extra(extra: Sequence[str]) -> None:
@@ -110,37 +118,55 @@ def _installed(name: str) -> bool:
     return True
 
 
-def arguments(options: ServeOptions, local: LocalBase, promoted: Promoted, *, cpu: bool) -> list[str]:
-    """What vLLM is started with; the user's own arguments come after these, and win.
-
-    `--max-loras` counts both versions of a name that is being moved, hence two slots more than there are adapters.
-    `--max-cpu-loras` costs memory only as adapters are loaded; what does not fit is read from disk again while other
-    requests wait, so it has room for two versions of each.
-    """
+def choose(options: ServeOptions, local: LocalBase, promoted: Promoted, *, cpu: bool) -> Capacity:
+    """How many adapters this server holds, by what is promoted for its base and what was asked for."""
     targets = for_base(promoted, local.base, served_as=frozenset({local.name})).targets
-    slots = options.max_loras or min(max(len(targets) + 2, _LEAST_SLOTS), _MOST_SLOTS)
-    chosen = [
+    asked = _asked(options.extra)
+    full = asked.lora_dtype or asked.dtype or ("float32" if cpu and not _has_bfloat16() else "auto")
+    given = Given(
+        slots=options.max_loras,
+        kept=asked.max_cpu_loras,
+        rank=asked.max_lora_rank,
+        budget=None if options.adapter_memory is None else int(options.adapter_memory * GIB),
+    )
+    return capacity.choose(
+        targets.values(),
+        read_shapes(local.path),
+        item=4 if full in ("float", "float32") else 2,
+        memory=capacity.memory(),
+        given=given,
+    )
+
+
+def _asked(extra: Sequence[str]) -> argparse.Namespace:
+    """What the user's own arguments for vLLM say of adapters' number and size; what vLLM refuses says nothing."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag, kind in (("--max-cpu-loras", int), ("--max-lora-rank", int), ("--dtype", str), ("--lora-dtype", str)):
+        parser.add_argument(flag, flag.replace("-", "_").replace("__", "--"), type=kind)
+    try:
+        return parser.parse_known_args(list(extra))[0]
+    except argparse.ArgumentError:
+        return parser.parse_args([])
+
+
+def arguments(options: ServeOptions, local: LocalBase, chosen: Capacity, *, cpu: bool) -> list[str]:
+    """What vLLM is started with; the user's own arguments come after these, and win."""
+    flags = [
         *("--model", str(local.path)),
         *("--served-model-name", local.name),
         *("--host", options.host),
         *("--port", str(options.port)),
         "--enable-lora",
-        *("--max-loras", str(slots)),
-        *("--max-cpu-loras", str(max(2 * len(targets), 2 * slots, _LEAST_KEPT))),
-        *("--max-lora-rank", str(rank_limit(version.facts.rank for version in targets.values()))),
+        *("--max-loras", str(chosen.slots)),
+        *("--max-cpu-loras", str(chosen.kept)),
+        *("--max-lora-rank", str(chosen.rank)),
     ]
     if cpu:
         # As long a context as the key-value cache holds; vLLM's own default stops the start when it does not fit.
-        chosen += ["--max-model-len", "auto"]
+        flags += ["--max-model-len", "auto"]
         if not _has_bfloat16():
-            chosen += ["--dtype", "float32"]
-    return chosen
-
-
-def rank_limit(ranks: Iterable[int]) -> int:
-    """The smallest rank limit that vLLM knows and that admits every one of `ranks`; its largest when none does."""
-    largest = max(ranks, default=0)
-    return next((limit for limit in RANKS if limit >= largest), RANKS[-1])
+            flags += ["--dtype", "float32"]
+    return flags
 
 
 def _has_bfloat16() -> bool:
@@ -175,8 +201,7 @@ def plugin_names(environ: Mapping[str, str], *, cpu: bool) -> str:
 
 
 def _cache_gib() -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30
-    return min(max(memory // 16, 1), 4)
+    return min(max(capacity.memory() // GIB // 16, 1), 4)
 
 
 def prove_plugins(*, cpu: bool) -> None:
@@ -203,7 +228,7 @@ def _run(command: Sequence[str]) -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from serving.engine import unfit
+    from serving.engine import died, unfit
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="loradock serve ... --", add_help=False))
     args = parser.parse_args(list(command))
@@ -219,3 +244,8 @@ def _run(command: Sequence[str]) -> None:
         raise LoradockError(
             f"vLLM did not start: {error}", hint="its own lines above say why; --debug shows the traceback"
         ) from error
+    engine = getattr(args, "loradock_engine", None)
+    if engine is not None and died(engine):
+        raise LoradockError(
+            "vLLM's engine died, and what ran on it failed", hint="its own lines above say why; start the replica again"
+        )

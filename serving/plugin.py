@@ -60,9 +60,7 @@ async def models(request: Request) -> JSONResponse:
 async def status(request: Request) -> JSONResponse:
     """What this replica holds, answers with, holds back and refuses, and how fresh its view of the registry is."""
     state = request.app.state
-    return JSONResponse(
-        {**state.loradock.status(), "slots": state.loradock_slots, "keys": state.loradock_keys.status()}
-    )
+    return JSONResponse({**state.loradock.status(), **state.loradock_limits, "keys": state.loradock_keys.status()})
 
 
 @router.get(access.READY)
@@ -155,7 +153,11 @@ class Plugin:
         engine.meter.ended += [state.loradock_metrics.ended, state.loradock_keys.ended, state.loradock_signals.ended]
         await replica.start()
         state.loradock, state.loradock_engine, state.loradock_base = replica, engine, local.base
-        state.loradock_slots = engines.slots(engine_client)
+        state.loradock_limits = {
+            "slots": engines.slots(engine_client),
+            "max_rank": engines.max_lora_rank(engine_client),
+            "aliases": sorted(serving.followed),
+        }
         state.loradock_metrics.watch(
             lambda: {**replica.status(), "keys": state.loradock_keys.status()}, settings.adapters
         )

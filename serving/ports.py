@@ -91,7 +91,7 @@ class Engine(Protocol):
     def unpoint(self, name: str) -> None:
         """Take a name off."""
 
-    def hold(self, ref: VersionRef) -> bool:
+    def hold(self, ref: VersionRef) -> Version | None:
         """Keep it loaded, if it is."""
 
     def release(self, ref: VersionRef) -> None:

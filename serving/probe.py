@@ -13,7 +13,6 @@ reference too; a version may be as far from its own.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -52,6 +51,8 @@ _MARGINS: Final = 20.0
 _CAPS: Final = {"float32": 0.01, "quantized": 1.0}
 """The base's gap, in nats, that a precision explains; for the 16-bit ones:"""
 _CAP: Final = 0.2
+_REMEMBERED: Final = 1000
+"""For how many references what the base said is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +145,13 @@ class Prober:
 
     def __init__(self, base: Measure, prompts: Callable[[], Sequence[Sequence[int]]], precision: str) -> None:
         self._base, self._prompts = base, prompts
+        self._bare: dict[tuple[tuple[int, ...], ...], list[Sequence[Scored]]] = {}
         self._cap = _CAPS.get(precision, _CAP)
 
     async def prove(self, version: Measure, reference: Reference | None) -> Proof:
         """Measure a version; None for the reference proves its effect alone."""
         asked = [probe.tokens for probe in reference.probes] if reference else self._prompts()
-        base, found = await _passage(self._base, asked), await _passage(version, asked)
+        base, found = await self._said(asked), await _passage(version, asked)
         bare, changed = _logprobs(base), _logprobs(found)
         effect = Effect(_distance(bare, changed), 0.0)
         if effect.signal < _CLEAR:
@@ -158,6 +160,14 @@ class Prober:
         if reference is None or effect.fault:
             return Proof(effect, None)
         return Proof(effect, self._parity(reference, bare, changed, _overturned(reference, found)))
+
+    async def _said(self, asked: Sequence[Sequence[int]]) -> list[Sequence[Scored]]:
+        """What the base says, which it is asked once: without references all versions are asked the same."""
+        key = tuple(map(tuple, asked))
+        if key not in self._bare:
+            self._bare = dict([*self._bare.items()][-_REMEMBERED:])
+            self._bare[key] = await _passage(self._base, asked)
+        return self._bare[key]
 
     def _parity(
         self, reference: Reference, bare: Sequence[float], changed: Sequence[float], overturned: float
@@ -179,8 +189,8 @@ class Prober:
 
 
 async def _passage(measure: Measure, asked: Sequence[Sequence[int]]) -> list[Sequence[Scored]]:
-    """Every prompt at once: they share a batch, and one pass is one step or two of the engine."""
-    return await asyncio.gather(*map(measure, asked))
+    """One prompt after the other: a step of the engine that holds one keeps running answers waiting less."""
+    return [await measure(tokens) for tokens in asked]
 
 
 def _logprobs(found: Sequence[Sequence[Scored]]) -> list[float]:

@@ -27,6 +27,8 @@ from serving.reconcile import Limits, Load, Observed, Point, Quarantine, Retire,
 from serving.settings import ServingSettings
 from serving.table import Table
 
+_PAUSE: Final = 9.0
+"""How often as long as a reading kept a core busy the next one waits; at a thousand adapters that is half a second."""
 _AUDIT_SECONDS: Final = 30.0
 _LEAST_SECONDS: Final = 0.1
 """Between two readings of the registry, however often the replica is nudged."""
@@ -108,17 +110,26 @@ class Replica:
         self._nudged.set()
 
     async def _follow(self) -> None:
+        took = 0.0
         while True:
-            wait = self._settings.poll_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+            wait = max(self._settings.poll_seconds, _PAUSE * took) * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
             await asyncio.sleep(_LEAST_SECONDS)
             await _set_within(self._nudged, wait - _LEAST_SECONDS)
             self._nudged.clear()
             try:
-                self._take(await asyncio.to_thread(self._registry.read))
+                reading, took = await asyncio.to_thread(self._read)
+                self._take(reading)
             except Exception as error:  # noqa: BLE001 - nothing ends the following
                 self._complain("reading the registry", error)
                 self._error = str(error)
                 self._watcher.poll_failed()
+                took = 0.0
+
+    def _read(self) -> tuple[Reading, float]:
+        """The registry's newest answer, and the seconds of processor time that it took."""
+        began = time.thread_time()
+        reading = self._registry.read()
+        return reading, time.thread_time() - began
 
     async def _act(self) -> None:
         while True:
@@ -247,24 +258,24 @@ class Replica:
         Raises NotFound for a version that is not there or not of this base, NotServable for one that is held back, and
         Unreachable when it cannot be had within the time that a request may wait, or too many others are asked for.
         """
-        if not self._engine.hold(ref):
-            version = self._wanted(ref) or await self._pinned(ref)
-            demand = self._demand.setdefault(ref, Demand(version))
-            demand.waiting += 1
-            self._changed.set()
-            try:
-                async with asyncio.timeout(self._settings.cold_seconds):
-                    await demand.settled.wait()
-            except TimeoutError as error:
-                raise Unreachable(f"{ref} was not loaded within {self._settings.cold_seconds:g} s") from error
-            finally:
-                demand.waiting -= 1
-                if not demand.waiting and self._demand.get(ref) is demand:
-                    del self._demand[ref]
-            if not self._engine.hold(ref):
-                held = self._quarantined.get(ref)
-                raise NotServable(str(ref), [held.reason if held else "it was unloaded again"])
-        return self._engine.resident[ref].version
+        if version := self._engine.hold(ref):
+            return version
+        demand = self._demand.setdefault(ref, Demand(self._wanted(ref) or await self._pinned(ref)))
+        demand.waiting += 1
+        self._changed.set()
+        try:
+            async with asyncio.timeout(self._settings.cold_seconds):
+                await demand.settled.wait()
+        except TimeoutError as error:
+            raise Unreachable(f"{ref} was not loaded within {self._settings.cold_seconds:g} s") from error
+        finally:
+            demand.waiting -= 1
+            if not demand.waiting and self._demand.get(ref) is demand:
+                del self._demand[ref]
+        if version := self._engine.hold(ref):
+            return version
+        held = self._quarantined.get(ref)
+        raise NotServable(str(ref), [held.reason if held else "it was unloaded again"])
 
     def release(self, ref: VersionRef) -> None:
         """End what `acquire` began."""

@@ -103,7 +103,7 @@ def loradock(local: LocalBase, home: Path, log: Path, dtype: str, settings: Mapp
     port = free_port()
     program = str(Path(sys.executable).with_name("loradock"))
     command = [program, "serve", "--base", local.base.id, "--port", str(port), "--", *limits(dtype)]
-    with _running(command, {"LORADOCK_HOME": str(home), **settings}, port, log) as server:
+    with running(command, {"LORADOCK_HOME": str(home), **settings}, port, log) as server:
         server.wait("/loradock/ready")
         yield server
 
@@ -127,13 +127,14 @@ def stock(
         *limits(dtype),
         *(["--lora-modules", *(f"{name}={path}" for name, path in modules.items())] if modules else []),
     ]
-    with _running(command, _STOCK | {"VLLM_PLUGINS": plugins}, port, log) as server:
+    with running(command, _STOCK | {"VLLM_PLUGINS": plugins}, port, log) as server:
         server.wait("/health")
         yield server
 
 
 @contextmanager
-def _running(command: Sequence[str], environ: Mapping[str, str], port: int, log: Path) -> Iterator[Server]:
+def running(command: Sequence[str], environ: Mapping[str, str], port: int, log: Path) -> Iterator[Server]:
+    """A server until the end of the block, and its log; its processes go with it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORADOCK_SERVE_", "VLLM_"))}
     with log.open("ab") as sink:
         process = subprocess.Popen(

@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
-from registry import card, entries, promotion, refs
+from registry import card, entries, gates, promotion, refs, replicas, traffic
 from registry import history as histories
 from registry import policy as policies
+from registry import room as rooms
+from registry.cli.completion import complete_name, complete_ref
 from registry.cli.output import emit, json_option, say
 from registry.cli.shared import alias_option, moment, reason_option
-from registry.errors import BadInput, Drifted, GateFailed, NotFound
-from registry.records import Entry, Move, PolicyChange, Removal
+from registry.errors import BadInput, Drifted, GateFailed, NotFound, Refused
+from registry.records import Entry, Move, PolicyChange, Removal, Traffic
 from registry.settings import Settings
 from registry.store import Store
 
@@ -22,7 +24,7 @@ _TIMES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_name)
 @click.option(
     "--at", type=click.DateTime(_TIMES), metavar="TIME", help="Show instead where each alias stood then, UTC."
 )
@@ -60,27 +62,57 @@ def history(name: str, at: datetime | None, adopt: bool, restore: bool, reason: 
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=complete_ref)
 @alias_option
 @click.option("--expect", type=int, metavar="NUMBER", help="Move only when the alias is at this version now.")
+@click.option(
+    "--weight",
+    metavar="SHARE",
+    help="Of the bare name's requests: those that a canary answers, or that a shadow gets a copy of, as 10% or 0.1.",
+)
 @reason_option
 @click.option("--force", is_flag=True, help="Promote what a check or the policy refuses; needs --reason.")
 @click.option("--dry-run", is_flag=True, help="Move nothing; print what the policy says of it, rule by rule.")
 @json_option
-def promote(ref: str, alias: str, expect: int | None, reason: str, force: bool, dry_run: bool, as_json: bool) -> None:
+def promote(
+    ref: str,
+    alias: str,
+    expect: int | None,
+    weight: str | None,
+    reason: str,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Move an alias to a version.
 
     REF is NAME/NUMBER. The move is a compare-and-set: when somebody else moves the alias meanwhile, it exits with 4 and
-    says who. Where the adapter has a policy for the alias, a version that does not pass it exits with 3.
+    says who. Where the adapter has a policy for the alias, a version that does not pass it exits with 3. So does one
+    whose rank is above the limit of every replica in LORADOCK_REPLICAS; one that some of them cannot hold, or that
+    crowds them, is warned of.
+
+    `--to canary --weight 10%` lets the version answer a tenth of the bare name's requests, the same users each time;
+    `--to shadow --weight 10%` gives it a copy of them, and answers nobody. The share ends when the alias moves on.
     """
     settings = Settings()
+    share = None if weight is None else traffic.parse_weight(weight)
+    if share is not None and alias not in traffic.ALIASES:
+        raise BadInput("--weight goes with --to canary or --to shadow")
     store, version = Store(settings), refs.parse_version(ref)
+    unfit = _unfit(settings, store, version, refs.parse_alias(alias))
     if dry_run:
         verdicts = promotion.verdicts(store, version, refs.parse_alias(alias))
+        if unfit:
+            verdicts += (gates.Verdict(rule="room", passed=False, figure=unfit),)
         emit([verdict.model_dump() for verdict in verdicts], as_json, columns=("rule", "passed", "figure", "evidence"))
         if not all(verdict.passed for verdict in verdicts):
             raise GateFailed(str(version), alias, ())
         return
+    if unfit and not force:
+        raise Refused(
+            unfit,
+            hint="promote it with --force --reason, then restart them: they go by what is promoted at their start",
+        )
     move = promotion.promote(
         store,
         version,
@@ -92,12 +124,15 @@ def promote(ref: str, alias: str, expect: int | None, reason: str, force: bool, 
     )
     if move is None:
         say(f"{version.name}@{alias} is at version {version.number} already")
+    given = share is not None and traffic.set_share(store, version, alias, share, actor=settings.actor, reason=reason)
     card.refresh(store, version.name)
-    _report(move, version.name, as_json)
+    for problem in replicas.nudge(settings):
+        say(f"warning: {problem}")
+    _report(move, version.name, as_json, given or None)
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_name)
 @click.option(
     "--set",
     "file",
@@ -128,7 +163,7 @@ def policy(name: str, file: Path | None, reason: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_name)
 @click.option("--alias", default=refs.PRODUCTION, show_default=True, help="The alias to move back.")
 @click.option("--to", type=int, metavar="NUMBER", help="An earlier version of this alias.  [default: the one before]")
 @reason_option
@@ -139,7 +174,20 @@ def rollback(name: str, alias: str, to: int | None, reason: str, as_json: bool) 
     store, name = Store(settings), refs.parse_name(name)
     move = promotion.rollback(store, name, refs.parse_alias(alias), actor=settings.actor, reason=reason, to=to)
     card.refresh(store, name)
+    for problem in replicas.nudge(settings):
+        say(f"warning: {problem}")
     _report(move, name, as_json)
+
+
+def _unfit(settings: Settings, store: Store, ref: refs.VersionRef, alias: str) -> str:
+    """Why no replica could serve a version, after warnings of what it would lead to on some; empty where one could."""
+    if not settings.replica_urls:
+        return ""
+    found, problems = replicas.rooms(settings)
+    fit = rooms.fit(store.version(ref), alias, found)
+    for warning in (*problems, *fit.warnings):
+        say(f"warning: {warning}")
+    return fit.refusal
 
 
 def _told(entry: Entry) -> dict[str, Any]:
@@ -153,16 +201,24 @@ def _told(entry: Entry) -> dict[str, Any]:
             row |= {"what": what, "from": entry.from_version, "to": entry.to_version, "notes": forced or evidence}
         case PolicyChange():
             row |= {"what": "set the policy"}
+        case Traffic():
+            row |= {"what": f"weight {entry.alias}", "to": entry.version, "notes": f"{entry.weight:.0%} of requests"}
         case Removal():
             row |= {"what": "delete", "from": ", ".join(map(str, entry.versions))}
     return row
 
 
-def _report(move: Move | None, name: str, as_json: bool) -> None:
-    if move is None:
+def _report(move: Move | None, name: str, as_json: bool, given: Traffic | None = None) -> None:
+    if move is None and given is None:
         if as_json:
             emit({}, as_json)
         return
-    before = f"{name}/{move.from_version}" if move.from_version else None
-    row = {"alias": str(move.ref_in(name)), "from": before, "to": f"{name}/{move.to_version}", "digest": move.digest}
-    emit(row | {"at": moment(move.at), "actor": move.actor}, as_json)
+    row: dict[str, Any] = {}
+    if move:
+        before = f"{name}/{move.from_version}" if move.from_version else None
+        row = {"alias": str(move.ref_in(name)), "from": before, "to": f"{name}/{move.to_version}"}
+        row |= {"digest": move.digest, "at": moment(move.at), "actor": move.actor}
+    if given:
+        weight = {"alias": f"{name}@{given.alias}", "to": f"{name}/{given.version}", "weight": given.weight}
+        row = weight | {"at": moment(given.at), "actor": given.actor} | row
+    emit(row, as_json)

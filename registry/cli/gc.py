@@ -10,6 +10,7 @@ import click
 
 from registry import gc as cleanup
 from registry import refs, replicas
+from registry.cli.completion import complete_name
 from registry.cli.output import emit, json_option, say
 from registry.cli.shared import reason_option
 from registry.gc import Go, Rules, Stay
@@ -21,7 +22,7 @@ _DAYS = click.FloatRange(min=0)
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_name)
 @click.option(
     "--keep",
     type=click.IntRange(0),
@@ -81,7 +82,7 @@ def gc(
         window=timedelta(days=since),
         min_age=timedelta(days=min_age),
     )
-    reported = replicas.held(urls or _split(settings.replicas), api_key)
+    reported = replicas.held(urls or settings.replica_urls, api_key)
     names = [refs.parse_name(name)] if name else sorted(family.name for family in store.families())
     rows = [row for one in names for row in _planned(store, one, rules, reported)]
     if yes:
@@ -96,10 +97,6 @@ def gc(
         goes = sum(row["verdict"] == "goes" for row in rows)
         say(f"nothing was deleted; with --yes {goes} of {len(rows)} versions would be")
     emit(rows, as_json, columns=("version", "verdict", "why"))
-
-
-def _split(urls: str) -> tuple[str, ...]:
-    return tuple(url.strip() for url in urls.split(",") if url.strip())
 
 
 def _planned(store: Store, name: str, rules: Rules, reported: Mapping[VersionRef, str]) -> list[dict[str, Any]]:

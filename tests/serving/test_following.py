@@ -134,11 +134,11 @@ class FakeEngine:
         self.admitted.discard(ref)
         del self.loaded[ref]
 
-    def hold(self, ref: VersionRef) -> bool:
+    def hold(self, ref: VersionRef) -> Version | None:
         if ref not in self.admitted:
-            return False
+            return None
         self.in_flight[ref] = self.in_flight.get(ref, 0) + 1
-        return True
+        return self.loaded[ref]
 
     def release(self, ref: VersionRef) -> None:
         self.in_flight[ref] -= 1

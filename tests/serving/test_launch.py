@@ -15,12 +15,16 @@ from registry.records import Base, Facts, Version
 from registry.refs import VersionRef
 from registry.settings import Settings
 from serving import launch
+from serving.capacity import Capacity
 from serving.desired import Promoted
 from serving.launch import ServeOptions, arguments
 from tests.adapters import SMOL
 
 OTHER = Base(id="other/base", config_digest="1" * 64, weights_digest="2" * 64)
 LOCAL = LocalBase(Path("/models/smol"), SMOL)
+CHOSEN = Capacity(
+    promoted=3, slots=5, kept=40, rank=64, slot_bytes=10, kept_bytes=1, budget=100, of_memory=800, above_rank=()
+)
 
 
 def options(**changes: object) -> ServeOptions:
@@ -41,34 +45,58 @@ def given(command: list[str], flag: str) -> str:
     return command[command.index(flag) + 1]
 
 
+def test_what_was_chosen_becomes_vllms_arguments() -> None:
+    command = arguments(options(), LOCAL, CHOSEN, cpu=False)
+    assert (given(command, "--max-loras"), given(command, "--max-cpu-loras")) == ("5", "40")
+    assert given(command, "--max-lora-rank") == "64"
+
+
+@pytest.fixture
+def local(base: LocalBase) -> LocalBase:
+    """A base whose files are read, under the identity that the versions here have."""
+    return LocalBase(base.path, SMOL)
+
+
+def test_what_is_promoted_for_the_base_decides(local: LocalBase) -> None:
+    versions = [version("a", 8), version("a@canary", 40), version("b", 256, OTHER)]
+    chosen = launch.choose(options(), local, promoted(*versions), cpu=False)
+    assert (chosen.promoted, chosen.slots, chosen.rank) == (2, 4, 64)
+
+
 @pytest.mark.parametrize(
-    ("ranks", "limit"), [((), 16), ((4,), 16), ((16,), 16), ((17,), 32), ((8, 200), 256), ((257,), 320), ((9999,), 512)]
+    ("asked", "slots", "kept", "rank"),
+    [
+        ({"max_loras": 9}, 9, None, 16),
+        ({"extra": ("--max-cpu-loras", "77")}, 4, 77, 16),
+        ({"extra": ("--max_cpu_loras=78", "--max-lora-rank=32", "--max-num-seqs", "3")}, 4, 78, 32),
+        ({"extra": ("--max-cpu-loras", "many")}, 4, None, 16),
+    ],
 )
-def test_the_rank_limit_is_the_least_that_admits_every_promoted_version(ranks: tuple[int, ...], limit: int) -> None:
-    versions = [version(f"bot-{index}", rank) for index, rank in enumerate(ranks)]
-    assert given(arguments(options(), LOCAL, promoted(*versions), cpu=False), "--max-lora-rank") == str(limit)
+def test_what_the_user_says_is_not_chosen(
+    local: LocalBase, asked: dict[str, object], slots: int, kept: int | None, rank: int
+) -> None:
+    chosen = launch.choose(options(**asked), local, promoted(version("a")), cpu=False)
+    assert (chosen.slots, chosen.rank) == (slots, rank)
+    assert kept in (None, chosen.kept)
 
 
-def test_an_adapter_of_another_base_does_not_count() -> None:
-    command = arguments(options(), LOCAL, promoted(version("other", 256, OTHER)), cpu=False)
-    assert given(command, "--max-lora-rank") == "16"
+def test_memory_for_adapters_is_in_gib(local: LocalBase) -> None:
+    assert launch.choose(options(adapter_memory=0.5), local, promoted(), cpu=False).budget == 2**29
 
 
-@pytest.mark.parametrize(("adapters", "slots", "kept"), [(0, 4, 32), (3, 5, 32), (14, 16, 32), (40, 16, 80)])
-def test_slots_and_kept_adapters_grow_with_what_is_promoted(adapters: int, slots: int, kept: int) -> None:
-    command = arguments(options(), LOCAL, promoted(*(version(f"bot-{i}") for i in range(adapters))), cpu=False)
-    assert given(command, "--max-loras") == str(slots)
-    assert given(command, "--max-cpu-loras") == str(kept)
-
-
-def test_the_user_decides_on_slots() -> None:
-    command = arguments(options(max_loras=40), LOCAL, promoted(), cpu=False)
-    assert given(command, "--max-loras") == "40"
-    assert given(command, "--max-cpu-loras") == "80"
+@pytest.mark.parametrize(("extra", "wide"), [((), 1), (("--dtype", "float32"), 2), (("--lora-dtype=float32",), 2)])
+def test_values_are_as_wide_as_vllm_holds_them(
+    local: LocalBase, monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...], wide: int
+) -> None:
+    monkeypatch.setattr(launch, "_has_bfloat16", lambda: True)
+    half = launch.choose(options(), local, promoted(), cpu=True).slot_bytes
+    assert launch.choose(options(extra=extra), local, promoted(), cpu=True).slot_bytes == wide * half
+    monkeypatch.setattr(launch, "_has_bfloat16", lambda: False)
+    assert launch.choose(options(), local, promoted(), cpu=True).slot_bytes == 2 * half
 
 
 def test_the_base_answers_under_its_own_name_on_the_address_asked_for() -> None:
-    command = arguments(options(host="0.0.0.0", port=9000), LOCAL, promoted(), cpu=False)  # noqa: S104
+    command = arguments(options(host="0.0.0.0", port=9000), LOCAL, CHOSEN, cpu=False)  # noqa: S104
     assert given(command, "--model") == "/models/smol"
     assert given(command, "--served-model-name") == "smol"
     assert (given(command, "--host"), given(command, "--port")) == ("0.0.0.0", "9000")  # noqa: S104
@@ -77,11 +105,11 @@ def test_the_base_answers_under_its_own_name_on_the_address_asked_for() -> None:
 
 def test_a_cpu_without_bfloat16_gets_float32_and_a_context_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_has_bfloat16", lambda: False)
-    command = arguments(options(), LOCAL, promoted(), cpu=True)
+    command = arguments(options(), LOCAL, CHOSEN, cpu=True)
     assert (given(command, "--dtype"), given(command, "--max-model-len")) == ("float32", "auto")
-    assert not {"--dtype", "--max-model-len"} & set(arguments(options(), LOCAL, promoted(), cpu=False))
+    assert not {"--dtype", "--max-model-len"} & set(arguments(options(), LOCAL, CHOSEN, cpu=False))
     monkeypatch.setattr(launch, "_has_bfloat16", lambda: True)
-    assert "--dtype" not in arguments(options(), LOCAL, promoted(), cpu=True)
+    assert "--dtype" not in arguments(options(), LOCAL, CHOSEN, cpu=True)
 
 
 def test_what_the_user_set_in_the_environment_stays() -> None:

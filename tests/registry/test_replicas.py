@@ -1,0 +1,123 @@
+"""What a promotion asks of the replicas: briefly, all at once, and without depending on an answer."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from registry import history, replicas
+from registry.cli.aliases import promote
+from registry.errors import BadInput, GateFailed, Refused
+from registry.settings import Settings
+from registry.store import Store
+from tests.adapters import NAME, SMOL, aliases, make_version
+
+STATUS: dict[str, Any] = {
+    "base": {"config_digest": SMOL.config_digest, "weights_digest": SMOL.weights_digest},
+    "slots": 4,
+    "capacity": 8,
+    "max_rank": 16,
+    "adapters": {},
+    "cold": {},
+}
+
+
+class Replica(BaseHTTPRequestHandler):
+    server: Any
+
+    def do_GET(self) -> None:
+        self.server.meeting.wait(timeout=10)
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(self.server.status).encode())
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., str]]:
+    """Start servers that say what a replica says, each of which waits until so many are asked."""
+    running: list[tuple[Any, threading.Thread]] = []
+
+    def started(meeting: threading.Barrier | None = None, **changes: Any) -> str:
+        server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+        server.status, server.meeting = STATUS | changes, meeting or threading.Barrier(1)
+        running.append((server, threading.Thread(target=server.serve_forever)))
+        running[-1][1].start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield started
+    for server, thread in running:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(promote, [f"{NAME}/1", "--to", "production", *arguments])
+
+
+@pytest.fixture
+def high(store: Store, tmp_path: Path) -> Store:
+    """A version of rank 32."""
+    make_version(store, tmp_path / "adapter", rank=32)
+    return store
+
+
+def test_replicas_are_asked_at_once(start: Callable[..., str], home: Path) -> None:
+    meeting = threading.Barrier(3)
+    urls = [start(meeting) for _ in range(3)]
+    found, problems = replicas.rooms(Settings(replicas=",".join(urls)))
+    assert ([room.url for room in found], problems) == (urls, [])
+
+
+def test_a_rank_that_no_replica_takes_is_refused_and_can_be_forced(
+    high: Store, start: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORADOCK_REPLICAS", start())
+    refused = run()
+    assert isinstance(refused.exception, Refused)
+    assert "has rank 32, above the 16" in str(refused.exception)
+    assert aliases(high) == {}
+    assert isinstance(run("--force").exception, BadInput)
+    assert run("--force", "--reason", "they restart tonight").exit_code == 0
+    assert aliases(high) == {"production": 1}
+    assert history.read(high, NAME).heads["production"].forced
+
+
+def test_a_dry_run_says_so_too(high: Store, start: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORADOCK_REPLICAS", start())
+    found = run("--dry-run", "--json")
+    assert isinstance(found.exception, GateFailed)
+    assert {"rule": "room", "passed": False}.items() <= json.loads(found.stdout)[-1].items()
+
+
+def test_a_replica_that_does_not_answer_is_warned_of_and_decides_nothing(
+    high: Store, start: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORADOCK_REPLICAS", f"http://127.0.0.1:9,{start(max_rank=32)}")
+    found = run()
+    assert found.exit_code == 0
+    assert "warning: http://127.0.0.1:9 does not say what it has room for" in found.stderr
+    assert aliases(high) == {"production": 1}
+
+
+def test_a_full_replica_is_warned_of(high: Store, start: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = {f"cat-{number}": {"version": f"cat-{number}/1", "promoted": None} for number in range(4)}
+    monkeypatch.setenv("LORADOCK_REPLICAS", start(max_rank=32, adapters=crowd))
+    found = run()
+    assert found.exit_code == 0
+    assert "has 5 adapters and 4 slots" in found.stderr

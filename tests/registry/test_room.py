@@ -1,0 +1,92 @@
+"""Whether a version fits the replicas that would serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from registry.errors import NotFound
+from registry.records import Base, Facts, Version
+from registry.refs import VersionRef
+from registry.room import Room, fit
+from tests.adapters import SMOL
+
+OTHER = Base(id="other", config_digest="1" * 64, weights_digest="2" * 64)
+
+
+def version(name: str = "bot", number: int = 2, rank: int = 8) -> Version:
+    facts = Facts(digest="a" * 64, base=SMOL, method="lora", rank=rank, targets=(), run_id="", data_digest="")
+    return Version(ref=VersionRef(name, number), facts=facts, source="models:/m-1", created_at=datetime.now(UTC))
+
+
+def status(**changes: Any) -> dict[str, Any]:
+    return {
+        "base": {"config_digest": SMOL.config_digest, "weights_digest": SMOL.weights_digest},
+        "slots": 4,
+        "capacity": 8,
+        "max_rank": 16,
+        "adapters": {"bot": {"version": "bot/1", "promoted": "bot/1"}},
+        "cold": {},
+    } | changes
+
+
+def room(url: str = "http://a", **changes: Any) -> Room:
+    return Room.of(url, status(**changes))
+
+
+def many(count: int) -> Mapping[str, Any]:
+    return {f"cat-{number}": {"version": f"cat-{number}/1", "promoted": None} for number in range(count)}
+
+
+def test_what_fits_is_not_spoken_of() -> None:
+    assert fit(version(), "production", [room(), room("http://b")]) == fit(version(), "production", [])
+
+
+def test_a_rank_above_every_replicas_limit_is_refused() -> None:
+    found = fit(version(rank=64), "production", [room(), room("http://b", max_rank=32)])
+    assert found.refusal == "bot/2 has rank 64, above the 32 that every replica of its base was started for"
+
+
+def test_a_rank_above_the_limit_of_some_is_warned_of() -> None:
+    found = fit(version(rank=32), "production", [room(), room("http://b", max_rank=32)])
+    assert found.refusal == ""
+    assert [warning for warning in found.warnings if "http://a" in warning and "held back" in warning] == [
+        *found.warnings
+    ]
+
+
+@pytest.mark.parametrize("elsewhere", [room(base=OTHER.model_dump()), room(aliases=["staging"])])
+def test_a_replica_that_would_not_load_it_has_no_say(elsewhere: Room) -> None:
+    assert fit(version(rank=64), "production", [elsewhere]).refusal == ""
+    assert fit(version(rank=64), "production", [elsewhere, room()]).refusal != ""
+
+
+@pytest.mark.parametrize(("others", "told"), [(2, []), (3, ["4 slots"]), (7, ["4 slots", "keeps 8"])])
+def test_the_old_and_the_new_version_of_a_move_both_count(others: int, told: list[str]) -> None:
+    crowd = {"bot": {"version": "bot/1", "promoted": "bot/1"}, **many(others)}
+    warnings = fit(version(), "production", [room(adapters=crowd)]).warnings
+    assert len(warnings) == len(told)
+    for warning, part in zip(warnings, told, strict=True):
+        assert part in warning
+        assert f"bot/2 beside bot/1 http://a has {others + 2} adapters" in warning
+
+
+def test_adapters_that_are_cold_count() -> None:
+    cold = {f"cat-{number}": f"cat-{number}/1" for number in range(3)}
+    assert len(fit(version(), "canary", [room(cold=cold)]).warnings) == 1
+
+
+def test_a_version_that_is_served_under_another_alias_needs_no_room() -> None:
+    crowd = {"bot": {"version": "bot/1", "promoted": "bot/1"}, **many(20)}
+    assert fit(version(number=1), "canary", [room(adapters=crowd)]).warnings == ()
+
+
+@pytest.mark.parametrize("gone", ["slots", "capacity", "max_rank", "adapters", "cold", "base"])
+def test_a_replica_of_another_loradock_does_not_tell(gone: str) -> None:
+    told = status()
+    del told[gone]
+    with pytest.raises(NotFound, match="another version of loradock"):
+        Room.of("http://a", told)
