@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-fast lint lock docs clean
+.PHONY: install demo test test-fast lint lock docs clean test-stack
 
 install: $(INSTALLED)
 
@@ -23,6 +23,9 @@ test: test-fast  ## everything
 
 test-fast: lint  ## what needs no training and no vLLM: for the loop while you work
 	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
+
+test-stack: install  ## docker-compose.yml for real, with podman; as root on Debian
+	@$(BIN)/python tests/stack/run.py
 
 lint: install
 	@$(BIN)/ruff check .

@@ -35,6 +35,8 @@ _ELSEWHERE: Final = (
     "set MLFLOW_TRACKING_URI to an MLflow server, or to a database of MLflow's (unset: the embedded store)"
 )
 _FAULTS: Final = (
+    (r"error code 401", "it asks who you are", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    (r"error code 403", "it does not permit this to you", "ask those who run it"),
     # what a library says; what that means; what to do
     (
         r"disk is full|disk I/O|too large|No space left",
@@ -45,8 +47,6 @@ _FAULTS: Final = (
     (r"unable to open", "its file cannot be opened", "see whether its directory is there, and yours to read and write"),
     (r"database is locked", "others write to it", "run the command again; where many write, use an MLflow server"),
     (r"not a database", "its file is no SQLite database", _ELSEWHERE),
-    (r"error code 401", "it asks who you are", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
-    (r"error code 403", "it does not permit this to you", "ask those who run it"),
     (r"error code (3|4)\d\d|valid JSON", "what answers there is no MLflow server", _ELSEWHERE),
     (r"too many \d+ error responses", "it answers with errors", "look into its log"),
     (r"refused", "refused", _START),

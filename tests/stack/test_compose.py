@@ -1,0 +1,133 @@
+"""docker-compose.yml by its schema, and by what it promises: pinned, limited, not root, no secret shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+FILE: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", TEXT))
+SERVICES: dict[str, dict[str, Any]] = FILE["services"]
+ONCE = {"roles", "base", "trainer", "trainer-gpu", "promoter"}
+"""What does its work and ends."""
+
+
+def each(names: set[str] | None = None) -> Any:
+    return pytest.mark.parametrize("name", sorted(SERVICES if names is None else names))
+
+
+def sources(name: str) -> Iterator[str]:
+    """The left side of each volume."""
+    return (volume.partition(":")[0] for volume in SERVICES[name].get("volumes", ()))
+
+
+def test_it_is_what_the_compose_specification_says() -> None:
+    PyCompose.from_yaml(yaml.safe_dump(FILE))
+
+
+def test_every_variable_has_a_default() -> None:
+    assert re.findall(r"\$\{\w+\}|\$\w+", TEXT) == []
+
+
+@each()
+def test_what_it_refers_to_is_there(name: str) -> None:
+    service = SERVICES[name]
+    assert set(service.get("depends_on", {})) <= set(SERVICES)
+    assert set(service.get("secrets", ())) <= set(FILE["secrets"])
+    assert set(service.get("networks", ())) <= set(FILE["networks"])
+    for source in sources(name):
+        assert (ROOT / source).exists() if source.startswith(".") else source in FILE["volumes"]
+
+
+@each()
+def test_its_image_is_pinned(name: str) -> None:
+    image = SERVICES[name]["image"]
+    assert re.fullmatch(r"[a-z0-9./-]+:v?\d+\.\d+(\.\d+)?(-[a-z]+)?", image), image
+
+
+@each()
+def test_it_has_limits_and_no_more_rights_than_it_needs(name: str) -> None:
+    service = SERVICES[name]
+    assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory", "pids"}
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+    assert not service.keys() & {"privileged", "cap_add", "network_mode", "pid", "ipc"}
+    if service["image"].startswith("loradock/"):  # it has the Dockerfile's USER
+        assert "user" not in service
+    else:
+        assert str(service["user"]).partition(":")[0] not in ("root", "0")
+
+
+@each(set(SERVICES) - ONCE)
+def test_what_runs_on_says_when_it_is_ready_and_has_time_to_stop(name: str) -> None:
+    service = SERVICES[name]
+    assert {"test", "interval", "timeout", "retries", "start_period"} <= service["healthcheck"].keys()
+    assert "stop_grace_period" in service
+    assert service["restart"] == "unless-stopped"
+
+
+def test_ready_is_what_a_replica_calls_ready() -> None:
+    for name in ("serve", "serve-gpu"):
+        assert "/loradock/ready" in SERVICES[name]["healthcheck"]["test"][-1]
+    assert "uri /loradock/ready" in (ROOT / "stack/haproxy/haproxy.cfg").read_text(encoding="utf-8")
+
+
+@each()
+def test_no_secret_stands_in_an_environment(name: str) -> None:
+    service = SERVICES[name]
+    for variable, value in service.get("environment", {}).items():
+        if re.search(r"PASSWORD|SECRET|TOKEN|KEY", variable):
+            assert variable.endswith("_FILE")
+            assert value.removeprefix("/run/secrets/") in service["secrets"]
+    assert not re.search(r"//[^/@\s]*:[^/@\s]*@", str(service)), "a password in an address"
+
+
+def test_secrets_are_files_that_the_script_makes() -> None:
+    script = (ROOT / "stack/secrets.sh").read_text(encoding="utf-8")
+    made = re.search(r"^for name in (.*); do$", script, re.MULTILINE)
+    assert made
+    assert set(made[1].split()) == set(FILE["secrets"])
+    assert all(secret == {"file": f"./secrets/{name}"} for name, secret in FILE["secrets"].items())
+
+
+@each()
+def test_it_listens_to_this_machine_alone_unless_told_otherwise(name: str) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", ()))
+
+
+def test_the_database_is_on_a_network_of_its_own() -> None:
+    assert FILE["networks"]["database"] == {"internal": True}
+    assert SERVICES["postgres"]["networks"] == ["database"]
+    assert {name for name, service in SERVICES.items() if "database" in service.get("networks", ())} == {
+        "postgres",
+        "mlflow",
+    }
+
+
+def test_only_one_writes_the_base_models() -> None:
+    mounts = {
+        name: volume
+        for name, service in SERVICES.items()
+        for volume in service.get("volumes", ())
+        if volume.startswith("bases:")
+    }
+    assert {name for name, volume in mounts.items() if not volume.endswith(":ro")} == {"base"}
+    assert {"serve", "serve-gpu", "trainer"} <= mounts.keys()
+
+
+def test_gpus_are_a_profile_and_a_build_argument_away() -> None:
+    cpu, gpu = SERVICES["serve"], SERVICES["serve-gpu"]
+    assert (cpu["profiles"], gpu["profiles"]) == (["cpu"], ["gpu"])
+    differing = {key for key in cpu | gpu if cpu.get(key) != gpu.get(key)}
+    assert differing == {"profiles", "image", "build", "deploy"}
+    assert cpu["build"] | {"args": gpu["build"]["args"]} == gpu["build"]
+    assert gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]

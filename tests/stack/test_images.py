@@ -1,0 +1,129 @@
+"""The Dockerfile and what it installs by: the same locks, versions and omissions as `make install`."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ENTRYPOINT = ROOT / "stack" / "entrypoint.sh"
+
+
+def pins(path: str) -> dict[str, str]:
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    found = [line.partition(" ;")[0].split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(re.sub(r"\[.*", "", name)): pin for name, pin in found}
+
+
+def test_neither_image_runs_as_root() -> None:
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    final = {
+        match[1]: stage for stage in stages if (match := re.search(r" AS (mlflow|loradock)$", stage, re.MULTILINE))
+    }
+    assert final.keys() == {"mlflow", "loradock"}
+    for stage in final.values():
+        assert re.findall(r"^USER (.*)$", stage, re.MULTILINE) == ["10001:10001"]
+
+
+def test_the_base_image_is_pinned() -> None:
+    assert re.findall(r"^ARG PYTHON_IMAGE=(.*)$", DOCKERFILE, re.MULTILINE) == [
+        "docker.io/library/python:3.11.13-slim-bookworm"
+    ]
+    assert set(re.findall(r"^FROM (\S+) AS", DOCKERFILE, re.MULTILINE)) == {"${PYTHON_IMAGE}", "python", "installer"}
+
+
+def test_it_installs_with_the_same_uv_and_leaves_the_same_out_as_make_install() -> None:
+    install = (ROOT / "requirements/install.py").read_text(encoding="utf-8")
+    assert set(re.findall(r"uv==[\d.]+", DOCKERFILE)) == set(re.findall(r"uv==[\d.]+", install))
+    lock = (ROOT / "requirements/lock.py").read_text(encoding="utf-8")
+    left_out = re.search(r"^NOT_INSTALLED = \((.*)\)$", lock, re.MULTILINE)
+    assert left_out
+    assert (ROOT / "stack/excluded.txt").read_text(encoding="utf-8").split() == re.findall(r'"(\w+)"', left_out[1])
+
+
+def test_the_images_bear_the_projects_version() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"].values()
+    tags = {service["image"].partition(":")[2] for service in services if service["image"].startswith("loradock/")}
+    assert tags == {PROJECT["version"], f"{PROJECT['version']}-cpu", f"{PROJECT['version']}-gpu"}
+
+
+def test_the_server_and_its_clients_have_the_same_versions() -> None:
+    server, client = pins("stack/mlflow/requirements.txt"), pins("requirements/cpu.txt")
+    assert {name: server[name] for name in server.keys() & client.keys()} == {
+        name: client[name] for name in server.keys() & client.keys()
+    }
+    assert {"mlflow", "psycopg", "psycopg-binary", "uvloop", "flask-wtf", "boto3"} <= server.keys()
+
+
+def test_nothing_that_the_server_needs_is_missing_in_its_lock() -> None:
+    server = pins("stack/mlflow/requirements.txt")
+    for name in server:
+        try:
+            if version(name) != server[name]:
+                continue  # another version's needs say nothing
+        except PackageNotFoundError:
+            continue
+        needed = [Requirement(line) for line in requires(name) or []]
+        missing = {
+            canonicalize_name(need.name)
+            for need in needed
+            if need.marker is None or need.marker.evaluate({"extra": ""})
+        } - server.keys()
+        assert missing == set(), name
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_text('it\'s $HOME; "q" \\n\n')
+    return path
+
+
+def entrypoint(**environment: str) -> subprocess.CompletedProcess[str]:
+    words = [ENTRYPOINT, "/usr/bin/env"]
+    return subprocess.run(
+        words, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"} | environment
+    )
+
+
+def test_a_variable_comes_out_of_its_file_as_it_is(secret: Path) -> None:
+    done = entrypoint(MLFLOW_TRACKING_PASSWORD__FILE=str(secret), AWS_SHARED_CREDENTIALS_FILE="/as/it/is")
+    assert done.stdout.splitlines()[-3:] != []
+    assert 'MLFLOW_TRACKING_PASSWORD=it\'s $HOME; "q" \\n' in done.stdout.splitlines()
+    assert "AWS_SHARED_CREDENTIALS_FILE=/as/it/is" in done.stdout.splitlines()
+    assert "__FILE" not in done.stdout
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_secret_that_is_not_there_or_empty_stops_it(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_text(content)
+    done = entrypoint(VLLM_API_KEY__FILE=str(path))
+    assert done.returncode == 78
+    assert "VLLM_API_KEY is to be read from" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_secrets_are_made_once_and_for_their_owner(tmp_path: Path) -> None:
+    directory = tmp_path / "secrets"
+    subprocess.run([ROOT / "stack/secrets.sh", directory], check=True, capture_output=True)
+    first = {path.name: path.read_text() for path in directory.iterdir()}
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert all(re.fullmatch(r"[0-9a-f]{48}", text) for text in first.values())
+    assert len(set(first.values())) == len(first)
+    (directory / "reader").unlink()
+    subprocess.run([ROOT / "stack/secrets.sh", directory], check=True, capture_output=True)
+    second = {path.name: path.read_text() for path in directory.iterdir()}
+    assert {name for name in first if first[name] != second[name]} == {"reader"}

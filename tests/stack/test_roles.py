@@ -1,0 +1,234 @@
+"""stack/roles.py on a real MLflow server with basic-auth: what each user may, and what it may not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from registry import promotion
+from registry.errors import LoradockError
+from registry.records import Version
+from registry.refs import AliasRef
+from registry.settings import Settings
+from registry.store import Store
+from registry.versions import register
+from tests.adapters import NAME, log_adapter, ref, write_adapter
+
+ROOT = Path(__file__).resolve().parents[2]
+USERS = ("trainer", "promoter", "replica", "reader")
+PROMOTED = AliasRef(NAME, "production")
+
+
+def password(user: str) -> str:
+    return f"the password of {user}"
+
+
+@dataclass(frozen=True)
+class Server:
+    uri: str
+    directory: Path
+    passwords: Path
+
+    def roles(self) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | self.environment("admin")
+        words = [sys.executable, "-W", "ignore", ROOT / "stack" / "roles.py", self.passwords]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+
+    def environment(self, user: str) -> dict[str, str]:
+        return {
+            "MLFLOW_TRACKING_URI": self.uri,
+            "MLFLOW_TRACKING_USERNAME": user,
+            "MLFLOW_TRACKING_PASSWORD": password(user),
+        }
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The compose file's server, but for its database: one worker on SQLite."""
+    directory = tmp_path_factory.mktemp("mlflow")
+    configuration = (ROOT / "stack/mlflow/basic_auth.ini").read_text(encoding="utf-8")
+    assert "postgresql://mlflow@postgres/mlflow" in configuration
+    users = f"sqlite:///{directory}/users.db"
+    (directory / "auth.ini").write_text(configuration.replace("postgresql://mlflow@postgres/mlflow", users))
+    passwords = directory / "passwords"
+    passwords.mkdir()
+    for user in USERS:
+        (passwords / user).write_text(password(user))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = Server(f"http://127.0.0.1:{port}", directory, passwords)
+    with (directory / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--app-name=basic-auth", "--enable-workspaces"),
+                *(
+                    "--host=127.0.0.1",
+                    f"--port={port}",
+                    "--workers=1",
+                    f"--artifacts-destination={directory}/artifacts",
+                ),
+                *("--serve-artifacts", f"--backend-store-uri=sqlite:///{directory}/mlflow.db"),
+            ],
+            env=os.environ
+            | {
+                "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini"),
+                "MLFLOW_AUTH_ADMIN_PASSWORD": password("admin"),
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests",
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+            },
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while not answers(found.uri):
+            assert process.poll() is None, (directory / "server.log").read_text()
+            assert time.monotonic() < deadline, (directory / "server.log").read_text()
+            time.sleep(0.2)
+        done = found.roles()
+        assert done.returncode == 0, done.stderr
+        yield found
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+
+
+def answers(uri: str) -> bool:
+    try:
+        return httpx.get(f"{uri}/health", timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture
+def as_user(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Store]:
+    """The store as a user has it: MLflow's client reads name and password at each call."""
+    monkeypatch.setenv("LORADOCK_HOME", str(tmp_path / "home"))
+
+    def change(user: str) -> Store:
+        for name, value in server.environment(user).items():
+            monkeypatch.setenv(name, value)
+        return Store(Settings())
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def promoted(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Version:
+    """A version that the trainer trained and the promoter registered and promoted."""
+    directory = tmp_path_factory.mktemp("adapter") / "adapter"
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in server.environment("trainer").items():
+            environment.setenv(name, value)
+        run = log_adapter(Store(Settings()), write_adapter(directory))
+        for name, value in server.environment("promoter").items():
+            environment.setenv(name, value)
+        store = Store(Settings())
+        version = register(store, run, NAME)
+        promotion.promote(store, version.ref, "production", actor="promoter", reason="the first")
+    return version
+
+
+def refused(action: Callable[[], object]) -> bool:
+    """Whether the server says 403, and nothing else is wrong."""
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001 - MLflow's, requests' and ours
+        causes = [error, error.__cause__]
+        return any("403" in str(cause) for cause in causes)
+    return False
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_everybody_reads(user: str, promoted: Version, as_user: Callable[[str], Store], tmp_path: Path) -> None:
+    store = as_user(user)
+    assert store.version_at(PROMOTED).facts.digest == promoted.facts.digest
+    assert NAME in {family.name for family in store.families()}
+    store.download(promoted.source, tmp_path, what="it")
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("user", ["trainer", "replica", "reader"])
+def test_only_the_promoter_moves_registers_or_writes_history(
+    user: str, promoted: Version, as_user: Callable[[str], Store]
+) -> None:
+    store = as_user(user)
+    client, ledger = store.client, store.family(NAME).ledger
+    with pytest.raises(LoradockError):
+        promotion.promote(store, promoted.ref, "canary", actor=user)
+    assert refused(lambda: client.set_registered_model_alias(NAME, "production", "1"))
+    assert refused(lambda: client.set_registered_model_tag(NAME, "a", "b"))
+    assert refused(lambda: client.set_model_version_tag(NAME, "1", "a", "b"))
+    assert refused(lambda: client.create_model_version(NAME, promoted.source))
+    assert refused(lambda: client.delete_model_version(NAME, "1"))
+    assert refused(lambda: client.log_param(ledger, "00000099", "{}"))
+    assert refused(lambda: client.delete_run(ledger))
+    assert store.family(NAME).aliases == {"production": 1}
+
+
+@pytest.mark.parametrize("user", ["trainer", "replica", "reader"])
+def test_nobody_but_the_promoter_makes_a_family_of_his_own_which_replicas_would_follow(
+    user: str, promoted: Version, as_user: Callable[[str], Store]
+) -> None:
+    client = as_user(user).client
+    assert refused(lambda: client.create_registered_model(f"of-{user}"))
+    assert refused(lambda: client.create_experiment(f"of-{user}"))
+
+
+@pytest.mark.parametrize("user", ["replica", "reader"])
+def test_who_reads_writes_no_run_and_no_file(
+    user: str, promoted: Version, as_user: Callable[[str], Store], tmp_path: Path
+) -> None:
+    store = as_user(user)
+    run = store.client.get_run(promoted.facts.run_id)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    model = promoted.source.removeprefix("models:/")
+    assert refused(lambda: store.client.create_run(run.info.experiment_id))
+    assert refused(lambda: store.client.log_metric(run.info.run_id, "loss", 0.0))
+    assert refused(lambda: store.client.log_model_artifact(model, str(tmp_path / "adapter_config.json")))
+
+
+def test_without_a_password_nobody_reads(server: Server, promoted: Version) -> None:
+    url = f"{server.uri}/api/2.0/mlflow/registered-models/search"
+    assert httpx.get(url).status_code == 401
+    assert httpx.get(url, auth=("reader", "a wrong password")).status_code == 401
+
+
+@pytest.mark.filterwarnings("ignore:starlette.middleware.wsgi is deprecated")  # MLflow's, where its auth is imported
+def test_said_again_it_takes_new_passwords_and_puts_grants_right(
+    server: Server, promoted: Version, as_user: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.server.auth.client import AuthServiceClient
+
+    as_user("admin")
+    admin = AuthServiceClient(server.uri)
+    role = next(role for role in admin.list_roles("default") if role.name == "loradock-reader")
+    admin.add_role_permission(role.id, "registered_model", NAME, "MANAGE")
+    (server.passwords / "reader").write_text("another password")
+    try:
+        assert server.roles().returncode == 0
+    finally:
+        (server.passwords / "reader").write_text(password("reader"))
+    grants = {
+        (grant.resource_type, grant.resource_pattern, grant.permission)
+        for grant in admin.list_role_permissions(role.id)
+    }
+    assert grants == {("experiment", "*", "READ"), ("registered_model", "*", "READ")}
+    as_user("reader")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another password")
+    assert Store(Settings()).version_at(PROMOTED).ref == ref(1)
+    as_user("admin")
+    assert server.roles().returncode == 0
