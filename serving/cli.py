@@ -63,7 +63,10 @@ def serve(
 )
 @json_option
 def status(urls: tuple[str, ...], api_key: str, as_json: bool) -> None:
-    """Show what serving replicas hold and answer with, what they hold back, and where they differ."""
+    """Show what serving replicas hold and answer with.
+
+    What they hold back is shown too, and where they differ.
+    """
     urls = urls or Settings().replica_urls or (_HERE,)
     if len(urls) == 1:
         found = fetch_status(urls[0], api_key)

@@ -121,6 +121,7 @@ def prepare(page: str, directory: Path, store: Store) -> None:
                 promotion.promote(store, version.ref, "production", actor="tester")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [str(page.relative_to(DOCS)) for page in PAGES if MARK in page.read_text(encoding="utf-8")]
 )

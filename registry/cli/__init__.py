@@ -56,7 +56,7 @@ VERBS: Final = {
     "publish": Verb("Registry", "registry.cli.publish:publish_", "Publish a version to the Hugging Face Hub."),
     "gc": Verb("Registry", "registry.cli.gc:gc", "Delete the versions that nothing needs, and their bytes."),
     "serve": Verb("Serve", "serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
-    "status": Verb("Serve", "serving.cli:status", "Show what a serving replica holds and answers with."),
+    "status": Verb("Serve", "serving.cli:status", "Show what serving replicas hold and answer with."),
     "settings": Verb(
         "Setup", "registry.cli.settings:settings", "Show every setting: its value, where that comes from, its meaning."
     ),

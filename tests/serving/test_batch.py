@@ -434,7 +434,8 @@ def test_two_processes_do_not_answer_the_same_rows(job: Callable[..., Job], sett
     assert run(wish, settings, boot=Second()).answered == 1
 
 
-def _killed(wish: Job, mark: str) -> None:
+def _killed(wish: Job, mark: str, home: str) -> None:
+    os.environ["LORADOCK_HOME"] = home  # the process it was forked from may be another test's
     run(wish, Settings(), boot=Boot(pause=0.002, mark=mark))
 
 
@@ -447,7 +448,7 @@ def test_a_run_killed_at_any_moment_loses_nothing_and_answers_nothing_twice(
     kept: dict[int, bytes] = {}
     chance = random.Random(7)  # noqa: S311
     for start in range(5):
-        process = processes().Process(target=_killed, args=(wish, f"start {start}: "))
+        process = processes().Process(target=_killed, args=(wish, f"start {start}: ", str(settings.home)))
         process.start()
         enough = len(kept) + chance.randrange(5, 45)
         deadline = time.monotonic() + 60

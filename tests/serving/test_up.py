@@ -77,10 +77,11 @@ def test_when_one_part_ends_by_itself_the_other_goes_with_all_it_started(tmp_pat
     dies = f"import os, time\nprint('the last words')\n{waits}\nexit(7)"
     other, ends = part(tmp_path, "other", code, grace=1), part(tmp_path, "ends", dies)
     seen: list[psutil.Process] = []
+    before = psutil.Process().children(recursive=True)
 
     def told(one: Part) -> None:
         assert one == other
-        seen.extend(psutil.Process().children(recursive=True))
+        seen.extend(child for child in psutil.Process().children(recursive=True) if child not in before)
         trigger.touch()
 
     with pytest.raises(LoradockError, match="ends ended with exit code 7") as error:
