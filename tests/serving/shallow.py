@@ -57,11 +57,14 @@ class Shallow(Server):
     def ended(self, seconds: float = 120) -> int:
         """Wait for its end, and return its exit code; nothing that it started is left."""
         code = self.process.wait(timeout=seconds)
+        self._all_gone()
+        return code
+
+    def _all_gone(self) -> None:
         deadline = time.monotonic() + 30
         while group := self.group():
             assert time.monotonic() < deadline, f"{group} outlive the server"
             time.sleep(0.1)
-        return code
 
     def group(self) -> list[str]:
         """What still runs of all that it started."""
@@ -77,6 +80,7 @@ class Shallow(Server):
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(timeout=30)
+        self._all_gone()
 
     @contextmanager
     def stream(self, model: str, tokens: int, choices: int = 1) -> Iterator[Iterator[str]]:

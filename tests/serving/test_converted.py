@@ -127,7 +127,7 @@ def serving(home: Path, base: LocalBase, store: Store, scratch: Path) -> Iterato
             time.sleep(0.2)
         yield server
     finally:
-        process.kill()
+        process.terminate()  # killed, it would leave vLLM's engine behind
         process.wait()
 
 

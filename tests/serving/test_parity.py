@@ -158,7 +158,7 @@ def server(base: LocalBase, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             time.sleep(0.2)
         yield found
     finally:
-        process.kill()
+        process.terminate()  # killed, it would leave vLLM's engine behind
         process.wait()
 
 

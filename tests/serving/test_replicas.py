@@ -117,7 +117,6 @@ def test_one_that_is_killed_while_it_takes_a_version_up_catches_up_from_the_same
     pair.promote(2)
     time.sleep(random.uniform(0, 0.4))  # noqa: S311 - no secret; anywhere from before the poll to after the move
     pair.servers[1].kill()
-    assert pair.servers[1].group() == []
     assert_whole(pair.home / "adapters")
     pair.servers[0].until_answered_by(pair.versions[1])
     pair.restart_second()
