@@ -53,7 +53,15 @@ def test_what_is_not_there_is_not_found_over_http(remote: Store) -> None:
 def test_the_command_prints_data_alone_to_stdout(remote: Store, tmp_path: Path) -> None:
     run_id = log_adapter(remote, write_adapter(tmp_path / "a", seed=7))
     done = subprocess.run(
-        [Path(sys.executable).with_name("loradock"), "register", run_id, "--name", "cli-bot", "--json"],
+        [
+            Path(sys.executable).with_name("loradock"),
+            "register",
+            run_id,
+            "--name",
+            "cli-bot",
+            "--no-reference",
+            "--json",
+        ],
         capture_output=True,
         text=True,
         check=True,
