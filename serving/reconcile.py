@@ -210,7 +210,7 @@ def unmet(desired: Desired, observed: Observed, limits: Limits) -> dict[str, str
         if observed.pointed.get(name) == version.ref:
             continue
         held = observed.quarantined.get(version.ref)
-        if held:
+        if held and (observed.now < held.until or name in observed.pointed):
             reasons[name] = f"{version.ref} is held back: {held.reason}"
         elif name in observed.pointed or version.ref in observed.loading or not full:
             reasons[name] = f"{version.ref} is being loaded"

@@ -247,7 +247,7 @@ class Replica:
             bases=self._engine.served_as,
             desired=self._desired,
             pointed=self._engine.pointed,
-            barred=self._quarantined.keys(),
+            barred={ref for ref, held in self._quarantined.items() if self._clock() < held.until},
             public=self._settings.public,
             pinned=self._settings.pinned > 0,
         )

@@ -72,7 +72,7 @@ class World(RuleBasedStateMachine):
     @rule(name=NAMES)
     def request(self, name: str) -> None:
         """A request asks for a name: on a resident version it runs, and for a cold one it waits."""
-        table = Table(desired=self.desired, pointed=self.pointed, barred=self.quarantined.keys())
+        table = Table(desired=self.desired, pointed=self.pointed, barred=self.barred())
         found = table.find(name, "")
         if found is None or found.ref is None:
             assert name not in self.pointed
@@ -82,6 +82,9 @@ class World(RuleBasedStateMachine):
         else:
             assert name not in self.pointed, "a name that points somewhere lets nobody wait"
             self.demanded[found.ref] = self.desired.targets[name]
+
+    def barred(self) -> set[VersionRef]:
+        return {ref for ref, held_back in self.quarantined.items() if self.now < held_back.until}
 
     @precondition(lambda self: any(item.in_flight for item in self.resident.values()))
     @rule(data=st.data())
