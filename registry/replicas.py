@@ -71,20 +71,20 @@ def nudge(settings: Settings) -> list[str]:
 def rooms(settings: Settings) -> tuple[list[Room], list[str]]:
     """What each replica in LORADOCK_REPLICAS has room for, all asked at once; and why others did not say."""
     found, problems = [], []
-    with ThreadPoolExecutor(max_workers=max(1, len(settings.replica_urls))) as pool:
-        for room in pool.map(lambda url: _room(url, settings.api_key.get_secret_value()), settings.replica_urls):
-            if isinstance(room, Room):
-                found.append(room)
-            else:
-                problems.append(room)
+    for url, status in statuses(settings).items():
+        room = status if isinstance(status, str) else _room(url, status)
+        if isinstance(room, Room):
+            found.append(room)
+        else:
+            problems.append(f"{url} does not say what it has room for: {room}")
     return found, problems
 
 
-def _room(url: str, api_key: str) -> Room | str:
+def _room(url: str, status: Mapping[str, Any]) -> Room | str:
     try:
-        return Room.of(url, fetch_status(url, api_key, seconds=_SHORT_TIMEOUT))
-    except LoradockError as error:
-        return f"{url} does not say what it has room for: {error}"
+        return Room.of(url, status)
+    except NotFound as error:
+        return str(error)
 
 
 def held(urls: Iterable[str], api_key: str) -> Mapping[VersionRef, str]:

@@ -16,6 +16,20 @@ from registry.errors import BadInput, LoradockError
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def replace(target: Path, text: str) -> None:
+    """Write a file in one step, for its owner alone: no reader and no crash ever meets half of it. Raises OSError."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")  # mode 0600
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).rename(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A directory that goes away at the end; raises LoradockError when there is no room for it, or in it."""

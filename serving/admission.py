@@ -17,6 +17,7 @@ from registry.reference import PROMPTS, Reference
 from registry.refs import VersionRef
 from serving.ports import Adapters, Engine, References
 from serving.probe import Prober, Proof
+from serving.references import missing
 
 _FETCHES: Final = 4
 """How many versions are downloaded and hashed at once."""
@@ -86,8 +87,7 @@ class Admission:
             return None
         found = await asyncio.to_thread(self._references.of, version)
         if found is None:
-            command = f"loradock record {version.ref}"
-            raise NotServable(str(version.ref), [f"no reference to hold it against; record one: {command}"])
+            raise missing(version)
         return found
 
     async def _prove(self, version: Version, reference: Reference | None) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from typing import Final
 
 from pydantic import Field, ValidationError
 
+from registry import scratch
 from registry.errors import LoradockError, Unreachable
 from registry.records import Base, Record, Version
 from registry.refs import CANARY, PRODUCTION, SHADOW, AliasRef, VersionRef
@@ -222,13 +221,7 @@ class Source:
         """Write the answer in one step, so that a reader or a crash never meets half of it."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=self._path.parent, prefix=".promoted-", delete=False
-            ) as file:
-                file.write(promoted.canonical())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(file.name, self._path)
+            scratch.replace(self._path, promoted.canonical())
         except OSError as error:  # a full disk must not stop a replica that can serve
             log.warning("the plan cannot be kept in %s for a restart: %s", self._path, error)
 

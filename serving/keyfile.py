@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import re
 import secrets
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -22,6 +20,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pydantic import model_validator as validates
 from pydantic_core import to_json
 
+from registry import scratch
 from registry.errors import BadInput, NotFound
 from serving.quota import Limit
 
@@ -150,19 +149,6 @@ def _changing(path: Path) -> Iterator[dict[str, object]]:
             keys: dict[str, object] = {**read(target).keys} if target.exists() else {}
             yield keys
             text = parse(to_json({"keys": keys}), what="this").model_dump_json(indent=2, exclude_defaults=True)
-            _replace(target, f"{text}\n")
+            scratch.replace(target, f"{text}\n")
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _replace(target: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")  # mode 0600
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).rename(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from registry import scratch
+from registry.errors import NotServable
 from registry.records import Base, Version
 from registry.reference import Reference
 
 log = logging.getLogger(__name__)
+
+
+def missing(version: Version) -> NotServable:
+    """That nobody recorded what PEFT says with a version, and how to."""
+    return NotServable(
+        str(version.ref), [f"no reference to hold it against; record one: loradock record {version.ref}"]
+    )
 
 
 class References:
@@ -40,11 +47,7 @@ class References:
             return
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=self._root, prefix=".reference-", delete=False
-            ) as file:
-                file.write(reference.canonical())
-            os.replace(file.name, path)
+            scratch.replace(path, reference.canonical())
         except OSError as error:  # a full disk must not stop a replica that can serve
             log.warning("the reference cannot be kept in %s for a restart: %s", path, error)
 

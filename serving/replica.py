@@ -323,7 +323,8 @@ class Replica:
 
     def status(self) -> dict[str, Any]:
         """All that this replica knows of itself, as JSON has it."""
-        observed, unmet = self._observed(), self.unmet()
+        observed = self._observed()
+        unmet = reconcile.unmet(self._desired, observed, self._limits)
         return {
             "base": {"names": sorted(self._engine.served_as), **self._base.model_dump(mode="json", exclude={"id"})},
             "ready": self.ready and not self.stopping,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from registry.base import LocalBase
-from registry.errors import LoradockError, NotServable
+from registry.errors import LoradockError
 from registry.records import Version
 from registry.reference import Reference
 from registry.refs import VersionRef
@@ -17,7 +17,7 @@ from registry.store import Store
 from serving import launch
 from serving.batch.answering import Engine
 from serving.cache import Cache
-from serving.references import References
+from serving.references import References, missing
 
 Found = TypeVar("Found")
 
@@ -75,8 +75,7 @@ class Loading:
             return None
         if found := references.of(version):
             return found
-        command = f"loradock record {version.ref}"
-        raise NotServable(str(version.ref), [f"no reference to hold it against; record one: {command}"])
+        raise missing(version)
 
 
 def _each(versions: Collection[Version], action: Callable[[Version], Found]) -> dict[VersionRef, Found]:

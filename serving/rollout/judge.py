@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import random
@@ -17,7 +16,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 
-from registry.errors import BadInput, LoradockError, NotFound, first_line
+from registry import functions
+from registry.errors import BadInput, LoradockError, first_line
 from registry.refs import CANARY, PRODUCTION, VersionRef
 from serving.front import VERSION_HEADER
 
@@ -49,7 +49,9 @@ def load(function: str, prompts: Path) -> Case:
         raise BadInput(f"{function!r} names no judge", hint="write it FILE.py:FUNCTION")
     found = _prompts(prompts)
     random.Random(len(found)).shuffle(found)  # noqa: S311 - no secret
-    return Case(_load(Path(match["file"]).expanduser(), match["function"]), found)
+    path = Path(match["file"]).expanduser()
+    judging = functions.load(path, match["function"], hint="a judge is written FILE.py:FUNCTION")
+    return Case(judging, found)
 
 
 class Judge:
@@ -154,21 +156,3 @@ def _prompts(path: Path) -> list[Mapping[str, Any]]:
     if not found:
         raise BadInput(f"{path} has no prompts")
     return found
-
-
-def _load(path: Path, name: str) -> Judging:
-    if not path.is_file():
-        raise NotFound(f"there is no file {path}", hint="a judge is written FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(f"loradock_judge_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise BadInput(f"{path} is no Python module")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a user's module raises what it likes
-        raise BadInput(f"{path} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise BadInput(f"{path} has no function {name}")
-    judging: Judging = function
-    return judging

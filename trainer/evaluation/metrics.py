@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from registry import functions
 from registry.artifact import sha256_of
-from registry.errors import BadInput, NotFound, first_line
+from registry.errors import BadInput, first_line
 from registry.evidence import PERPLEXITY
 
 Score = Callable[[str, str, str], float]
@@ -70,26 +70,8 @@ def _one(text: str) -> Metric:
         raise BadInput(f"{text} has the name of a metric of loradock's", hint="give the function another name")
     better: Literal["lower", "higher"] = "lower" if match["better"] == "lower" else "higher"
     path = Path(match["file"]).expanduser()
-    score = _load(path, name)
+    score = functions.load(path, name, hint="a metric of yours is written FILE.py:FUNCTION")
     return Metric(name, score, better, sha256_of(path))
-
-
-def _load(path: Path, name: str) -> Score:
-    if not path.is_file():
-        raise NotFound(f"there is no file {path}", hint="a metric of yours is written FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(f"loradock_metric_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise BadInput(f"{path} is no Python module")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a user's module raises what it likes
-        raise BadInput(f"{path} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise BadInput(f"{path} has no function {name}")
-    score: Score = function
-    return score
 
 
 def exact_match(prediction: str, reference: str, _prompt: str = "") -> float:
