@@ -196,6 +196,10 @@ class Source:
         """One version, whatever points at it; raises NotFound or Unreachable."""
         return self._version(self.store(), ref)
 
+    def forget(self, ref: VersionRef) -> None:
+        """Ask for a version anew at the next reading: what was told of it, which never changes, was not true."""
+        self._versions.pop(ref, None)
+
     def _version(self, store: Store, ref: VersionRef) -> Version:
         if ref not in self._versions:
             self._versions[ref] = store.version(ref)

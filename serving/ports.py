@@ -27,6 +27,9 @@ class Registry(Protocol):
     def version(self, ref: VersionRef) -> Version:
         """One version."""
 
+    def forget(self, ref: VersionRef) -> None:
+        """Read it anew."""
+
 
 class References(Protocol):
     """What a replica asks of `references.References`; it blocks."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from registry.errors import LoradockError, NotFound, NotServable, Unreachable
+from registry.errors import DigestMismatch, LoradockError, NotFound, NotServable, Unreachable
 from registry.records import Base, Version
 from registry.refs import VersionRef
 from serving import reconcile, report
@@ -228,6 +228,8 @@ class Replica:
         # Out of reach often mends by itself, so it is asked again soon; other faults rarely do.
         first = self._settings.poll_seconds if isinstance(error, Unreachable) else self._settings.retry_seconds
         reason = str(error) if isinstance(error, LoradockError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, DigestMismatch):
+            self._registry.forget(version.ref)
         before = self._quarantined.get(version.ref)
         if before is None or before.reason != reason:
             log.warning("%s takes no traffic: %s", version.ref, reason)

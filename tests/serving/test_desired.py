@@ -62,6 +62,9 @@ def test_a_version_is_asked_for_once(
     for _ in range(3):
         assert source.read().promoted.versions == {"support-bot": one}
     assert asked == [one.ref]
+    source.forget(one.ref)
+    assert source.read().promoted.versions == {"support-bot": one}
+    assert asked == [one.ref, one.ref]
 
 
 def test_an_unreadable_registry_leaves_the_last_answer_in_force(one: Version, settings: Settings) -> None:

@@ -34,6 +34,7 @@ class FakeRegistry:
     def __init__(self, *versions: Version) -> None:
         self.error: Exception | None = None
         self.others: dict[VersionRef, Version] = {}
+        self.forgotten: list[VersionRef] = []
         self.reads = 0
         self.promote(*versions)
 
@@ -45,6 +46,9 @@ class FakeRegistry:
         if self.error:
             raise self.error
         return Reading(self.promoted, 0.0)
+
+    def forget(self, ref: VersionRef) -> None:
+        self.forgotten.append(ref)
 
     def version(self, ref: VersionRef) -> Version:
         if ref not in self.others:
@@ -251,6 +255,7 @@ def test_a_quarantine_is_forgotten_when_the_name_moves_on() -> None:
     async def story() -> None:
         house.registry.promote(TWO)
         await house.until(lambda: house.replica.status()["quarantined"])
+        assert TWO.ref in house.registry.forgotten
         house.registry.promote(ONE)
         await house.until(lambda: not house.replica.status()["quarantined"])
         assert house.replica.status()["converged"]

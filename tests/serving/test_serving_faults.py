@@ -252,6 +252,8 @@ def test_a_digest_that_the_registry_makes_up_takes_no_traffic(house: House) -> N
     assert "does not hold the bytes that were registered" in house.held_back(two)
     assert house.server.complete("forged")[0] == str(one.ref)
     assert not (house.server.home / "adapters" / ("0" * 64)).exists()
+    house.registry.honest()
+    house.server.until_answered_by(two)
 
 
 @slow
