@@ -13,6 +13,7 @@ reference too; a version may be as far from its own.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ _MARGINS: Final = 20.0
 _CAPS: Final = {"float32": 0.01, "quantized": 1.0}
 """The base's gap, in nats, that a precision explains; for the 16-bit ones:"""
 _CAP: Final = 0.2
+_AT_ONCE: Final = 2
 _REMEMBERED: Final = 1000
 """For how many references what the base said is kept."""
 
@@ -189,8 +191,11 @@ class Prober:
 
 
 async def _passage(measure: Measure, asked: Sequence[Sequence[int]]) -> list[Sequence[Scored]]:
-    """One prompt after the other: a step of the engine that holds one keeps running answers waiting less."""
-    return [await measure(tokens) for tokens in asked]
+    """Few prompts at a time: a step of the engine that holds more keeps running answers waiting longer."""
+    found: list[Sequence[Scored]] = []
+    for at in range(0, len(asked), _AT_ONCE):
+        found += await asyncio.gather(*map(measure, asked[at : at + _AT_ONCE]))
+    return found
 
 
 def _logprobs(found: Sequence[Sequence[Scored]]) -> list[float]:
