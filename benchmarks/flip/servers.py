@@ -82,7 +82,7 @@ class Server:
         try:
             self.process.wait(timeout=_STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # as a container ends: with its engine
             self.process.wait()
 
 
@@ -124,6 +124,7 @@ def stock(
         *(sys.executable, "-m", "benchmarks.flip.vllm_server"),
         *("--model", str(local.path), "--served-model-name", local.name, "--host", "127.0.0.1", "--port", str(port)),
         *("--enable-lora", "--max-loras", str(SLOTS), "--max-cpu-loras", str(KEPT), "--max-lora-rank", "16"),
+        *("--shutdown-timeout", str(_STOP_SECONDS - 10)),  # requests in flight may end
         *limits(dtype),
         *(["--lora-modules", *(f"{name}={path}" for name, path in modules.items())] if modules else []),
     ]
@@ -138,7 +139,12 @@ def running(command: Sequence[str], environ: Mapping[str, str], port: int, log: 
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORADOCK_SERVE_", "VLLM_"))}
     with log.open("ab") as sink:
         process = subprocess.Popen(
-            command, cwd=_ROOT, env={**kept, **_VLLM, **environ}, stdout=sink, stderr=subprocess.STDOUT
+            command,
+            cwd=_ROOT,
+            env={**kept, **_VLLM, **environ},
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
