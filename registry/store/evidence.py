@@ -1,24 +1,16 @@
-"""Evaluations in MLflow: one run each, whose `evidence.json` holds what was found, row by row.
-
-Its digest stands in a param, which MLflow writes once, and the tag that makes it count is written last: an evaluation
-that was killed never counts, and neither does one whose file was changed.
-"""
+"""Evaluations in MLflow: one run each, whose `evidence.json` holds what was found, row by row."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import ValidationError
-
-from registry.errors import DigestMismatch, LoradockError, NotFound
+from registry.errors import NotFound
 from registry.evidence import PERPLEXITY, Evidence, Subject
-from registry.store.connection import Connection, default_store, experiment_id, translated
+from registry.store.connection import default_store, experiment_id, translated
+from registry.store.shelves import COMPLETE, Shelf, Shelves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,17 +19,14 @@ if TYPE_CHECKING:
 EXPERIMENT: Final = "loradock-evaluations"
 """The experiment that evaluations go to."""
 
-_FILE: Final = "evidence.json"
+_SHELF: Final = Shelf(Evidence, "evidence", EXPERIMENT, "delete that run in MLflow, and evaluate again")
 _TABLE: Final = "rows.json"
-_PREFIX: Final = "loradock.evidence."
-_COMPLETE: Final = "complete"
-_DIGEST: Final = "evidence.digest"
 _SUBJECTS: Final[tuple[Subject, ...]] = ("candidate", "incumbent", "base")
 _READ: Final = 8
 """How many evaluations of one version are read, the newest ones."""
 
 
-class Evidences(Connection):
+class Evidences(Shelves):
     """Recording and finding evaluations."""
 
     def begin_evaluation(self, title: str) -> str:
@@ -71,7 +60,7 @@ class Evidences(Connection):
                     self.client.log_table(run_id, {key: list(column) for key, column in table.items()}, _TABLE)
             if figure:
                 self.client.log_figure(run_id, figure, "evaluation.png")
-            self.client.log_text(run_id, evidence.canonical(), _FILE)
+            self.client.log_text(run_id, evidence.canonical(), _SHELF.file)
             tags = {
                 "name": evidence.name,
                 "candidate": evidence.candidate,
@@ -82,27 +71,28 @@ class Evidences(Connection):
                 "rows": str(len(evidence.weights)),
                 "through": evidence.through,
             }
-            written = [RunTag(_PREFIX + key, value) for key, value in tags.items()]
+            written = [RunTag(_SHELF.tag(key), value) for key, value in tags.items()]
             self.client.log_batch(run_id, tags=written, synchronous=True)
-            self.client.set_tag(run_id, f"{_PREFIX}state", _COMPLETE)
+            self.client.set_tag(run_id, _SHELF.state, COMPLETE)
 
     def find_evidence(self, name: str, candidate: str) -> tuple[Evidence, ...]:
         """The newest complete evaluations of a family's version, by its digest, newest first; eight at most.
 
         Raises DigestMismatch for one that is not what was recorded.
         """
-        with translated(self.uri):
-            experiment = self.client.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
-                return ()
-            wanted = {"name": name, "candidate": candidate, "state": _COMPLETE}
-            found = self.client.search_runs(
-                [experiment.experiment_id],
-                " AND ".join(f"tags.`{_PREFIX}{key}` = '{value}'" for key, value in wanted.items()),
-                max_results=_READ,
-                order_by=["attributes.start_time DESC"],
-            )
-        return tuple(self._read(run, name, candidate) for run in found)
+        runs = self._newest(_SHELF, {"name": name, "candidate": candidate}, most=_READ)
+        return tuple(self._evidence(run, name, candidate) for run in runs)
+
+    def _evidence(self, run: Run, name: str, candidate: str) -> Evidence:
+        run_id = run.info.run_id
+        wanted = (run_id, name, candidate)
+        return self._read(
+            _SHELF,
+            run,
+            f"evaluation {run_id} of {name}",
+            meant=lambda found: (found.run_id, found.name, found.candidate) == wanted,
+            tagged="version",
+        )
 
     def parameters_of(self, run_id: str) -> Mapping[str, str]:
         """What a training run logged before its first step; nothing where the run is gone."""
@@ -132,31 +122,6 @@ class Evidences(Connection):
         self.client.log_batch(
             evidence.run_id,
             metrics=[Metric(key, value, now, 0) for key, value in values.items()],
-            params=[Param(key, value) for key, value in {**details, _DIGEST: evidence.digest}.items()],
+            params=[Param(key, value) for key, value in {**details, _SHELF.digest: evidence.digest}.items()],
             synchronous=True,
         )
-
-    def _read(self, run: Run, name: str, candidate: str) -> Evidence:
-        run_id = run.info.run_id
-        expected = run.data.params.get(_DIGEST, "")
-        try:
-            with tempfile.TemporaryDirectory(prefix="loradock-") as scratch, translated(self.uri, f"file of {run_id}"):
-                content = Path(self.client.download_artifacts(run_id, _FILE, scratch)).read_bytes()
-        except (NotFound, OSError) as error:
-            raise _damaged(run_id, name, expected, "", f"{_FILE} is missing") from error
-        digest = hashlib.sha256(content).hexdigest()
-        try:
-            evidence = Evidence.model_validate_json(content)
-        except ValidationError as error:
-            raise _damaged(run_id, name, expected, digest, f"{_FILE} cannot be read") from error
-        if digest != expected:
-            raise _damaged(run_id, name, expected, digest, f"{_FILE} changed")
-        if (evidence.run_id, evidence.name, evidence.candidate) != (run_id, name, candidate):
-            raise _damaged(run_id, name, expected, digest, "its tags name another version")
-        return evidence
-
-
-def _damaged(run_id: str, name: str, expected: str, found: str, fault: str) -> LoradockError:
-    error = DigestMismatch(f"evaluation {run_id} of {name}", expected=expected, found=found, faults=[fault])
-    error.hint = "delete that run in MLflow, and evaluate again"
-    return error
