@@ -17,14 +17,34 @@ from trainer import data, dialects
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--resume", is_flag=True, help="Go on with a run of this recipe that was interrupted on this machine.")
-@click.option("--processes", type=click.IntRange(min=1), help="Train in so many processes; a step keeps its rows.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Train in so many processes, those of all machines together; a step keeps its rows.",
+)
 @click.option(
     "--accelerate-config",
     type=click.Path(path_type=Path),
     help="A file of `accelerate config` for --processes: FSDP or DeepSpeed over GPUs.",
 )
+@click.option("--num-machines", type=click.IntRange(min=1), help="How many machines start this command.  [default: 1]")
+@click.option("--machine-rank", type=click.IntRange(min=0), help="This machine's number, from 0.")
+@click.option("--main-process-ip", metavar="HOST", help="Where the others reach machine 0.")
+@click.option(
+    "--main-process-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="The port at which they do.  [default: 29500]",
+)
 @json_option
-def train(recipe: Path, resume: bool, processes: int | None, accelerate_config: Path | None, as_json: bool) -> None:
+def train(
+    recipe: Path,
+    resume: bool,
+    processes: int | None,
+    accelerate_config: Path | None,
+    as_json: bool,
+    **given: int | str | None,
+) -> None:
     """Train an adapter from a recipe and log the run to MLflow.
 
     RECIPE is a YAML file: ours, Axolotl's or LLaMA-Factory's. It and its data are checked whole before anything is
@@ -33,8 +53,9 @@ def train(recipe: Path, resume: bool, processes: int | None, accelerate_config: 
     source = dialects.load(recipe, say)
     rows = data.load(source.recipe.data, source.directory)
     rows.split(source.recipe.data.heldout)
-    if accelerate_config and not processes:
-        raise click.UsageError("--accelerate-config needs --processes")
+    for option, value in {"accelerate_config": accelerate_config, **given}.items():
+        if value is not None and not processes:
+            raise click.UsageError(f"--{option.replace('_', '-')} needs --processes")
     # OpenMP reads this when torch loads it. By default its threads spin while they wait for each other, and beside
     # another busy process, a serving engine for one, that takes five times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -45,10 +66,14 @@ def train(recipe: Path, resume: bool, processes: int | None, accelerate_config: 
         Crew(0, processes).batch(source.recipe.training)
         if accelerate_config:
             launch.check(accelerate_config, processes)
+        machines = launch.machines(given, processes, accelerate_config)
+        if machines.count > 1:
+            say(f"machine {machines.rank} of {machines.count}: all come together at {machines.host}:{machines.port}")
         flags = [*(["--resume"] if resume else []), *(["--json"] if as_json else [])]
-        launch.run(["train", str(recipe), *flags], processes, accelerate_config)
+        launch.run(["train", str(recipe), *flags], processes, machines, accelerate_config)
         return
-    say(f"{len(rows.rows)} rows in {rows.name}; loading")
+    if os.environ.get("RANK", "0") == "0":  # the main process, or the only one
+        say(f"{len(rows.rows)} rows in {rows.name}; loading")
     from trainer import run
 
     outcome = run.train(source, rows, Settings(), say, resume=resume)

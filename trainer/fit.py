@@ -21,6 +21,7 @@ from trainer.curves import Curves
 from trainer.prepared import Prepared, keep_precision
 from trainer.recipe import Recipe
 from trainer.samples import Prompt
+from trainer.scattered import Gathers
 from trainer.tokens import Side, Sides
 from trainer.trainers import Fused, MovesRanks, Plain
 from trainer.undertaking import Undertaking
@@ -87,6 +88,8 @@ def _trainer(
     callbacks: list[Any] = [watch]
     if kind == "adalora":
         callbacks.append(MovesRanks())
+    if task.scattered:
+        callbacks.append(Gathers(task.crew, task.work))
     if recipe.training.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
     options: dict[str, Any] = {

@@ -1,11 +1,16 @@
-"""A training in several processes of this machine, started by torch's elastic launcher and run under accelerate."""
+"""This machine's processes of a training, started by torch's elastic launcher and run under accelerate.
+
+Several machines each start their own: whatever brings a command to them, a shell, Slurm or Kubernetes, also knows their
+numbers and the first one's address, and no more is needed.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +20,16 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin, patch_environment
 from accelerate.utils.launch import prepare_multi_gpu_env
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from registry.errors import BadInput, LoradockError, NotFound, first_line
+from registry.errors import BadInput, LoradockError, NotFound, Unreachable, first_line
+from trainer.processes import MAIN_PORT, Machines
 
 _LAST_LINES: Final = 20
+_TERMS: Final = ("num_machines", "machine_rank", "main_process_ip", "main_process_port")
+"""What accelerate's files and its command call these."""
 
 
 class ProcessFailed(LoradockError):
@@ -31,32 +40,89 @@ class ProcessFailed(LoradockError):
         self.exit_code = code if code > 0 else 1
 
 
-def run(arguments: Sequence[str], processes: int, config: Path | None = None) -> None:
-    """Run `loradock ARGUMENTS` in so many processes that train together, and wait for them.
+def run(arguments: Sequence[str], processes: int, machines: Machines, config: Path | None = None) -> None:
+    """Run `loradock ARGUMENTS` in this machine's part of so many processes that train together, and wait for them.
 
     On CPUs they talk through gloo, on GPUs through NCCL. `config` is a file of `accelerate config`, with FSDP or
-    DeepSpeed for GPUs. Raises BadInput for a configuration that cannot be used, and ProcessFailed.
+    DeepSpeed for GPUs. Raises Unreachable when the machines do not find each other, ProcessFailed when a process ended
+    without a word, and SystemExit with its code when it spoke for itself.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    here = processes // machines.count
+    first = machines.rank * here
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // here)
     with tempfile.TemporaryDirectory(prefix="loradock-logs-") as logs:
-        # Only the main process speaks; what the others say is kept for the case that one of them fails.
-        quiet = ["--log-dir", logs, "--redirects", ",".join(f"{rank}:3" for rank in range(1, processes))]
+        # Only the first process speaks; what the others say is kept for the case that one of them fails.
+        quiet = ["--log-dir", logs, "--redirects", ",".join(f"{rank}:3" for rank in range(1, here)) or "0"]
         worker = ["-m", "registry.cli", *arguments]
         try:
             with patch_environment(omp_num_threads=threads):
                 if torch.cuda.is_available():
                     options = ["--config_file", str(config)] if config else ["--multi_gpu", "--mixed_precision", "no"]
-                    launch_command(_accelerate([*options, "--num_processes", str(processes), *quiet, *worker]))
+                    options += ["--num_processes", str(processes), *_for_accelerate(machines)]
+                    launch_command(_accelerate([*options, *quiet, *worker]))
                 else:
                     with patch_environment(accelerate_use_cpu="true"):
-                        options = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", "0"]
+                        options = [*_for_torchrun(machines), "--nproc-per-node", str(here), "--max-restarts", "0"]
                         torchrun.run(torchrun.parse_args([*options, *quiet, *worker]))
         except ChildFailedError as error:
-            rank, failure = (0, error.failures[0]) if 0 in error.failures else error.get_first_failure()
-            raise ProcessFailed(rank, failure.exitcode, _said(Path(logs), rank) if rank else "") from error
+            if machines.rank == 0:
+                _bury_the_dead()
+            rank, failure = (first, error.failures[first]) if first in error.failures else error.get_first_failure()
+            if rank == first and failure.exitcode > 0:
+                raise SystemExit(failure.exitcode) from error
+            raise ProcessFailed(rank, failure.exitcode, _said(Path(logs), failure.local_rank)) from error
         except SignalException as error:
             raise SystemExit(128 + error.sigval) from error
+        except (DistError, ConnectionError) as error:
+            raise Unreachable(
+                f"the machines of this training do not find each other: {first_line(error)}",
+                hint="start the same command on every machine, with an address of machine 0 that all of them reach",
+            ) from error
+
+
+def machines(given: Mapping[str, Any], processes: int, config: Path | None) -> Machines:
+    """The machines of a training: what was given, in accelerate's terms, before what a file of its own says.
+
+    Raises BadInput with every fault.
+    """
+    found = vars(load_config_from_file(str(config))) if config else {}
+    told: dict[str, Any] = {term: found.get(term) if given.get(term) is None else given[term] for term in _TERMS}
+    count, rank, host, port = (told[term] for term in _TERMS)
+    if (count or 1) == 1:
+        if alone := [_option(term) for term in _TERMS[1:] if given.get(term) is not None]:
+            raise BadInput(f"{alone[0]} says nothing without --num-machines")
+        return Machines()
+    problems = []
+    if rank is None or rank >= count:
+        problems.append(f"--machine-rank is this machine's number, from 0 to {count - 1}")
+    if not host:
+        problems.append("--main-process-ip is the address at which the others reach machine 0")
+    if processes % count:
+        problems.append(f"--processes {processes} are those of all machines, and cannot be shared out over {count}")
+    deepspeed = found.get("deepspeed_config") or {}
+    if deepspeed and deepspeed.get("deepspeed_multinode_launcher") != "standard":
+        problems.append(f"deepspeed_multinode_launcher in {config} has to be standard: each machine starts its own")
+    if problems:
+        raise BadInput(f"these {count} machines cannot train together", problems=problems)
+    return Machines(count, rank, host, port or MAIN_PORT)
+
+
+def _option(term: str) -> str:
+    return "--" + term.replace("_", "-")
+
+
+def _for_accelerate(machines: Machines) -> list[str]:
+    values = (machines.count, machines.rank, machines.host, machines.port)
+    terms = zip(_TERMS, values, strict=True) if machines.count > 1 else [(_TERMS[0], 1)]
+    return [word for term, value in terms for word in (f"--{term}", str(value))]
+
+
+def _for_torchrun(machines: Machines) -> list[str]:
+    if machines.count == 1:
+        return ["--standalone"]
+    nodes = ["--nnodes", str(machines.count), "--node-rank", str(machines.rank)]
+    return [*nodes, "--master-addr", machines.host, "--master-port", str(machines.port)]
 
 
 def check(config: Path, processes: int) -> None:
@@ -88,6 +154,16 @@ def check(config: Path, processes: int) -> None:
 
 def _accelerate(arguments: Sequence[str]) -> Any:
     return launch_command_parser().parse_args(list(arguments))
+
+
+def _bury_the_dead() -> None:
+    """Close the run whose main process ended without a word."""
+    from registry.settings import Settings
+    from registry.store import Store
+    from trainer import undertaking
+
+    with suppress(LoradockError):
+        undertaking.bury_the_dead(Store(Settings()), Settings())
 
 
 def _said(logs: Path, rank: int) -> str:

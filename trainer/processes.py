@@ -1,13 +1,40 @@
-"""A training in several processes: who this one is, and how the recipe's batch is shared out."""
+"""A training in several processes, on one machine or on several: who this one is, and what all of them share."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from registry.errors import BadInput
+from registry.errors import BadInput, LoradockError, first_line
 from trainer.recipe import Training
+
+MAIN_PORT: Final = 29500
+"""As accelerate and torchrun have it."""
+
+
+class ProcessLost(LoradockError):
+    """Another process of the crew is gone, or can no longer be reached."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(
+            f"another process of this training is gone: {said}",
+            hint="its own machine says why; the same command with --resume, on every machine, goes on",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """The machines of one training, in the terms of `accelerate launch`; `rank` is this one's number."""
+
+    count: int = 1
+    rank: int = 0
+    host: str = ""
+    port: int = MAIN_PORT
+    """Where the first machine listens and the others come to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +57,25 @@ class Crew:
 
         return broadcast_object_list([value], from_process=0)[0]
 
+    def all(self, value: Any) -> list[Any]:
+        """Every process's value, by rank, in every process."""
+        if self.size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        found: list[Any] = gather_object([value])
+        return found
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """Hold what every process has against the main one's; raises BadInput in all of them where they differ."""
+        first, *others = self.all(dict(facts))
+        for rank, other in enumerate(others, start=1):
+            if odd := [name for name in first if other[name] != first[name]]:
+                raise BadInput(
+                    f"process {rank} has another {' and '.join(odd)} than the main process",
+                    hint="give every machine the same recipe, data and base",
+                )
+
     def batch(self, training: Training) -> tuple[int, int]:
         """Rows at a time and batches to a step for each process, so that a step has the recipe's rows over all.
 
@@ -47,7 +93,7 @@ class Crew:
 
 
 def join() -> Crew:
-    """The crew that this process was started in, by accelerate or torchrun; alone when by neither."""
+    """The crew that this process was started in, by us, accelerate or torchrun; alone when by none of them."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Crew(0, 1)
     import torch
@@ -55,3 +101,16 @@ def join() -> Crew:
 
     state = PartialState(cpu=not torch.cuda.is_available())
     return Crew(state.process_index, state.num_processes)
+
+
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """Raise ProcessLost for what gloo and NCCL say when another process has gone away."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch.distributed import DistError
+
+        if isinstance(error, DistError) or "gloo/" in str(error):
+            raise ProcessLost(re.sub(r"^\[\S*gloo/\S*\] ", "", first_line(error))) from error
+        raise

@@ -71,12 +71,12 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
     say = say if crew.main else _silent
     train_rows, heldout_rows = rows.split(recipe.data.heldout)
     datasets.disable_progress_bars()
-    with quiet():
+    with quiet(), _told_by_main(crew), processes.losses_told():
         local = registry.base.resolve(recipe.base, settings, relative_to=source.directory)
         free = room.available()
         with (
             undertaking.opened(source, rows.digest, local.base, settings, crew, resume=resume) as task,
-            _told_by_main(crew),
+            processes.losses_told(),
             _machine_told(recipe, local.path, free),
         ):
             say(f"run {task.run.id}: {recipe.name} on {recipe.base}{task.since}")
@@ -185,11 +185,14 @@ def _commit(directory: Path) -> dict[str, str]:
 
 @contextmanager
 def _told_by_main(crew: processes.Crew) -> Iterator[None]:
-    """Let the main process tell a fault that all have: another waits before it ends, which would end them all."""
+    """Let the main process tell a fault that all have, and a process that is gone itself: who waits is not the first.
+
+    The first process of a machine to end with an error ends all others there.
+    """
     try:
         yield
-    except LoradockError:
-        if not crew.main:
+    except LoradockError as error:
+        if not crew.main or isinstance(error, processes.ProcessLost):
             time.sleep(_MAIN_SPEAKS_WITHIN)
         raise
 

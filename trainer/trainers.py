@@ -97,7 +97,9 @@ class _Ours(Trainer):  # type: ignore[misc]  # the libraries' lazy modules have 
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
             return
-        load_weights(self.model, Path(self.state.best_model_checkpoint))
+        # The others' weights are thrown away, and their machines may not have the main process's checkpoints.
+        if self.is_world_process_zero():
+            load_weights(self.model, Path(self.state.best_model_checkpoint))
 
 
 class Fused(_Ours, SFTTrainer):  # type: ignore[misc]  # as above

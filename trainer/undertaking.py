@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from registry.errors import LoradockError
 from registry.records import Base
 from registry.settings import Settings
 from registry.store import Store
-from trainer import tracking, workdir
-from trainer.processes import Crew
+from trainer import scattered, tracking, workdir
+from trainer.processes import Crew, ProcessLost
 from trainer.recipe_file import RecipeFile
 from trainer.tracking import Run, Silent
 from trainer.workdir import Workdir
+
+_MAIN_CLOSES_WITHIN: Final = 10.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,8 @@ class Undertaking:
     checkpoint: Path | None
     """Where an interrupted training goes on from."""
     crew: Crew
+    scattered: bool = False
+    """Whether some process does not see the main one's files."""
 
     @property
     def step(self) -> int:
@@ -46,32 +53,59 @@ def opened(
 ) -> Iterator[Undertaking]:
     """Open a training's run and its place for checkpoints; a training that ends well leaves none of these behind.
 
-    Runs whose process was killed without a word are closed on the way. Raises LoradockError when the run to resume is
-    under way in another process, or when nothing can be written.
+    Runs whose process was killed without a word are closed on the way. Raises BadInput when the processes do not train
+    the same, and LoradockError when the run to resume is under way in another process, or when nothing can be written.
     """
     found: tuple[str, Path | None] | None = None
+    recipe = source.recipe.model_dump_json(exclude={"name"})
+    crew.agree({"recipe": recipe, "data": data_digest, "base": base.weights_digest + base.config_digest})
     identity = workdir.identity(source.recipe, data_digest, base)
     if crew.main:
         store = Store(settings)
-        _bury_the_dead(store, settings)
+        bury_the_dead(store, settings)
         found = _find(store, settings, identity) if resume else None
         found = found or (tracking.create(store, source.recipe.name), None)
     run_id, checkpoint = crew.share(found)
     work = Workdir(settings.trainings / run_id)
     if not crew.main:
-        yield Undertaking(source.recipe.name, Silent(run_id), work, checkpoint, crew)
+        with _closed_without_main(settings, run_id), scattered.place(crew, work) as (place, apart):
+            mine = scattered.handed_out(crew, place, checkpoint) if checkpoint else None
+            yield Undertaking(source.recipe.name, Silent(run_id), place, mine, crew, apart)
         return
     with tracking.opened(store, run_id, again=checkpoint is not None) as run:
         if checkpoint is None:
             work.make(identity)
-        with work.held():
+        with work.held(), scattered.place(crew, work) as (place, apart):
             try:
-                yield Undertaking(source.recipe.name, run, work, checkpoint, crew)
+                if checkpoint:
+                    scattered.handed_out(crew, place, checkpoint)
+                yield Undertaking(source.recipe.name, run, place, checkpoint, crew, apart)
             except BaseException:
                 if work.last() is None:
                     work.remove()
                 raise
     work.remove()
+
+
+@contextmanager
+def _closed_without_main(settings: Settings, run_id: str) -> Iterator[None]:
+    """Close the run when the main process is gone with its whole machine, which MLflow can only learn from others."""
+    try:
+        yield
+    except ProcessLost:
+        if settings.tracking_uri:
+            with suppress(LoradockError):
+                _close_unless_main_does(Store(settings), run_id)
+        raise
+
+
+def _close_unless_main_does(store: Store, run_id: str) -> None:
+    deadline = time.monotonic() + _MAIN_CLOSES_WITHIN
+    while tracking.status(store, run_id) == "RUNNING":
+        if time.monotonic() > deadline:
+            tracking.bury(store, run_id)
+            return
+        time.sleep(0.5)
 
 
 def _find(store: Store, settings: Settings, identity: str) -> tuple[str, Path | None] | None:
@@ -83,7 +117,8 @@ def _find(store: Store, settings: Settings, identity: str) -> tuple[str, Path | 
     return None
 
 
-def _bury_the_dead(store: Store, settings: Settings) -> None:
+def bury_the_dead(store: Store, settings: Settings) -> None:
+    """Close the runs of this machine whose process is gone without a word."""
     for work in workdir.unfinished(settings):
         if not work.is_held() and tracking.status(store, work.run_id) == "RUNNING":
             tracking.bury(store, work.run_id)

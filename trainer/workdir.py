@@ -60,10 +60,13 @@ class Workdir:
         found = [path for path in self.checkpoints.glob("checkpoint-*") if _whole(path)]
         return max(found, key=step_of, default=None)
 
+    def is_made(self) -> bool:
+        """Whether the directory is there, made by this process or by one that shares its disk."""
+        return (self.path / "identity").is_file()
+
     def is_of(self, identity_: str) -> bool:
         """Whether this is a training of the same recipe, data and base."""
-        file = self.path / "identity"
-        return file.is_file() and file.read_text() == identity_
+        return self.is_made() and (self.path / "identity").read_text() == identity_
 
     @contextmanager
     def held(self) -> Iterator[None]:
