@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from pathlib import Path
@@ -68,6 +69,14 @@ def serve(options: ServeOptions, settings: Settings) -> None:
     """
     check_extra(options.extra)
     check_address(options.host, options.port)
+    _run(parsed(command(options, settings)))
+
+
+def command(options: ServeOptions, settings: Settings) -> list[str]:
+    """What vLLM is started with, by what is promoted; sets the variables that it reads when it is imported.
+
+    Raises NotFound for an unknown base, and Unreachable when nothing is known of what is promoted.
+    """
     local = bases.resolve(options.base, settings)
     promoted = Source(settings, aliases=ServingSettings().followed).read().promoted
     cpu = on_cpu()
@@ -76,7 +85,7 @@ def serve(options: ServeOptions, settings: Settings) -> None:
         say(line)
     prepare(os.environ, cpu=cpu)
     prove_plugins(cpu=cpu)
-    _run([*arguments(options, local, chosen, cpu=cpu), *options.extra])
+    return [*arguments(options, local, chosen, cpu=cpu), *options.extra]
 
 
 def check_extra(extra: Sequence[str]) -> None:
@@ -222,30 +231,45 @@ def prove_plugins(*, cpu: bool) -> None:
             ) from error
 
 
-def _run(command: Sequence[str]) -> None:
-    import uvloop
-    from vllm.entrypoints.launchers.api_server.entry import run_server
+def parsed(command: Sequence[str]) -> argparse.Namespace:
+    """Arguments as vLLM parses them; raises BadInput for those under which loradock cannot do its work."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from serving.engine import died, unfit
+    from serving.engine import unfit
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="loradock serve ... --", add_help=False))
-    args = parser.parse_args(list(command))
+    args: argparse.Namespace = parser.parse_args(list(command))
     faults = unfit(args, os.environ)
     if args.model_tag:
         faults.append(f"{args.model_tag!r} is no option of vLLM; the model is given with --base")
     if faults:
         raise BadInput("vLLM's arguments do not fit loradock", problems=faults)
-    try:
+    with _start_told():
         validate_parsed_serve_args(args)
+    return args
+
+
+def _run(args: argparse.Namespace) -> None:
+    import uvloop
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+
+    from serving.engine import died
+
+    with _start_told():
         uvloop.run(run_server(args))
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
-        raise LoradockError(
-            f"vLLM did not start: {error}", hint="its own lines above say why; --debug shows the traceback"
-        ) from error
     engine = getattr(args, "loradock_engine", None)
     if engine is not None and died(engine):
         raise LoradockError(
             "vLLM's engine died, and what ran on it failed", hint="its own lines above say why; start the replica again"
         )
+
+
+@contextmanager
+def _start_told() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        raise LoradockError(
+            f"vLLM did not start: {error}", hint="its own lines above say why; --debug shows the traceback"
+        ) from error
