@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -16,7 +16,7 @@ from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
 from registry.cli.record import reference_option
 from registry.cli.shared import base_option, row
-from registry.errors import DigestMismatch, HistoryDamaged, NotFound, Refused
+from registry.errors import DigestMismatch, Drifted, HistoryDamaged, NotFound, Refused
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
@@ -90,52 +90,74 @@ def _located(source: str, pickled: bool) -> tuple[Path, str]:
     return directory, f"{repository}@{directory.name}"
 
 
+_MENDS: Final = "restore files from a backup; `loradock history NAME --adopt` or `--restore` settles a moved alias"
+
+
 @click.command()
-@click.argument("ref", shell_complete=complete_ref)
-@click.option("--all", "every", is_flag=True, help="REF is a name: verify every version of that adapter.")
+@click.argument("ref", required=False, shell_complete=complete_ref)
+@click.option(
+    "--all", "every", is_flag=True, help="REF is a name: verify every version of it; without REF, of every adapter."
+)
 @json_option
-def verify(ref: str, every: bool, as_json: bool) -> None:
+def verify(ref: str | None, every: bool, as_json: bool) -> None:
     """Hash a version's stored bytes again.
 
     They are held against its digest; a file that changed, is missing or extra is named. Its adapter's history is
-    checked, too: no entry was edited, none is missing. It exits with 3 when anything is wrong.
+    checked, too: no entry was edited, none is missing. With --all so are references, evaluations, and where MLflow's
+    aliases stand. It exits with 3 when anything is wrong.
     """
+    if not (ref or every):
+        raise click.UsageError("say which: NAME/3, NAME@ALIAS, NAME --all, or --all")
     store = Store(Settings())
     if every:
-        _verify_all(store, refs.parse_name(ref), as_json)
+        names = [refs.parse_name(ref)] if ref else [family.name for family in store.families()]
+        _verify_all(store, names, as_json)
         return
-    version = promotion.resolve(store, refs.parse_ref(ref))
+    version = promotion.resolve(store, refs.parse_ref(ref or ""))
     moves = histories.read(store, version.ref.name).moves
     manifest = versions.verify(store, version)
     found = {"version": str(version.ref), "digest": manifest.digest, "files": len(manifest.files), "moves": len(moves)}
     emit(found, as_json)
 
 
-def _verify_all(store: Store, name: str, as_json: bool) -> None:
-    store.family(name)
-    problems: list[str] = []
-    try:
-        histories.read(store, name)
-    except HistoryDamaged as error:
-        problems.append(str(error))
-    rows = [_verified(store, version) for version in _with_progress(store.versions(name))]
+def _verify_all(store: Store, names: Sequence[str], as_json: bool) -> None:
+    problems = [fault for name in names for fault in _faults_of_history(store, name)]
+    every = tuple(version for name in names for version in store.versions(name))
+    rows = [_verified(store, version) for version in _with_progress(every)]
     problems += [f"{row['version']}: {fault}" for row in rows for fault in row["faults"]]
     emit(rows, as_json, columns=("version", "digest", "faults"))
     bad = sum(bool(row["faults"]) for row in rows)
-    say(f"{len(rows) - bad} of {len(rows)} versions of {name} hold the bytes that were registered")
+    what = names[0] if len(names) == 1 else f"{len(names)} adapters"
+    say(f"{len(rows) - bad} of {len(rows)} versions of {what} hold the bytes that were registered")
     if problems:
-        refused = Refused(f"{name} is not what was registered", hint="restore what is named from a backup")
+        refused = Refused(f"{what}: not what was registered", hint=_MENDS)
         refused.problems = tuple(problems)
         raise refused
 
 
-def _verified(store: Store, version: Version) -> dict[str, Any]:
-    faults: tuple[str, ...] = ()
+def _faults_of_history(store: Store, name: str) -> list[str]:
+    store.family(name)
     try:
-        versions.verify(store, version)
-    except DigestMismatch as error:
-        faults = error.faults
-    return {"version": str(version.ref), "digest": version.facts.digest, "faults": list(faults)}
+        past = histories.read(store, name)
+    except HistoryDamaged as error:
+        return [str(error)]
+    return [str(Drifted(name, drift.alias, recorded=drift.recorded, found=drift.found)) for drift in past.drifts]
+
+
+def _verified(store: Store, version: Version) -> dict[str, Any]:
+    faults: list[str] = []
+    digest, base = version.facts.digest, version.facts.base
+    looks = (
+        lambda: versions.verify(store, version),
+        lambda: store.find_reference(digest, base),
+        lambda: store.find_evidence(version.ref.name, digest),
+    )
+    for look in looks:
+        try:
+            look()
+        except DigestMismatch as error:
+            faults += error.faults if look is looks[0] else [str(error)]
+    return {"version": str(version.ref), "digest": digest, "faults": faults}
 
 
 def _with_progress(found: tuple[Version, ...]) -> Iterable[Version]:

@@ -146,6 +146,11 @@ def _from_mlflow(uri: str, error: MlflowException, what: str) -> LoradockError:
             f"run {run[1]}, which holds the {what or 'data'}, was deleted in MLflow at {masked(uri)}",
             hint=f"bring it back, and nothing is lost: mlflow runs restore --run-id {run[1]}",
         )
+    if found := re.search(r"out-of-date database schema \(found version (\w+)", text):
+        return Refused(
+            f"MLflow at {masked(uri)} has other tables ({found[1]}) than the installed MLflow",
+            hint=f"older ones: back up, then `mlflow db upgrade {masked(uri)}`; newer ones: upgrade loradock here",
+        )
     if re.search(r"unsupported URI|filesystem tracking backend", text):
         return BadInput(f"{masked(uri)!r} is no MLflow store", hint=_ELSEWHERE)
     if error.error_code == "RESOURCE_DOES_NOT_EXIST" or (what and re.search(r"not found|No such", text)):
