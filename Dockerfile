@@ -1,7 +1,7 @@
 # Two images: `mlflow`, the registry's server, and `loradock`, which trains, promotes and serves.
 #   docker build --target loradock .                     for CPUs
 #   docker build --target loradock --build-arg BUILD=gpu .   for NVIDIA GPUs
-ARG PYTHON_IMAGE=docker.io/library/python:3.11.13-slim-bookworm
+ARG PYTHON_IMAGE=docker.io/library/python:3.11.16-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS python
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

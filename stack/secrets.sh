@@ -11,3 +11,9 @@ for name in postgres mlflow_admin mlflow_sessions trainer promoter replica reade
   chmod 444 "$directory/$name"
   echo "made $directory/$name"
 done
+# Nobody can make up the keys to a bucket: docs/compose.md says what goes here, and without a bucket nothing does.
+if [ ! -e "$directory/aws" ]; then
+  echo "# MLflow's keys to its bucket, as in ~/.aws/credentials" > "$directory/aws"
+  chmod 444 "$directory/aws"
+  echo "made $directory/aws"
+fi

@@ -8,25 +8,50 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
 
+from registry.settings import Settings
+from registry.store import Store
 from tests.postgres import postgres
+
+STACK = Path(__file__).resolve().parent.parent / "stack"
+USERS = ("trainer", "promoter", "replica", "reader")
+ITS_DATABASE = "postgresql://mlflow@postgres/mlflow"
+"""What the compose file's configuration names."""
 
 
 class MLflowServer:
     """`mlflow server` on a database, as docs/operations.md says that it is started."""
 
-    def __init__(self, database: str, directory: Path) -> None:
+    def __init__(
+        self,
+        database: str,
+        directory: Path,
+        *,
+        workers: int = 2,
+        artifacts: str = "",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.database, self.directory = database, directory
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.words = [
+            *("--host", "127.0.0.1", "--port", str(self.port), "--workers", str(workers)),
+            *("--uvicorn-opts", "--timeout-worker-healthcheck 120 --log-level warning"),
+            *("--backend-store-uri", database),
+            *("--serve-artifacts", "--artifacts-destination", artifacts or str(directory / "artifacts")),
+        ]
+        self.environ = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self.environ |= environ or {}
 
     def start(self) -> None:
         """Start it where it does not run, and wait until it answers; a new database's tables take some seconds."""
@@ -35,18 +60,13 @@ class MLflowServer:
         log = self.directory / "server.log"
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-                    *("--workers", "2", "--uvicorn-opts", "--timeout-worker-healthcheck 120 --log-level warning"),
-                    *("--backend-store-uri", self.database),
-                    *("--serve-artifacts", "--artifacts-destination", str(self.directory / "artifacts")),
-                ],
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+                [sys.executable, "-m", "mlflow", "server", *self.words],
+                env=os.environ | self.environ,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             assert self.process.poll() is None, log.read_text()
             try:
@@ -61,6 +81,62 @@ class MLflowServer:
         if self.process and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(timeout=30)
+
+
+class TeamServer(MLflowServer):
+    """The same with users and workspaces, as docker-compose.yml has it; stack/roles.py makes the users."""
+
+    def __init__(self, database: str, directory: Path, **kind: Any) -> None:
+        super().__init__(database, directory, **kind)
+        configuration = (STACK / "mlflow/basic_auth.ini").read_text(encoding="utf-8")
+        assert ITS_DATABASE in configuration
+        (directory / "auth.ini").write_text(configuration.replace(ITS_DATABASE, database))
+        self.passwords = directory / "passwords"
+        self.passwords.mkdir()
+        for user in USERS:
+            (self.passwords / user).write_text(password(user))
+        self.words += ["--app-name=basic-auth", "--enable-workspaces"]
+        self.environ |= {
+            "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini"),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": password("admin"),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests",
+        }
+
+    def start(self) -> None:
+        """Start it, and make the users where they are not there yet."""
+        new = self.process is None
+        super().start()
+        if new:
+            done = self.roles()
+            assert done.returncode == 0, done.stderr
+
+    def roles(self) -> subprocess.CompletedProcess[str]:
+        """What stack/roles.py says."""
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", STACK / "roles.py", self.passwords],
+            env=os.environ | self.login("admin"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def login(self, user: str) -> dict[str, str]:
+        """The environment of whoever works as this user."""
+        return {
+            "MLFLOW_TRACKING_URI": self.uri,
+            "MLFLOW_TRACKING_USERNAME": user,
+            "MLFLOW_TRACKING_PASSWORD": password(user),
+        }
+
+    def store(self, user: str, environment: pytest.MonkeyPatch) -> Store:
+        """The registry as a user has it, who is who we are from then on: MLflow's client reads that at each call."""
+        for name, value in self.login(user).items():
+            environment.setenv(name, value)
+        return Store(Settings())
+
+
+def password(user: str) -> str:
+    return f"the password of {user}"
 
 
 @contextmanager

@@ -1,201 +1,39 @@
 """docker-compose.yml brought up and used, on a machine without Docker: `python tests/stack/run.py`.
 
 As root on Debian: podman runs the very file. Images that it names and that cannot be pulled are stood in for by
-Debian's packages (images/Containerfile); the two that the Dockerfile makes are built by it. Then the loop: train,
-register, promote, ask through the load balancer, flip under load, roll back, stop a replica under load, read
-Prometheus; down. Grafana is in no package here, so it stays out. Each step is timed; the first error ends it with the
-log of what failed.
+Debian's packages (images/Containerfile); the two that the Dockerfile makes are built by it. Then the loop, with two
+replicas: train, register, promote, ask through the load balancer. Under load: flip and roll back, stop a replica, kill
+one, restart MLflow and PostgreSQL. Then a version that no replica lets answer, and the dashboard's questions to
+Prometheus. At last the Kubernetes manifests, by `podman kube play`. Grafana is in no package here, so it stays out.
+Each step is timed; the first error ends it with the log of what failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import secrets
 import shutil
+import signal
 import socket
-import subprocess
 import sys
-import threading
-import time
-import urllib.error
-import urllib.request
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-HERE: Final = Path(__file__).resolve().parent
-HOME: Final = Path.home() / ".cache" / "loradock" / "stack"
-PROJECT: Final = "loradock-try"
-DEBIAN: Final = "localhost/debian:12"
-MIRROR: Final = "http://deb.debian.org/debian"
-CERTIFICATES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
-STAND_INS: Final = {
-    "python": "docker.io/library/python:3.11.13-slim-bookworm",
-    "postgres": "docker.io/library/postgres:15.14-bookworm",
-    "haproxy": "docker.io/library/haproxy:3.0.11-bookworm",
-    "prometheus": "docker.io/prom/prometheus:v3.5.0",
-}
-OURS: Final = {"mlflow": "loradock/mlflow:0.1.0", "loradock": "loradock/loradock:0.1.0-cpu"}
-CONTAINERS_CONF: Final = """\
-[containers]
-default_ulimits = ["nofile=20000:20000", "nproc=1024:1024"]
-[engine]
-runtime = "runc"
-"""
-COMPOSE: Final = (HOME / "venv/bin/podman-compose", "--project-name", PROJECT, "--profile", "cpu", "--profile", "tools")
-steps: list[tuple[str, float]] = []
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.stack import bucket, cluster, containers
+from tests.stack.commands import HERE, HOME, ROOT, run, say, step, steps, until
+from tests.stack.containers import compose, container, healthy, inspect, loradock, once, start
+from tests.stack.endpoint import Endpoint, load
+from tests.stack.prometheus import Prometheus, marks
 
-def say(line: str) -> None:
-    """One line, at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-@contextmanager
-def step(name: str) -> Iterator[None]:
-    """Time what is done in it."""
-    say(f"== {name}")
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        steps.append((name, time.monotonic() - started))
-
-
-def run(*words: str | Path, timeout: float = 1800, quiet: bool = False, data: bytes | None = None) -> str:
-    """Run a command to its end and return what it printed; where it fails, show that and end."""
-    log = HOME / "command.log"
-    with log.open("wb") as err:  # a file and no pipe: what a container's monitor inherits is never closed
-        done = subprocess.run(
-            words, stdout=subprocess.PIPE, stderr=err, input=data, check=False, timeout=timeout, cwd=ROOT
-        )
-    out = done.stdout.decode()
-    if done.returncode and not quiet:
-        sys.exit(f"{' '.join(map(str, words))} ended with {done.returncode}\n{out[-3000:]}\n{log.read_text()[-6000:]}")
-    return out
-
-
-def until(what: str, found: Callable[[], Any], *, seconds: float, alive: str = "") -> Any:
-    """Poll until `found` gives something true; `alive` is the container whose end would make waiting vain."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if result := found():
-            return result
-        if alive and run("podman", "inspect", "--format", "{{.State.Running}}", alive, quiet=True).strip() != "true":
-            break
-        time.sleep(0.5)
-    logs = (
-        subprocess.run(["podman", "logs", "--tail", "40", alive], capture_output=True, check=False) if alive else None
-    )
-    sys.exit(f"not seen within {seconds:.0f} s: {what}\n" + ((logs.stdout + logs.stderr).decode() if logs else ""))
-
-
-def prepare() -> None:
-    """podman, runc and debootstrap from Debian, podman-compose in an environment of its own."""
-    HOME.mkdir(parents=True, exist_ok=True)
-    absent = [name for name in ("podman", "runc", "debootstrap") if not shutil.which(name)]
-    if absent:
-        run("apt-get", "update")
-        run("apt-get", "install", "--yes", "--no-install-recommends", *absent, "netavark", "aardvark-dns", "iptables")
-    if not COMPOSE[0].exists():
-        run(sys.executable, "-m", "venv", HOME / "venv")
-        run(HOME / "venv/bin/pip", "install", "--quiet", "podman-compose==1.6.0")
-    (HOME / "containers.conf").write_text(CONTAINERS_CONF)
-    os.environ["CONTAINERS_CONF"] = str(HOME / "containers.conf")
-
-
-def has_image(name: str) -> bool:
-    """Whether podman has it."""
-    return subprocess.run(["podman", "image", "exists", name], check=False).returncode == 0
-
-
-def debian() -> None:
-    """An image of Debian, made on the spot."""
-    if has_image(DEBIAN):
-        return
-    root = HOME / "debian"
-    shutil.rmtree(root, ignore_errors=True)
-    run("debootstrap", "--variant=minbase", "--include=python3,ca-certificates", "bookworm", root, MIRROR)
-    archive = HOME / "debian.tar"
-    run("tar", "-C", root, "-cf", archive, ".")
-    run("podman", "import", archive, DEBIAN)
-    archive.unlink()
-    shutil.rmtree(root)
-
-
-def build(context: Path, target: str, tag: str, *options: str) -> None:
-    """One stage of a Dockerfile, as an image."""
-    run(
-        "podman",
-        "build",
-        "--network=host",
-        "--isolation=chroot",
-        *options,
-        f"--target={target}",
-        f"--tag={tag}",
-        context,
-    )
-
-
-def images() -> None:
-    """Those that stand in for others, and ours."""
-    with step("a Debian image"):
-        debian()
-    with step("images that stand in for others"):
-        context = HOME / "images"
-        shutil.copytree(HERE / "images", context, dirs_exist_ok=True)
-        shutil.copy(CERTIFICATES, context / "ca-certificates.crt")
-        for target, tag in STAND_INS.items():
-            build(context, target, tag)
-    with step("our images"):
-        # As `make install` finds the CPU build of torch: a directory that pip was told of, where there is one.
-        links = os.environ.get("PIP_FIND_LINKS") or run("pip", "config", "get", "global.find-links", quiet=True).strip()
-        options = (
-            [f"--volume={links}:{links}:ro", f"--build-arg=FIND_LINKS={links}"]
-            if links and Path(links).is_dir()
-            else []
-        )
-        for target, tag in OURS.items():
-            build(ROOT, target, tag, *options)
-
-
-def compose(*words: str, timeout: float = 600) -> str:
-    """The very compose file."""
-    return run(*COMPOSE, *words, timeout=timeout)
-
-
-def down() -> None:
-    """End it with all that it kept; what is not there is no fault."""
-    run(*COMPOSE, "down", "--timeout", "10", "--volumes", quiet=True)
-
-
-def start(service: str, *, seconds: float, count: int = 1) -> None:
-    """Start a service and wait until its healthcheck says ready; without systemd, podman does not run them itself."""
-    compose("up", "--detach", "--no-deps", service)
-    for number in range(1, count + 1):
-        name = f"{PROJECT}_{service}_{number}"
-        until(f"{name} is ready", lambda name=name: healthy(name), seconds=seconds, alive=name)  # type: ignore[misc]
-
-
-def healthy(name: str) -> bool:
-    """What the compose file's healthcheck says now."""
-    return subprocess.run(["podman", "healthcheck", "run", name], capture_output=True, check=False).returncode == 0
-
-
-def once(service: str, *words: str) -> str:
-    """`docker compose run --rm SERVICE WORDS`."""
-    return compose("run", "--rm", "-T", "--no-deps", service, *words, timeout=900)
-
-
-def loradock(service: str, *words: str) -> Any:
-    """A command in a container, and the data that it printed."""
-    return json.loads(once(service, *words, "--json"))
+FOLLOWED = 180
+"""Seconds within which every replica follows a promotion, on two cores under load."""
+PARTS = ("loop", "faults", "dashboard", "kubernetes", "bucket")
+STARTED = 1200
+"""Seconds within which a replica is ready, beside others on two cores."""
 
 
 def free_port() -> int:
@@ -205,106 +43,180 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-class Endpoint:
-    """The load balancer before `replicas` replicas, as a client sees it."""
+class Stack:
+    """What is brought up, and how it is asked."""
 
-    def __init__(self, address: str, key: str, replicas: int) -> None:
-        self.url, self.key, self.replicas = f"http://{address}", key, replicas
+    def __init__(self, endpoint: Endpoint, prometheus: Prometheus, replicas: int) -> None:
+        self.endpoint, self.prometheus, self.replicas = endpoint, prometheus, replicas
 
-    def ask(self, tokens: int = 8) -> str:
-        """Which version answers; the error's code where none does."""
-        body = {"model": "tiny", "prompt": "Where is my parcel?", "max_tokens": tokens, "ignore_eos": True}
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
-        request = urllib.request.Request(f"{self.url}/v1/completions", json.dumps(body).encode(), headers)  # noqa: S310
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
-                return str(json.load(answer)["model"])
-        except urllib.error.HTTPError as error:
-            return str(error.code)
-        except OSError as error:
-            return type(error).__name__
+    def answers(self, version: str) -> None:
+        """Wait until every replica answers by this version."""
+        until(f"{version} answers", lambda: self.endpoint.all_answer(version, self.replicas), seconds=FOLLOWED)
 
-    def all_answer(self, version: str) -> bool:
-        """Whether the last answers, of all replicas in turn, came by this version."""
-        return all(self.ask() == version for _ in range(2 * self.replicas))
+    def serving(self, count: int, *, seconds: float) -> None:
+        """Wait until the load balancer sends requests to so many replicas."""
+        backends = 'haproxy_backend_active_servers{proxy="replicas"}'
+        until(f"{count} replicas serve", lambda: self.prometheus.value(backends) == count, seconds=seconds)
 
 
-@contextmanager
-def load(endpoint: Endpoint, answers: Counter[str], *, clients: int = 3) -> Iterator[None]:
-    """Ask without pause meanwhile."""
-    stop = threading.Event()
-
-    def client() -> None:
-        while not stop.is_set():
-            answers[endpoint.ask(24)] += 1
-
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
-def expect(answers: Counter[str], *allowed: str) -> None:
-    """End where an answer failed, or came by another version."""
-    say(f"   answers: {dict(answers)}")
-    if not answers or answers.keys() - set(allowed):
-        sys.exit(f"only {allowed} may have answered")
-
-
-def the_loop(endpoint: Endpoint, prometheus: str) -> None:
-    """From a recipe to an answer, and back."""
-    with step("two trainings in a container"):
-        runs = [loradock("trainer", "train", f"examples/{name}.yaml")["run_id"] for name in ("tiny", "tiny-too")]
-    with step("register, promote, answered by every replica through the load balancer"):
-        for made in runs:
-            loradock("promoter", "register", made, "--name", "tiny")
-        loradock("promoter", "promote", "tiny/1", "--reason", "the first")
-        until("tiny/1 answers", lambda: endpoint.all_answer("tiny/1"), seconds=180)
-    answers: Counter[str] = Counter()
-    with step("a flip and a rollback under load"), load(endpoint, answers):
-        loradock("promoter", "promote", "tiny/2", "--reason", "another seed")
-        until("tiny/2 answers", lambda: endpoint.all_answer("tiny/2"), seconds=180)
-        loradock("promoter", "rollback", "tiny", "--reason", "it was no better")
-        until("tiny/1 answers again", lambda: endpoint.all_answer("tiny/1"), seconds=180)
-    expect(answers, "tiny/1", "tiny/2")
-    with step("Prometheus sees every replica and the load balancer"):
-        until(
-            "all targets are up",
-            lambda: targets(prometheus) == {"loradock": endpoint.replicas, "haproxy": 1, "prometheus": 1},
-            seconds=60,
-        )
-    if endpoint.replicas == 1:
-        return
-    answers = Counter()
-    with step("a replica stopped under load"), load(endpoint, answers):
-        run("podman", "stop", "--time", "90", f"{PROJECT}_serve_{endpoint.replicas}")
-    expect(answers, "tiny/1")
-
-
-def targets(prometheus: str) -> Counter[str]:
-    """How many targets of each job are up."""
-    with urllib.request.urlopen(f"http://{prometheus}/api/v1/targets", timeout=30) as answer:
-        found = json.load(answer)["data"]["activeTargets"]
-    return Counter(target["labels"]["job"] for target in found if target["health"] == "up")
-
-
-def bring_up(replicas: int) -> None:
-    """All services, in the order of their `depends_on`."""
+def bring_up_registry() -> None:
+    """PostgreSQL, MLflow, its users, and the base model, in the order of their `depends_on`."""
     with step("PostgreSQL, MLflow and its users"):
         start("postgres", seconds=60)
         start("mlflow", seconds=180)
         once("roles")
     with step("the base model"):
         once("base")
+
+
+def bring_up_replicas(replicas: int) -> None:
+    """The rest of the services."""
     with step(f"{replicas} replicas, the load balancer, Prometheus"):
         start("prometheus", seconds=60)
-        start("serve", seconds=1200, count=replicas)
+        start("serve", seconds=STARTED, count=replicas)
         start("lb", seconds=60)
+
+
+def made(recipe: str, name: str) -> None:
+    """A version, from a recipe to the registry."""
+    run_id = loradock("trainer", "train", f"examples/{recipe}.yaml")["run_id"]
+    loradock("promoter", "register", run_id, "--name", name)
+
+
+def the_loop(stack: Stack) -> None:
+    """From a recipe to an answer, and back."""
+    with step("three trainings and registrations in containers"):
+        for recipe in ("tiny", "tiny-too", "idle"):
+            made(recipe, "tiny")
+    with step("promoted, and answered by every replica through the load balancer"):
+        loradock("promoter", "promote", "tiny/1", "--reason", "the first")
+        stack.answers("tiny/1")
+    with step("a flip and a rollback under load"), load(stack.endpoint, "tiny/1", "tiny/2"):
+        loradock("promoter", "promote", "tiny/2", "--reason", "another seed")
+        stack.answers("tiny/2")
+        loradock("promoter", "rollback", "tiny", "--reason", "it was no better")
+        stack.answers("tiny/1")
+    with step("Prometheus sees every replica and the load balancer, without a key"):
+        up = {"loradock": stack.replicas, "haproxy": 1, "prometheus": 1}
+        until("all targets are up", lambda: stack.prometheus.targets() == up, seconds=60)
+    with step("nobody outside sees metrics"):
+        seen = {
+            path: stack.endpoint.get(path) for path in ("/metrics", "/metrics/", "/%6Detrics", "//metrics", "/metricsx")
+        }
+        if set(seen.values()) != {404}:
+            sys.exit(f"through the load balancer: {seen}")
+
+
+def the_faults(stack: Stack) -> None:
+    """What ends or is killed while clients ask."""
+    last = container("serve", stack.replicas)
+    if stack.replicas > 1:
+        with step("a replica stopped under load, and started again"):
+            with load(stack.endpoint, "tiny/1"):
+                run("podman", "stop", "--time", "90", last)
+            say(f"   it ended with {inspect(last, '.State.ExitCode')}")
+            with load(stack.endpoint, "tiny/1", clients=1):  # the processors are busy with the start
+                run("podman", "start", last)
+                stack.serving(stack.replicas, seconds=STARTED)
+        with step("a replica killed under load, which comes back by itself"):
+            with load(stack.endpoint, "tiny/1", broken=("502",)):
+                os.kill(int(inspect(last, ".State.Pid")), signal.SIGKILL)
+                stack.serving(stack.replicas - 1, seconds=60)
+            with load(stack.endpoint, "tiny/1", clients=1):
+                stack.serving(stack.replicas, seconds=STARTED)
+    for service in ("mlflow", "postgres"):
+        with step(f"{service} restarted under load, then a promotion and a rollback"):
+            restart(stack, service)
+
+
+def restart(stack: Stack, service: str) -> None:
+    """Restart what the registry stands on, and see replicas follow it again."""
+    with load(stack.endpoint, "tiny/1"):
+        run("podman", "restart", "--time", "60", container(service))
+        for name in dict.fromkeys((service, "mlflow")):
+            until(f"{name} is ready", partial(healthy, container(name)), seconds=180)
+    with load(stack.endpoint, "tiny/1", "tiny/2"):
+        loradock("promoter", "promote", "tiny/2", "--reason", f"{service} is back")
+        stack.answers("tiny/2")
+        loradock("promoter", "rollback", "tiny", "--reason", f"{service} is back")
+        stack.answers("tiny/1")
+
+
+def the_dashboard(stack: Stack) -> None:
+    """Something to see in every panel, and every panel's question to Prometheus."""
+    prometheus = stack.prometheus
+    with step("a version without effect is held back by every replica; every panel has something to show"):
+        with load(stack.endpoint, "tiny/1", "tiny/2"):
+            loradock("promoter", "promote", "tiny/3", "--force", "--reason", "to see it held back")
+            held = 'count(loradock_quarantined{adapter="tiny"})'
+            until("it is held back", lambda: prometheus.value(held) == stack.replicas, seconds=FOLLOWED)
+            until("its alert waits", lambda: prometheus.alerts()["LoradockHeldBack"] != "inactive", seconds=60)
+            loradock("promoter", "promote", "tiny/2", "--reason", "a move to see")
+            stack.answers("tiny/2")
+            until("the dashboard marks the move", lambda: all(map(prometheus.series, marks())), seconds=60)
+            loradock("promoter", "promote", "tiny/3", "--force", "--reason", "to see it held back again")
+            stack.endpoint.hang_up()
+            if (status := stack.endpoint.ask(key="a wrong key")) != "401":
+                sys.exit(f"a wrong key got {status}")
+            until(lambda: f"data for {prometheus.silent()}", lambda: not prometheus.silent(), seconds=60)
+        say(f"   alerts: {prometheus.alerts()}")
+        loradock("promoter", "promote", "tiny/1", "--reason", "the one that was good")
+        stack.answers("tiny/1")
+    if set(prometheus.choices("loradock_requests_total", "adapter")) < {"tiny"}:
+        sys.exit("Grafana would offer no adapter to choose")
+    if broken := {name: state for name, state in prometheus.alerts().items() if state in ("err", "unknown")}:
+        sys.exit(f"alerts that Prometheus cannot evaluate: {broken}")
+
+
+def the_bucket(secrets_: Path) -> None:
+    """MLflow with its artifacts in a bucket: a training's files are there, and come back as they were."""
+    try:
+        with step("MLflow with its artifacts in a bucket: train, register, verify"):
+            bucket.start()
+            bucket.use(secrets_)
+            made("tiny", "in-a-bucket")
+            loradock("promoter", "verify", "in-a-bucket/1")
+            if not any(name.endswith("/adapter_model.safetensors") for name in bucket.files()):
+                sys.exit(f"in the bucket is only {bucket.files()}")
+    finally:
+        bucket.down()
+
+
+def the_cluster(secrets_: Path) -> None:
+    """The manifests' job, and one replica of their deployment."""
+    cluster.down()
+    try:
+        with step("Kubernetes manifests: the job that fetches the base"):
+            cluster.play(cluster.secret(secrets_))
+            cluster.fetch_base()
+        with step("Kubernetes manifests: a version for the pod to serve"):
+            made("tiny", "in-a-pod")
+            loradock("promoter", "promote", "in-a-pod/1", "--reason", "to see a pod answer")
+        with step("Kubernetes manifests: a replica, its probes, an answer, SIGTERM"):
+            port = free_port()
+            replica = cluster.deploy(port)
+            pod = Endpoint(f"127.0.0.1:{port}", (secrets_ / "serve_key").read_text(), model="in-a-pod")
+            until("the startup probe passes", lambda: cluster.probe("startup")(pod), seconds=900, alive=replica)
+            failed = [name for name in ("readiness", "liveness") if not cluster.probe(name)(pod)]
+            version, code = pod.ask(), cluster.stop(replica)
+            say(f"   answered by {version}; probes that failed: {failed}; SIGTERM: it ended with {code}")
+            if failed or version != "in-a-pod/1" or code != "0":
+                sys.exit(run("podman", "logs", replica))
+    finally:
+        cluster.down()
+
+
+def the_replicas(addresses: dict[str, str], secrets_: Path, replicas: int, parts: Sequence[str]) -> None:
+    """The compose file's replicas, and what is asked of them."""
+    endpoint = Endpoint(addresses["ENDPOINT_ADDRESS"], (secrets_ / "serve_key").read_text(), model="tiny")
+    stack = Stack(endpoint, Prometheus(addresses["PROMETHEUS_ADDRESS"]), replicas)
+    bring_up_replicas(replicas)
+    the_loop(stack)
+    if "faults" in parts:
+        the_faults(stack)
+    if "dashboard" in parts:
+        the_dashboard(stack)
+    compose("stop", "--timeout", "90", "serve")
 
 
 def main() -> None:
@@ -312,31 +224,38 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--keep", action="store_true", help="leave it running at the end")
     options.add_argument("--no-build", action="store_true", help="take the images that are there")
+    options.add_argument("--fresh", action="store_true", help="build the images from nothing")
     options.add_argument("--replicas", type=int, default=2, help="how many serve (default: 2)")
+    options.add_argument("--only", action="append", choices=PARTS, help="leave other parts out; replicas need the loop")
     chosen = options.parse_args()
+    parts = chosen.only or PARTS
     if os.geteuid() != 0:
         sys.exit("run it as root: it makes an image with debootstrap")
     addresses = {f"{name}_ADDRESS": f"127.0.0.1:{free_port()}" for name in ("MLFLOW", "ENDPOINT", "PROMETHEUS")}
     directory = HOME / f"secrets-{secrets.token_hex(4)}"
     with step("podman"):
-        prepare()
+        containers.prepare()
     os.environ |= addresses | {
         "LORADOCK_SECRETS": str(directory),
         "LORADOCK_RECIPES": str(HERE / "recipes"),
         "SERVE_REPLICAS": str(chosen.replicas),
     }
     if not chosen.no_build:
-        images()
+        containers.images(fresh=chosen.fresh)
     run(ROOT / "stack/secrets.sh", directory)
-    down()
+    containers.down()
     try:
-        bring_up(chosen.replicas)
-        endpoint = Endpoint(addresses["ENDPOINT_ADDRESS"], (directory / "serve_key").read_text(), chosen.replicas)
-        the_loop(endpoint, addresses["PROMETHEUS_ADDRESS"])
+        bring_up_registry()
+        if {"loop", "faults", "dashboard"} & set(parts):
+            the_replicas(addresses, directory, chosen.replicas, parts)
+        if "kubernetes" in parts:
+            the_cluster(directory)
+        if "bucket" in parts:
+            the_bucket(directory)
     finally:
         if not chosen.keep:
             with step("down"):
-                down()
+                containers.down()
                 shutil.rmtree(directory)
         say("\n".join(f"{seconds:7.1f} s  {name}" for name, seconds in steps))
 

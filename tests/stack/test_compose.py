@@ -11,6 +11,9 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from tests.stack.containers import OURS, STAND_INS
+from tests.stack.prometheus import chosen, expressions
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 FILE: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", TEXT))
@@ -75,6 +78,17 @@ def test_what_runs_on_says_when_it_is_ready_and_has_time_to_stop(name: str) -> N
     assert service["restart"] == "unless-stopped"
 
 
+@pytest.mark.parametrize("serve", ["serve", "serve-gpu"])
+def test_up_with_wait_takes_no_service_that_ends_for_a_failure(serve: str) -> None:
+    """`docker compose up --wait` does, but for those that another waits for to complete."""
+    completed = {
+        name
+        for name, when in SERVICES[serve]["depends_on"].items()
+        if when == {"condition": "service_completed_successfully"}
+    }
+    assert {name for name in ONCE if not SERVICES[name].get("profiles")} == completed
+
+
 def test_ready_is_what_a_replica_calls_ready() -> None:
     for name in ("serve", "serve-gpu"):
         assert "/loradock/ready" in SERVICES[name]["healthcheck"]["test"][-1]
@@ -85,7 +99,7 @@ def test_ready_is_what_a_replica_calls_ready() -> None:
 def test_no_secret_stands_in_an_environment(name: str) -> None:
     service = SERVICES[name]
     for variable, value in service.get("environment", {}).items():
-        if re.search(r"PASSWORD|SECRET|TOKEN|KEY", variable):
+        if re.search(r"PASSWORD|SECRET|TOKEN|KEY|CREDENTIALS", variable):
             assert variable.endswith("_FILE")
             assert value.removeprefix("/run/secrets/") in service["secrets"]
     assert not re.search(r"//[^/@\s]*:[^/@\s]*@", str(service)), "a password in an address"
@@ -95,8 +109,40 @@ def test_secrets_are_files_that_the_script_makes() -> None:
     script = (ROOT / "stack/secrets.sh").read_text(encoding="utf-8")
     made = re.search(r"^for name in (.*); do$", script, re.MULTILINE)
     assert made
-    assert set(made[1].split()) == set(FILE["secrets"])
+    assert {*made[1].split(), "aws"} == set(FILE["secrets"])
     assert all(secret == {"file": f"./secrets/{name}"} for name, secret in FILE["secrets"].items())
+
+
+def test_a_secret_is_mounted_where_it_is_needed_and_nowhere_else() -> None:
+    mounted = {
+        secret: {name for name, service in SERVICES.items() if secret in service.get("secrets", ())}
+        for secret in FILE["secrets"]
+    }
+    assert mounted == {
+        "postgres": {"postgres", "mlflow"},
+        "mlflow_admin": {"mlflow", "roles"},
+        "mlflow_sessions": {"mlflow"},
+        "aws": {"mlflow"},
+        "trainer": {"trainer", "trainer-gpu", "roles"},
+        "promoter": {"promoter", "roles"},
+        "replica": {"serve", "serve-gpu", "roles"},
+        "reader": {"roles"},
+        "serve_key": {"serve", "serve-gpu"},
+        "grafana_admin": {"grafana"},
+    }
+
+
+def test_what_stands_in_for_an_image_bears_its_name() -> None:
+    others = {service["image"] for service in SERVICES.values() if not service["image"].startswith("loradock/")}
+    python = re.search(r"^ARG PYTHON_IMAGE=(.*)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert python
+    without_stand_in = {image for image in others if "/grafana:" in image}
+    assert set(STAND_INS.values()) == (others | {python[1]}) - without_stand_in
+    assert set(OURS.values()) <= {service["image"] for service in SERVICES.values()}
+
+
+def test_the_dashboards_questions_are_asked_as_grafana_asks_them() -> None:
+    assert [expression for expression in map(chosen, expressions()) if "$" in expression] == []
 
 
 @each()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import subprocess
 import tomllib
@@ -38,7 +39,7 @@ def test_neither_image_runs_as_root() -> None:
 
 def test_the_base_image_is_pinned() -> None:
     assert re.findall(r"^ARG PYTHON_IMAGE=(.*)$", DOCKERFILE, re.MULTILINE) == [
-        "docker.io/library/python:3.11.13-slim-bookworm"
+        "docker.io/library/python:3.11.16-slim-bookworm"
     ]
     assert set(re.findall(r"^FROM (\S+) AS", DOCKERFILE, re.MULTILINE)) == {"${PYTHON_IMAGE}", "python", "installer"}
 
@@ -120,10 +121,16 @@ def test_the_secrets_are_made_once_and_for_their_owner(tmp_path: Path) -> None:
     directory = tmp_path / "secrets"
     subprocess.run([ROOT / "stack/secrets.sh", directory], check=True, capture_output=True)
     first = {path.name: path.read_text() for path in directory.iterdir()}
+    keys = first.pop("aws")
     assert directory.stat().st_mode & 0o777 == 0o700
     assert all(re.fullmatch(r"[0-9a-f]{48}", text) for text in first.values())
     assert len(set(first.values())) == len(first)
+    assert configparser.RawConfigParser().read(directory / "aws"), "it is AWS's own file"
+    assert keys.startswith("#"), "with nothing in it: nobody can make up the keys to a bucket"
     (directory / "reader").unlink()
+    (directory / "aws").chmod(0o644)
+    (directory / "aws").write_text("[default]\naws_access_key_id = a\n")
     subprocess.run([ROOT / "stack/secrets.sh", directory], check=True, capture_output=True)
     second = {path.name: path.read_text() for path in directory.iterdir()}
+    assert second.pop("aws").startswith("[default]")
     assert {name for name in first if first[name] != second[name]} == {"reader"}

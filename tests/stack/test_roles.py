@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -23,120 +16,39 @@ from registry.settings import Settings
 from registry.store import Store
 from registry.versions import register
 from tests.adapters import NAME, log_adapter, ref, write_adapter
+from tests.mlflow_server import USERS, TeamServer, password
 
-ROOT = Path(__file__).resolve().parents[2]
-USERS = ("trainer", "promoter", "replica", "reader")
+pytestmark = pytest.mark.slow
+
 PROMOTED = AliasRef(NAME, "production")
 
 
-def password(user: str) -> str:
-    return f"the password of {user}"
-
-
-@dataclass(frozen=True)
-class Server:
-    uri: str
-    directory: Path
-    passwords: Path
-
-    def roles(self) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | self.environment("admin")
-        words = [sys.executable, "-W", "ignore", ROOT / "stack" / "roles.py", self.passwords]
-        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-
-    def environment(self, user: str) -> dict[str, str]:
-        return {
-            "MLFLOW_TRACKING_URI": self.uri,
-            "MLFLOW_TRACKING_USERNAME": user,
-            "MLFLOW_TRACKING_PASSWORD": password(user),
-        }
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeamServer]:
     """The compose file's server, but for its database: one worker on SQLite."""
     directory = tmp_path_factory.mktemp("mlflow")
-    configuration = (ROOT / "stack/mlflow/basic_auth.ini").read_text(encoding="utf-8")
-    assert "postgresql://mlflow@postgres/mlflow" in configuration
-    users = f"sqlite:///{directory}/users.db"
-    (directory / "auth.ini").write_text(configuration.replace("postgresql://mlflow@postgres/mlflow", users))
-    passwords = directory / "passwords"
-    passwords.mkdir()
-    for user in USERS:
-        (passwords / user).write_text(password(user))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    found = Server(f"http://127.0.0.1:{port}", directory, passwords)
-    with (directory / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--app-name=basic-auth", "--enable-workspaces"),
-                *(
-                    "--host=127.0.0.1",
-                    f"--port={port}",
-                    "--workers=1",
-                    f"--artifacts-destination={directory}/artifacts",
-                ),
-                *("--serve-artifacts", f"--backend-store-uri=sqlite:///{directory}/mlflow.db"),
-            ],
-            env=os.environ
-            | {
-                "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini"),
-                "MLFLOW_AUTH_ADMIN_PASSWORD": password("admin"),
-                "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests",
-                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                "MLFLOW_DISABLE_TELEMETRY": "true",
-            },
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    found = TeamServer(f"sqlite:///{directory}/mlflow.db", directory, workers=1)
     try:
-        deadline = time.monotonic() + 300
-        while not answers(found.uri):
-            assert process.poll() is None, (directory / "server.log").read_text()
-            assert time.monotonic() < deadline, (directory / "server.log").read_text()
-            time.sleep(0.2)
-        done = found.roles()
-        assert done.returncode == 0, done.stderr
+        found.start()
         yield found
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=30)
-
-
-def answers(uri: str) -> bool:
-    try:
-        return httpx.get(f"{uri}/health", timeout=5).is_success
-    except httpx.HTTPError:
-        return False
+        found.kill()
 
 
 @pytest.fixture
-def as_user(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Store]:
-    """The store as a user has it: MLflow's client reads name and password at each call."""
+def as_user(server: TeamServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Store]:
+    """The registry as a user has it."""
     monkeypatch.setenv("LORADOCK_HOME", str(tmp_path / "home"))
-
-    def change(user: str) -> Store:
-        for name, value in server.environment(user).items():
-            monkeypatch.setenv(name, value)
-        return Store(Settings())
-
-    return change
+    return lambda user: server.store(user, monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def promoted(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Version:
+def promoted(server: TeamServer, tmp_path_factory: pytest.TempPathFactory) -> Version:
     """A version that the trainer trained and the promoter registered and promoted."""
     directory = tmp_path_factory.mktemp("adapter") / "adapter"
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in server.environment("trainer").items():
-            environment.setenv(name, value)
-        run = log_adapter(Store(Settings()), write_adapter(directory))
-        for name, value in server.environment("promoter").items():
-            environment.setenv(name, value)
-        store = Store(Settings())
+        run = log_adapter(server.store("trainer", environment), write_adapter(directory))
+        store = server.store("promoter", environment)
         version = register(store, run, NAME)
         promotion.promote(store, version.ref, "production", actor="promoter", reason="the first")
     return version
@@ -201,7 +113,7 @@ def test_who_reads_writes_no_run_and_no_file(
     assert refused(lambda: store.client.log_model_artifact(model, str(tmp_path / "adapter_config.json")))
 
 
-def test_without_a_password_nobody_reads(server: Server, promoted: Version) -> None:
+def test_without_a_password_nobody_reads(server: TeamServer, promoted: Version) -> None:
     url = f"{server.uri}/api/2.0/mlflow/registered-models/search"
     assert httpx.get(url).status_code == 401
     assert httpx.get(url, auth=("reader", "a wrong password")).status_code == 401
@@ -209,7 +121,7 @@ def test_without_a_password_nobody_reads(server: Server, promoted: Version) -> N
 
 @pytest.mark.filterwarnings("ignore:starlette.middleware.wsgi is deprecated")  # MLflow's, where its auth is imported
 def test_said_again_it_takes_new_passwords_and_puts_grants_right(
-    server: Server, promoted: Version, as_user: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
+    server: TeamServer, promoted: Version, as_user: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.server.auth.client import AuthServiceClient
 
