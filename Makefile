@@ -21,7 +21,7 @@ demo: install  ## the whole loop, once: train, register, promote, serve, flip, r
 test: test-fast  ## everything
 	@$(BIN)/python -m pytest -m slow
 
-test-fast: lint  ## what needs no training and no vLLM: for the loop while you work
+test-fast: lint  ## the quick ones, without training and vLLM: for the loop while you work
 	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
 
 test-stack: install  ## docker-compose.yml for real, with podman; as root on Debian

@@ -208,6 +208,7 @@ def test_a_replica_that_is_killed_at_a_step_comes_back_and_takes_the_version_up(
     assert {path.name for path in settings.adapters.iterdir()} >= {version.facts.digest for version in versions}
 
 
+@pytest.mark.slow
 def test_replicas_that_are_killed_at_random_moments_serve_what_is_promoted_in_the_end(
     settings: Settings, store: Store, versions: list[Version], followers: list[Follower]
 ) -> None:

@@ -147,6 +147,7 @@ def running(home: Path, log: Path, *words: str) -> Iterator[psutil.Process]:
                 one.kill()
 
 
+@pytest.mark.slow
 def test_the_interface_alone_and_what_is_said_when_it_is_killed(home: Path, tmp_path: Path) -> None:
     log, url = tmp_path / "up.log", f"http://127.0.0.1:{(port := free_port())}"
     with running(home, log, "--no-serve", "--ui-port", str(port)) as process:
