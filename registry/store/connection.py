@@ -25,6 +25,8 @@ _DEFAULTS: Final = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # and with 2, still for 9 s
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",  # else a client has to reach the bucket behind the server, too
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for data
     "GIT_PYTHON_REFRESH": "quiet",
 }

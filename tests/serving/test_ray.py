@@ -207,6 +207,10 @@ def test_a_flip_under_load_fails_no_request_and_mixes_no_versions(cluster: Clust
     with load.running():
         cluster.promote(2)
         cluster.until_all_answer(2, MOVE_SECONDS)
+        deadline = time.monotonic() + MOVE_SECONDS
+        while not any(version == "bot/2" for _, version, _ in [*load.answers]):  # the clients' own, on a busy machine
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     assert Counter(status for status, _, _ in load.answers) == {200: len(load.answers)}
     two = cluster.ask().json()["choices"][0]["text"]
     said = {(version, words) for _, version, words in load.answers}

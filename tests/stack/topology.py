@@ -95,6 +95,7 @@ class Stack:
             "VLLM_API_KEY": KEY,
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else both keep to the same processor, and one cannot start
         }
         with log.open("wb") as sink:
             process = subprocess.Popen(

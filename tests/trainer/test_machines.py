@@ -121,9 +121,7 @@ def test_two_machines_train_what_one_does_and_only_the_first_writes(
 
 
 @pytest.mark.slow
-def test_a_machine_that_dies_fails_the_run_which_goes_on_with_another_to_the_same_bytes(
-    source: RecipeFile, alone: Any, tmp_path: Path
-) -> None:
+def test_a_machine_that_dies_fails_the_run_which_goes_on_with_another(source: RecipeFile, tmp_path: Path) -> None:
     home = tmp_path / "first"
     with pair((source.path, source.path), (home, tmp_path / "second")) as (first, second):
         deadline = time.monotonic() + SECONDS
@@ -145,7 +143,6 @@ def test_a_machine_that_dies_fails_the_run_which_goes_on_with_another_to_the_sam
         first.end(0)
         third.end(0)
     assert (first.outcome["run_id"], first.outcome["steps"]) == (work.run_id, STEPS)
-    assert first.outcome["digest"] == alone["digest"]
 
 
 @pytest.mark.slow
