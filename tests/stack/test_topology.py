@@ -25,7 +25,7 @@ from tests.stack.topology import NAME, Database, Stack, stack
 pytestmark = pytest.mark.slow
 
 GENTLY = 0.5
-"""Seconds between a client's requests while a replica starts, which on two processors would take minutes else."""
+"""Seconds between a client's requests while something starts, which on two processors would take minutes else."""
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,7 @@ def test_the_registry_is_killed_in_the_midst_of_a_promotion_and_comes_back(part:
         promotion = pool.submit(team.attempt, "in the midst")
         time.sleep(random.uniform(0, 1.5))  # noqa: S311 - no secret; anywhere from before its first call to its end
         killed.kill()
+        clients.pause = GENTLY
         assert promotion.result().exit_code in (0, Unreachable.exit_code)
         assert team.attempt("while it is gone").exit_code == Unreachable.exit_code
         for replica in team.replicas:
