@@ -126,6 +126,21 @@ def test_a_replica_is_killed_and_comes_back(team: Stack) -> None:
     assert len(clients.failed) <= clients.clients
 
 
+def test_a_replica_is_stopped_and_comes_back_while_the_registry_is_gone(team: Stack) -> None:
+    with fault(team, "a replica, stopped, and the registry, killed") as clients:
+        team.replicas[1].process.send_signal(signal.SIGTERM)
+        assert team.replicas[1].ended() == 0
+        clients.more()
+        clients.pause = GENTLY
+        team.mlflow.kill()
+        team.start_again(1)
+        team.until_asked(1)
+        assert not team.replicas[1].status()["registry"]["reachable"]
+        team.mlflow.start()
+        team.flip("it is back")
+    assert clients.failed == []
+
+
 def test_the_engine_of_a_replica_is_killed(team: Stack) -> None:
     with fault(team, "an engine, killed") as clients:
         team.replicas[0].engine.send_signal(signal.SIGKILL)
