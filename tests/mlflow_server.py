@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 
 from registry.settings import Settings
 from registry.store import Store
+from tests.ports import free_port
 from tests.postgres import postgres
 
 STACK = Path(__file__).resolve().parent.parent / "stack"
@@ -39,9 +39,7 @@ class MLflowServer:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.database, self.directory = database, directory
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self.words = [

@@ -24,8 +24,8 @@ from registry.store import Store
 from tests.adapters import NAME, SMOL, aliases, log_adapter, make_version, ref, write_adapter
 from tests.hub import hub
 from tests.pages import DOCS, PAGES, ROOT, marked, run
+from tests.ports import free_port
 from tests.serving.canaries import replica
-from tests.serving.test_replica import free_port
 from tests.serving.test_up import running, until
 
 pytestmark = pytest.mark.slow

@@ -123,19 +123,19 @@ def main() -> None:
     try:
         cli.main(prog_name="loradock", standalone_mode=False)
     except click.exceptions.Abort:
-        _stop("interrupted", "", 130)
+        _stop("interrupted", 130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except LoradockError as error:
         if "--debug" in sys.argv:
             raise
-        _stop("\n  ".join([str(error), *error.problems]), error.hint, error.exit_code)
+        _stop(error.text, error.exit_code)
     except BrokenPipeError:  # the reader of a pipe left; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
-def _stop(message: str, hint: str, code: int) -> Any:
-    click.echo(f"loradock: {message}" + (f"\n  -> {hint}" if hint else ""), err=True)
+def _stop(message: str, code: int) -> Any:
+    click.echo(f"loradock: {message}", err=True)
     sys.exit(code)

@@ -110,8 +110,8 @@ def verify(ref: str | None, every: bool, as_json: bool) -> None:
         raise click.UsageError("say which: NAME/3, NAME@ALIAS, NAME --all, or --all")
     store = Store(Settings())
     if every:
-        names = [refs.parse_name(ref)] if ref else [family.name for family in store.families()]
-        _verify_all(store, names, as_json)
+        families = [store.family(refs.parse_name(ref))] if ref else store.families()
+        _verify_all(store, [family.name for family in families], as_json)
         return
     version = promotion.resolve(store, refs.parse_ref(ref or ""))
     moves = histories.read(store, version.ref.name).moves
@@ -136,7 +136,6 @@ def _verify_all(store: Store, names: Sequence[str], as_json: bool) -> None:
 
 
 def _faults_of_history(store: Store, name: str) -> list[str]:
-    store.family(name)
     try:
         past = histories.read(store, name)
     except HistoryDamaged as error:
@@ -147,16 +146,15 @@ def _faults_of_history(store: Store, name: str) -> list[str]:
 def _verified(store: Store, version: Version) -> dict[str, Any]:
     faults: list[str] = []
     digest, base = version.facts.digest, version.facts.base
-    looks = (
-        lambda: versions.verify(store, version),
-        lambda: store.find_reference(digest, base),
-        lambda: store.find_evidence(version.ref.name, digest),
-    )
-    for look in looks:
+    try:
+        versions.verify(store, version)
+    except DigestMismatch as error:
+        faults += error.faults
+    for look in (lambda: store.find_reference(digest, base), lambda: store.find_evidence(version.ref.name, digest)):
         try:
             look()
         except DigestMismatch as error:
-            faults += error.faults if look is looks[0] else [str(error)]
+            faults.append(str(error))
     return {"version": str(version.ref), "digest": digest, "faults": faults}
 
 

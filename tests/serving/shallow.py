@@ -18,7 +18,8 @@ import psutil
 
 from registry.base import LocalBase
 from registry.store import Store
-from tests.serving.test_replica import KEY, START_SECONDS, Server, free_port
+from tests.ports import free_port
+from tests.serving.test_replica import KEY, START_SECONDS, Server
 
 SETTINGS = {
     "LORADOCK_SERVE_POLL_SECONDS": "0.2",
@@ -99,6 +100,20 @@ class Shallow(Server):
         ):
             assert answer.status_code == 200
             yield (line.removeprefix("data: ") for line in answer.iter_lines() if line)
+
+
+def told(urls: Sequence[str]) -> Sequence[Any]:
+    """What `loradock status` says of replicas, a row each."""
+    words = [word for url in urls for word in ("--url", url)]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("loradock"), "status", *words, "--json"],
+        env=os.environ | {"VLLM_API_KEY": KEY},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows: Sequence[Any] = json.loads(done.stdout)
+    return rows
 
 
 def whole(events: Sequence[str]) -> int:

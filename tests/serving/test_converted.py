@@ -22,7 +22,8 @@ from registry import promotion, versions
 from registry.base import LocalBase
 from registry.settings import Settings
 from registry.store import Store
-from tests.serving.test_replica import KEY, START_SECONDS, Server, free_port
+from tests.ports import free_port
+from tests.serving.test_replica import KEY, START_SECONDS, Server
 from tests.trainer.training import trained, written
 from trainer.generation import generate
 from trainer.weights import convert

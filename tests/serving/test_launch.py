@@ -19,6 +19,7 @@ from serving.capacity import Capacity
 from serving.desired import Promoted
 from serving.launch import ServeOptions, arguments
 from tests.adapters import SMOL
+from tests.ports import free_port
 
 OTHER = Base(id="other/base", config_digest="1" * 64, weights_digest="2" * 64)
 LOCAL = LocalBase(Path("/models/smol"), SMOL)
@@ -159,11 +160,6 @@ def test_a_port_in_use_is_told_at_once(settings: Settings) -> None:
 def test_a_host_that_is_not_ours_is_told_at_once(settings: Settings) -> None:
     with pytest.raises(BadInput, match="cannot listen"):
         launch.serve(options(host="192.0.2.1"), settings)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def test_an_unknown_base_is_not_found(settings: Settings) -> None:

@@ -28,7 +28,8 @@ from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store
 from registry.versions import import_directory
-from tests.serving.test_replica import KEY, START_SECONDS, Server, free_port
+from tests.ports import free_port
+from tests.serving.test_replica import KEY, START_SECONDS, Server
 from tests.trainer.test_reference import made
 from trainer.reference import Witness
 

@@ -5,7 +5,6 @@ The application is that of `examples/ray/serve.yaml`, on a smaller base and with
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -30,8 +29,10 @@ from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
 from tests.adapters import make_version
-from tests.serving.shallow import SETTINGS
-from tests.serving.test_replica import KEY, free_port
+from tests.clients import at_work
+from tests.ports import free_port
+from tests.serving.shallow import SETTINGS, told
+from tests.serving.test_replica import KEY
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +160,7 @@ class Load:
         self.answers: list[tuple[int, str, str]] = []
         """Status, version and words of each."""
 
-    def _ask(self) -> None:
+    def _ask(self, _number: int) -> None:
         while not self.over.is_set():
             try:
                 answer = self.cluster.ask()
@@ -172,15 +173,8 @@ class Load:
 
     @contextmanager
     def running(self, clients: int = 4) -> Iterator[None]:
-        threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
-        try:
+        with at_work(self._ask, clients, self.over):
             yield
-        finally:
-            self.over.set()
-            for thread in threads:
-                thread.join(timeout=120)
 
 
 def test_what_ray_serves_is_what_is_promoted_and_each_replica_says_so(cluster: Cluster) -> None:
@@ -188,15 +182,7 @@ def test_what_ray_serves_is_what_is_promoted_and_each_replica_says_so(cluster: C
     assert (answer.status_code, answer.json()["model"]) == (200, "bot/1")
     assert answer.headers["x-loradock-version"] == "bot/1"
     assert httpx.post(f"{cluster.url}/v1/completions", json={"model": "bot", **ASKED}).status_code == 401
-    words = [word for url in cluster.own for word in ("--url", url)]
-    done = subprocess.run(
-        [Path(sys.executable).with_name("loradock"), "status", *words, "--json"],
-        env=os.environ | {"VLLM_API_KEY": KEY},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert [(row["url"], row["error"], row["differs"]) for row in json.loads(done.stdout)] == [
+    assert [(row["url"], row["error"], row["differs"]) for row in told(cluster.own)] == [
         (url, None, []) for url in cluster.own
     ]
 

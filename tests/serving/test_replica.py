@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -32,6 +31,8 @@ from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store
 from tests.adapters import SMOL, make_version
+from tests.clients import at_work
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -108,11 +109,6 @@ class Server:
     def until_answered_by(self, version: Version) -> Any:
         name = version.ref.name
         return self.until(lambda status: status["adapters"].get(name, {}).get("version") == str(version.ref))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 @contextmanager
@@ -206,26 +202,19 @@ def test_aliases_move_under_load_without_a_failed_or_a_foreign_answer(server: Se
     failures: list[Exception] = []
     stop = threading.Event()
 
-    def client() -> None:
+    def client(_number: int) -> None:
         while not stop.is_set():
             try:
                 answers.append(server.complete("busy"))
             except Exception as error:  # noqa: BLE001 - any failure is the finding
                 failures.append(error)
 
-    threads = [threading.Thread(target=client) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
+    with at_work(client, 4, stop):
         for version in (two, one, two):
             server.promote(version)
             server.until_answered_by(version)
             enough = len(answers) + 8
             server.until(lambda _, enough=enough: len(answers) >= enough or failures)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(timeout=120)
     texts[str(two.ref)] = server.complete("busy")[1]
     assert failures == []
     assert len(set(texts.values())) == 2

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,9 +20,8 @@ from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
 from tests.adapters import make_version
-from tests.serving.shallow import Shallow, launch, whole
+from tests.serving.shallow import Shallow, launch, told, whole
 from tests.serving.test_kills import assert_whole
-from tests.serving.test_replica import KEY
 
 pytestmark = pytest.mark.slow
 
@@ -67,16 +62,7 @@ class Pair:
 
     def status(self) -> Sequence[Any]:
         """What `loradock status` says of both."""
-        words = [word for server in self.servers for word in ("--url", server.url)]
-        done = subprocess.run(
-            [Path(sys.executable).with_name("loradock"), "status", *words, "--json"],
-            env=os.environ | {"VLLM_API_KEY": KEY},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        rows: Sequence[Any] = json.loads(done.stdout)
-        return rows
+        return told([server.url for server in self.servers])
 
 
 @pytest.fixture(scope="module")

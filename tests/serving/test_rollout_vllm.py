@@ -22,6 +22,7 @@ from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
 from serving.rollout_cli import rollout
+from tests.clients import at_work
 from tests.serving.test_replica import KEY, Server, serving
 
 pytestmark = pytest.mark.slow
@@ -77,15 +78,8 @@ class Traffic:
 @contextmanager
 def asked(server: Server, name: str) -> Iterator[Traffic]:
     found = Traffic(server, name)
-    threads = [threading.Thread(target=found.run, args=(client,)) for client in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    try:
+    with at_work(found.run, CLIENTS, found.stop):
         yield found
-    finally:
-        found.stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def roll(server: Server, version: Version) -> Any:

@@ -18,8 +18,8 @@ from registry.base import resolve
 from registry.settings import Settings
 from registry.store import Store
 from tests.adapters import make_version
+from tests.ports import free_port
 from tests.serving.shallow import Shallow, shallow, whole
-from tests.serving.test_replica import free_port
 
 SCRIPT = """
 import asyncio, signal, sys

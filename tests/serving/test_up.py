@@ -25,6 +25,7 @@ from registry.store import Store
 from serving import up
 from serving.up import Part, Wish
 from tests.adapters import SMOL, make_version
+from tests.ports import free_port
 
 OTHER = SMOL.model_copy(update={"id": "acme/other"})
 HTTP = "import sys; from http.server import *; ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), {}).serve_forever()"
@@ -33,11 +34,6 @@ STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SERV
 LEAVES_A_CHILD = (
     "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); " + SERVES
 )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def part(directory: Path, name: str, code: str, *, grace: float = 20) -> Part:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.clients import at_work
 from tests.stack.commands import say
 
 
@@ -75,19 +76,14 @@ def load(endpoint: Endpoint, *allowed: str, broken: Collection[str] = (), client
     answers: Counter[str] = Counter()
     stop = threading.Event()
 
-    def client() -> None:
+    def client(_number: int) -> None:
         while not stop.is_set():
             answers[endpoint.ask(24)] += 1
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
     try:
-        yield answers
+        with at_work(client, clients, stop):
+            yield answers
     finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
         say(f"   answers: {dict(answers)}")
     lost = sum(answers[kind] for kind in broken)
     if answers.keys() - {*allowed, *broken} or lost > clients or answers.total() == lost:

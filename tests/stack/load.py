@@ -12,6 +12,8 @@ from itertools import pairwise
 
 import openai
 
+from tests.clients import at_work
+
 TOKENS = 24
 PROMPT = "Where is my parcel?"
 LONGEST = 120.0  # seconds
@@ -42,7 +44,7 @@ class Load:
     stop: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)
 
-    def work(self) -> None:
+    def work(self, _number: int) -> None:
         """One client; after an error it waits a moment, and asks again."""
         with openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=LONGEST) as client:
             number = 0
@@ -117,12 +119,5 @@ class Load:
 def load(url: str, key: str, model: str) -> Iterator[Load]:
     """Clients for as long as this lasts."""
     found = Load(url, key, model)
-    threads = [threading.Thread(target=found.work) for _ in range(found.clients)]
-    for thread in threads:
-        thread.start()
-    try:
+    with at_work(found.work, found.clients, found.stop):
         yield found
-    finally:
-        found.stop.set()
-        for thread in threads:
-            thread.join(timeout=LONGEST)

@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.ports import free_port
 from tests.stack import bucket, cluster, containers
 from tests.stack.commands import HERE, HOME, ROOT, run, say, step, steps, until
 from tests.stack.containers import compose, container, healthy, inspect, loradock, once, start
@@ -34,13 +34,6 @@ FOLLOWED = 180
 PARTS = ("loop", "faults", "dashboard", "kubernetes", "bucket")
 STARTED = 1200
 """Seconds within which a replica is ready, beside others on two cores."""
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Stack:

@@ -25,8 +25,8 @@ from registry.records import Version
 from registry.store import Store
 from registry.versions import fetched, register
 from tests.adapters import log_adapter, write_adapter
-from tests.haproxy import free_port
 from tests.mlflow_server import TeamServer
+from tests.ports import free_port
 from tests.shell import loradock
 
 pytestmark = pytest.mark.slow

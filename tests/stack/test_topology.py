@@ -66,6 +66,14 @@ def fault(team: Stack, what: str) -> Iterator[Load]:
     assert clients.models().keys() <= {f"{NAME}/1", f"{NAME}/2"}
 
 
+def comes_back(team: Stack, clients: Load) -> None:
+    """The first replica, which is gone, started again once others have answered without it."""
+    clients.more()
+    clients.pause = GENTLY
+    team.start_again(0)
+    team.until_asked(0)
+
+
 def test_the_loop_from_a_recipe_to_an_answer_and_back(running: Stack) -> None:
     with running.load() as clients:
         for move, number in ((running.flip, 2), (running.roll_back, 1)):
@@ -118,10 +126,7 @@ def test_a_replica_is_killed_and_comes_back(team: Stack) -> None:
     with fault(team, "a replica, killed") as clients:
         team.replicas[0].kill()
         gone = time.monotonic()
-        clients.more()
-        clients.pause = GENTLY
-        team.start_again(0)
-        team.until_asked(0)
+        comes_back(team, clients)
     assert [seen for seen in clients.failed if seen.began > gone] == []
     assert len(clients.failed) <= clients.clients
 
@@ -146,8 +151,5 @@ def test_the_engine_of_a_replica_is_killed(team: Stack) -> None:
         team.replicas[0].engine.send_signal(signal.SIGKILL)
         assert team.replicas[0].ended() == 1
         gone = time.monotonic()
-        clients.more()
-        clients.pause = GENTLY
-        team.start_again(0)
-        team.until_asked(0)
+        comes_back(team, clients)
     assert [seen for seen in clients.failed if seen.began > gone] == []

@@ -23,8 +23,9 @@ import psycopg
 from registry.base import resolve
 from registry.settings import Settings
 from registry.store import Store
-from tests.haproxy import HAProxy, free_port
+from tests.haproxy import HAProxy
 from tests.mlflow_server import TeamServer
+from tests.ports import free_port
 from tests.postgres import postgres
 from tests.serving.shallow import Shallow
 from tests.serving.test_replica import KEY

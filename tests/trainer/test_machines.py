@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from registry.errors import BadInput
 from registry.settings import Settings
 from registry.store import Store
+from tests.ports import free_port
 from tests.trainer.training import TRAINING, write_rows, written
 from trainer import launch, tracking, undertaking, workdir
 from trainer.cli import train
@@ -65,11 +66,6 @@ class Node:
             for one in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
                 with suppress(psutil.Error):
                     one.kill()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 @contextmanager
