@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -100,6 +101,8 @@ def join() -> Crew:
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
+    if state.backend == "gloo":
+        atexit.register(state.destroy_process_group)  # else its threads may abort a process that ends with an error
     return Crew(state.process_index, state.num_processes)
 
 
