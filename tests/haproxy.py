@@ -28,18 +28,28 @@ ADDRESS_RECORD = 1
 """The type of a DNS question for IPv4 addresses."""
 
 
-class Names(socketserver.UDPServer):
+class Names(socketserver.ThreadingUDPServer):
     """A DNS server that knows these addresses for every name."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         super().__init__(("127.0.0.1", 0), _Question)
         self.addresses = addresses
+        self.after: float | None = 0
+        """Seconds that each answer takes; there is none without."""
+
+    def close(self) -> None:
+        """Answer no more, and give the port back."""
+        self.shutdown()
+        self.server_close()
 
 
 class _Question(socketserver.BaseRequestHandler):
     server: Names
 
     def handle(self) -> None:
+        if self.server.after is None:
+            return
+        time.sleep(self.server.after)
         asked, back = self.request
         end = asked.index(b"\0", 12) + 5  # the name, its type, its class
         (kind,) = struct.unpack("!H", asked[end - 4 : end - 2])
@@ -54,16 +64,15 @@ class HAProxy:
     """The load balancer of the compose file before replicas that all listen on one port of their own addresses."""
 
     def __init__(self, directory: Path, addresses: Sequence[str], port: int) -> None:
-        self.directory, self._names = directory, Names(addresses)
-        self._thread = threading.Thread(target=self._names.serve_forever)
-        self._thread.start()
+        self.directory, self.names = directory, Names(addresses)
+        threading.Thread(target=self.names.serve_forever).start()
         endpoint, inside = free_port(), free_port()
         self.url, self.inside = f"http://127.0.0.1:{endpoint}", f"http://127.0.0.1:{inside}"
         text = CONFIGURATION.read_text(encoding="utf-8")
         for there, here in {
             "bind :8000": f"bind 127.0.0.1:{endpoint}",
             "bind :8404": f"bind 127.0.0.1:{inside}",
-            "parse-resolv-conf": f"nameserver ours 127.0.0.1:{self._names.server_address[1]}",
+            "parse-resolv-conf": f"nameserver ours 127.0.0.1:{self.names.server_address[1]}",
             "replica:8000": f"replica:{port}",
         }.items():
             assert text.count(there) == 1, there
@@ -103,9 +112,7 @@ class HAProxy:
     def close(self) -> None:
         """End it for good."""
         self.kill()
-        self._names.shutdown()
-        self._thread.join()
-        self._names.server_close()
+        self.names.close()
 
     @property
     def log(self) -> str:

@@ -1,0 +1,76 @@
+"""The load balancer of the compose file, when its name server is slow or gone; the replicas are small web servers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.haproxy import HAProxy
+from tests.ports import free_port
+
+ADDRESSES = ("127.0.0.2", "127.0.0.3")
+LATE = 0.2
+"""Seconds until the name server answers: longer than a new HAProxy takes to be asked."""
+FORGOTTEN = 36
+"""Seconds after which HAProxy, by its own defaults, takes an address out that no name server tells anymore."""
+
+
+class _Answers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """The port of two replicas."""
+    found = free_port(*ADDRESSES)
+    with ExitStack() as stack:
+        for address in ADDRESSES:
+            replica = stack.enter_context(ThreadingHTTPServer((address, found), _Answers))
+            threading.Thread(target=replica.serve_forever).start()
+            stack.callback(replica.shutdown)
+        yield found
+
+
+@pytest.fixture
+def front(tmp_path: Path, port: int) -> Iterator[HAProxy]:
+    front = HAProxy(tmp_path, ADDRESSES, port)
+    try:
+        front.start()
+        yield front
+    finally:
+        front.close()
+
+
+def test_a_request_that_comes_before_the_name_server_answered_waits_for_it(front: HAProxy) -> None:
+    front.names.after = LATE
+    reloaded = threading.Thread(target=front.reload)
+    reloaded.start()
+    statuses = []
+    while reloaded.is_alive():
+        statuses.append(httpx.get(front.url, timeout=30).status_code)
+    assert set(statuses) == {200}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["silent", "gone"])
+def test_replicas_stay_while_no_name_server_answers(front: HAProxy, fault: str) -> None:
+    if fault == "silent":
+        front.names.after = None
+    else:
+        front.names.close()
+    deadline = time.monotonic() + FORGOTTEN
+    while time.monotonic() < deadline:
+        assert httpx.get(front.url, timeout=30).status_code == 200
+        time.sleep(0.2)
