@@ -174,6 +174,12 @@ def test_gpus_are_a_profile_and_a_build_argument_away() -> None:
     cpu, gpu = SERVICES["serve"], SERVICES["serve-gpu"]
     assert (cpu["profiles"], gpu["profiles"]) == (["cpu"], ["gpu"])
     differing = {key for key in cpu | gpu if cpu.get(key) != gpu.get(key)}
-    assert differing == {"profiles", "image", "build", "deploy"}
+    assert differing == {"profiles", "image", "build", "deploy", "environment"}
     assert cpu["build"] | {"args": gpu["build"]["args"]} == gpu["build"]
     assert gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+
+
+@pytest.mark.parametrize("name", ["serve", "trainer", "promoter"])
+def test_on_cpus_there_are_as_many_threads_as_processors(name: str) -> None:
+    service = SERVICES[name]
+    assert service["environment"]["OMP_NUM_THREADS"] == service["deploy"]["resources"]["limits"]["cpus"]
