@@ -20,11 +20,23 @@ They become text in one place only: `LoradockError.text`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def first_line(error: BaseException) -> str:
     """What a library's error says, in one line; its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def faults_of(error: ValidationError) -> list[str]:
+    """Each thing that pydantic refused, in a line: where, and why; never the value, which may be a secret."""
+    return [
+        ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))))
+        for fault in error.errors(include_url=False, include_input=False)
+    ]
 
 
 class LoradockError(Exception):

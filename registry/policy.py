@@ -8,7 +8,7 @@ from typing import Annotated
 import yaml
 from pydantic import Field, NonNegativeFloat, PositiveInt, RootModel, ValidationError, model_validator
 
-from registry.errors import BadInput, first_line
+from registry.errors import BadInput, faults_of, first_line
 from registry.evidence import PERPLEXITY
 from registry.records import Record
 from registry.refs import parse_alias
@@ -79,9 +79,8 @@ def parse(text: str, *, what: str = "the policy") -> Policy:
     try:
         policy = Policy.model_validate(given)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         raise BadInput(
-            f"{what} cannot be meant", problems=problems, hint="the rules are listed in docs/policy.md"
+            f"{what} cannot be meant", problems=faults_of(error), hint="the rules are listed in docs/policy.md"
         ) from error
     for alias, rules in policy.root.items():
         parse_alias(alias)

@@ -21,7 +21,7 @@ from pydantic import model_validator as validates
 from pydantic_core import to_json
 
 from registry import scratch
-from registry.errors import BadInput, NotFound
+from registry.errors import BadInput, NotFound, faults_of
 from serving.quota import Limit
 
 BASE: Final = "@base"
@@ -95,11 +95,7 @@ def parse(data: bytes, *, what: str) -> KeyFile:
     try:
         return KeyFile.model_validate_json(data or b"{}")
     except ValidationError as error:
-        problems = [
-            ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))))
-            for fault in error.errors(include_url=False, include_input=False)
-        ]
-        raise BadInput(f"{what} holds no keys that can be used", problems=problems) from None
+        raise BadInput(f"{what} holds no keys that can be used", problems=faults_of(error)) from None
 
 
 def read(path: Path) -> KeyFile:

@@ -21,7 +21,7 @@ from ray import serve
 from ray.serve import Application
 from starlette.types import Receive, Scope, Send
 
-from registry.errors import BadInput, LoradockError
+from registry.errors import BadInput, LoradockError, faults_of
 from registry.settings import Settings
 from serving.launch import ServeOptions, check_address, check_extra, command, parsed
 
@@ -97,8 +97,7 @@ def app(args: Mapping[str, Any]) -> Application:
         try:
             options = Options.model_validate(args)
         except ValidationError as error:
-            faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-            raise BadInput("these arguments cannot be meant", problems=faults) from error
+            raise BadInput("these arguments cannot be meant", problems=faults_of(error)) from error
         check_extra(options.vllm)
     return Replica.bind(options)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field,
 from pydantic_core import from_json
 
 from registry.check.findings import printable
-from registry.errors import BadInput
+from registry.errors import BadInput, faults_of
 
 _MOST_FAULTS: Final = 20
 _CHAT, _COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -130,7 +130,8 @@ def read(path: Path) -> Rows:
         try:
             row = _parse(line, len(rows), number)
         except ValueError as error:
-            faults += (f"line {number}: {fault}" for fault in _told(error))
+            told = faults_of(error) if isinstance(error, ValidationError) else [str(error)]
+            faults += (f"line {number}: {fault}" for fault in told)
             continue
         rows.append(row)
         if row.id is not None and (first := lines_of.setdefault(row.id, number)) != number:
@@ -168,13 +169,3 @@ def _parse(line: bytes, index: int, number: int) -> Row:
     if request.messages is not None:
         messages = tuple(message.model_dump(exclude_none=True) for message in request.messages)
     return Row(index, number, row_id, request.model or "", request.prompt, messages, request.given())
-
-
-def _told(error: ValueError) -> Iterator[str]:
-    if not isinstance(error, ValidationError):
-        yield str(error)
-        return
-    for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"])
-        words = fault["msg"].removeprefix("Value error, ")
-        yield f"{where}: {words}" if where else words
