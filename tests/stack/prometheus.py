@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.stack.commands import ROOT
 
-GRAFANA = {"$replica": ".*", "$adapter": ".*", "$__rate_interval": "1m"}
+GRAFANA = {"$replica": ".*", "$adapter": ".*", "$__rate_interval": "1m", "$__interval": "1m"}
 """What Grafana puts for the dashboard's variables when everything is chosen."""
 
 
@@ -71,7 +71,7 @@ def expressions() -> list[str]:
 
 def marks() -> list[str]:
     """What it marks in all of its panels, as Grafana asks for it."""
-    return [chosen(mark["expr"]) for mark in _dashboard()["annotations"]["list"]]
+    return [chosen(mark["target"]["expr"]) for mark in _dashboard()["annotations"]["list"]]
 
 
 def _dashboard() -> Any:
