@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -43,9 +43,10 @@ def port() -> Iterator[int]:
         yield found
 
 
-@pytest.fixture
-def front(tmp_path: Path, port: int) -> Iterator[HAProxy]:
-    front = HAProxy(tmp_path, ADDRESSES, port)
+@contextmanager
+def started(directory: Path, port: int) -> Iterator[HAProxy]:
+    directory.mkdir()
+    front = HAProxy(directory, ADDRESSES, port)
     try:
         front.start()
         yield front
@@ -53,24 +54,23 @@ def front(tmp_path: Path, port: int) -> Iterator[HAProxy]:
         front.close()
 
 
-def test_a_request_that_comes_before_the_name_server_answered_waits_for_it(front: HAProxy) -> None:
-    front.names.after = LATE
-    reloaded = threading.Thread(target=front.reload)
-    reloaded.start()
-    statuses = []
-    while reloaded.is_alive():
-        statuses.append(httpx.get(front.url, timeout=30).status_code)
+def test_a_request_that_comes_before_the_name_server_answered_waits_for_it(tmp_path: Path, port: int) -> None:
+    with started(tmp_path / "late", port) as front:
+        front.names.after = LATE
+        reloaded = threading.Thread(target=front.reload)
+        reloaded.start()
+        statuses = []
+        while reloaded.is_alive():
+            statuses.append(httpx.get(front.url, timeout=30).status_code)
     assert set(statuses) == {200}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["silent", "gone"])
-def test_replicas_stay_while_no_name_server_answers(front: HAProxy, fault: str) -> None:
-    if fault == "silent":
-        front.names.after = None
-    else:
-        front.names.close()
-    deadline = time.monotonic() + FORGOTTEN
-    while time.monotonic() < deadline:
-        assert httpx.get(front.url, timeout=30).status_code == 200
-        time.sleep(0.2)
+def test_replicas_stay_while_no_name_server_answers(tmp_path: Path, port: int) -> None:
+    with started(tmp_path / "silent", port) as silent, started(tmp_path / "gone", port) as gone:
+        silent.names.after = None
+        gone.names.close()
+        deadline = time.monotonic() + FORGOTTEN
+        while time.monotonic() < deadline:
+            assert {httpx.get(front.url, timeout=30).status_code for front in (silent, gone)} == {200}
+            time.sleep(0.2)
