@@ -18,8 +18,10 @@ $(INSTALLED): pyproject.toml requirements/cpu.txt requirements/gpu.txt requireme
 demo: install  ## the whole loop, once: train, register, promote, serve, flip, roll back
 	@$(BIN)/python examples/demo.py
 
+# Trainings share the processors; vLLM takes them all, and so do the demo's and the pages' servers.
 test: test-fast  ## everything
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests/registry tests/trainer
+	@$(BIN)/python -m pytest -m slow --ignore tests/registry --ignore tests/trainer
 
 test-fast: lint  ## the quick ones, without training and vLLM: for the loop while you work
 	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
