@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ from trainer.curves import Curves
 from trainer.prepared import Prepared, keep_precision
 from trainer.recipe import Recipe
 from trainer.samples import Prompt
-from trainer.scattered import Gathers
 from trainer.tokens import Side, Sides
 from trainer.trainers import Fused, MovesRanks, Plain
 from trainer.undertaking import Undertaking
@@ -54,13 +53,16 @@ def fit(
 ) -> Done:
     """Train; raises Diverged when the loss is lost, and what the libraries raise when memory is."""
     curves = Curves(task.run.history(until=task.step) if task.checkpoint else {})
-    with Watch(curves, task.run.measured, shown=task.crew.main, evaluated=bool(sides.heldout.examples)) as watch:
+
+    def measured(step: int, values: Mapping[str, float]) -> None:
+        task.run.measured(step, values)
+        if step == 0:
+            say(f"held-out loss {values['eval_loss']:.3f} before training")
+
+    with Watch(curves, measured, shown=task.crew.main, evaluated=bool(sides.heldout.examples)) as watch:
         trainer = _trainer(recipe, prepared, loaded, sides, task, watch)
         prompts = samples.choose(sides.heldout.tokens or sides.train.tokens, recipe.samples) if task.crew.main else []
         said_before = _before(task, prepared, loaded, prompts)
-        if sides.heldout.examples and not task.checkpoint:
-            trainer.evaluate()
-            say(f"held-out loss {curves.last('eval_loss'):.3f} before training")
         trainer.train(resume_from_checkpoint=str(task.checkpoint) if task.checkpoint else None)
     state = trainer.state
     kept = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
@@ -88,8 +90,6 @@ def _trainer(
     callbacks: list[Any] = [watch]
     if kind == "adalora":
         callbacks.append(MovesRanks())
-    if task.scattered:
-        callbacks.append(Gathers(task.crew, task.work))
     if recipe.training.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
     options: dict[str, Any] = {
@@ -140,6 +140,8 @@ def _arguments(recipe: Recipe, prepared: Prepared, loaded: Loaded, sides: Sides,
         gradient_checkpointing=training.checkpoints_activations(cuda=loaded.cuda),
         eval_strategy="steps" if every else "no",
         eval_steps=every,
+        # Not by evaluate() before train(): accelerate then takes the model for prepared, and gradients stay apart.
+        eval_on_start=bool(sides.heldout.examples) and task.checkpoint is None,
         eval_packing=False,
         save_strategy="steps",
         save_steps=training.save_steps or (every if best else None) or max(1, prepared.steps // 10),
@@ -156,7 +158,7 @@ def _arguments(recipe: Recipe, prepared: Prepared, loaded: Loaded, sides: Sides,
         train_sampling_strategy="group_by_length",
         include_num_input_tokens_seen="non_padding",
         dataloader_pin_memory=loaded.cuda,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=recipe.method.peft_type in methods.UNUSED,
         logging_first_step=True,  # so that a training shorter than logging_steps has a loss too
         logging_nan_inf_filter=False,
         remove_unused_columns=False,

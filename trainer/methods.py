@@ -29,6 +29,8 @@ PROMPTS: Final = ("prompt_tuning", "p_tuning", "prefix_tuning", "cartridge", "cp
 """PEFT's types that put something before the text and leave the weights alone."""
 PLAIN: Final = ("adaption_prompt", "cpt", "multitask_prompt_tuning", "poly", "trainable_tokens", "xlora")
 """PEFT's types whose model gives only plain logits, so that TRL's fused loss cannot be used."""
+UNUSED: Final = ("shadow",)
+"""PEFT's types that have weights which no loss depends on, so that several processes have to look for them."""
 TASKS: Final = ("multitask_prompt_tuning", "poly")
 """PEFT's types that ask for a task id with every row; a recipe trains one task, number 0."""
 

@@ -9,28 +9,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from transformers import TrainerCallback
 
 from trainer.processes import Crew
 from trainer.workdir import Workdir
 
 
 @contextmanager
-def place(crew: Crew, work: Workdir) -> Iterator[tuple[Workdir, bool]]:
-    """The place of this process, and whether any process has one of its own.
-
-    All processes call it together, once the main one has made `work`; who finds that has it too.
-    """
+def place(crew: Crew, work: Workdir) -> Iterator[Workdir]:
+    """The place of this process: all call it together, once the main one has made `work`; who finds that has it too."""
     crew.share(None)
-    mine = work.is_made()
-    scattered = not all(crew.all(mine))
-    if mine:
-        yield work, scattered
+    if work.is_made():
+        yield work
         return
     with tempfile.TemporaryDirectory(prefix="loradock-training-") as directory:
-        yield Workdir(Path(directory) / work.run_id), scattered
+        yield Workdir(Path(directory) / work.run_id)
 
 
 def handed_out(crew: Crew, work: Workdir, checkpoint: Path) -> Path:
@@ -47,16 +39,14 @@ def handed_out(crew: Crew, work: Workdir, checkpoint: Path) -> Path:
     return mine
 
 
-class Gathers(TrainerCallback):  # type: ignore[misc]  # transformers' lazy module has no types
-    """Adds to the main process's checkpoint what the Trainer writes in every process: the state of random numbers."""
+def gather(crew: Crew, checkpoint: Path) -> None:
+    """Bring into the main process's checkpoint what each writes for itself, its state of random numbers.
 
-    def __init__(self, crew: Crew, work: Workdir) -> None:
-        self._crew, self._work = crew, work
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Bring them together; all processes are here."""
-        checkpoint = self._work.checkpoints / f"checkpoint-{state.global_step}"
-        mine = f"rng_state_{self._crew.rank}.pth"
-        for name, content in self._crew.all((mine, (checkpoint / mine).read_bytes())):
-            if self._crew.main and not (checkpoint / name).exists():
-                (checkpoint / name).write_bytes(content)
+    All processes call it together, before the main one writes the Trainer's state: so what has that is whole.
+    """
+    if crew.size == 1:
+        return
+    mine = f"rng_state_{crew.rank}.pth"
+    for name, content in crew.all((mine, (checkpoint / mine).read_bytes())):
+        if crew.main:
+            (checkpoint / name).write_bytes(content)

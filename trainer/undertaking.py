@@ -33,8 +33,6 @@ class Undertaking:
     checkpoint: Path | None
     """Where an interrupted training goes on from."""
     crew: Crew
-    scattered: bool = False
-    """Whether some process does not see the main one's files."""
 
     @property
     def step(self) -> int:
@@ -68,18 +66,18 @@ def opened(
     run_id, checkpoint = crew.share(found)
     work = Workdir(settings.trainings / run_id)
     if not crew.main:
-        with _closed_without_main(settings, run_id), scattered.place(crew, work) as (place, apart):
+        with _closed_without_main(settings, run_id), scattered.place(crew, work) as place:
             mine = scattered.handed_out(crew, place, checkpoint) if checkpoint else None
-            yield Undertaking(source.recipe.name, Silent(run_id), place, mine, crew, apart)
+            yield Undertaking(source.recipe.name, Silent(run_id), place, mine, crew)
         return
     with tracking.opened(store, run_id, again=checkpoint is not None) as run:
         if checkpoint is None:
             work.make(identity)
-        with work.held(), scattered.place(crew, work) as (place, apart):
+        with work.held(), scattered.place(crew, work):
             try:
                 if checkpoint:
-                    scattered.handed_out(crew, place, checkpoint)
-                yield Undertaking(source.recipe.name, run, place, checkpoint, crew, apart)
+                    scattered.handed_out(crew, work, checkpoint)
+                yield Undertaking(source.recipe.name, run, work, checkpoint, crew)
             except BaseException:
                 if work.last() is None:
                     work.remove()

@@ -29,9 +29,10 @@ from trainer.processes import Machines
 from trainer.recipe_file import RecipeFile
 
 STEPS = 8
+ROWS = 30  # an epoch is three steps, so that the first checkpoint stands in the midst of the second
 RECIPE: dict[str, Any] = {
     "method": {"lora_dropout": 0.1},  # so that the state of random numbers counts in every process
-    "training": TRAINING | {"max_steps": STEPS, "eval_steps": 2, "save_steps": 2, "gradient_accumulation_steps": 2},
+    "training": TRAINING | {"max_steps": STEPS, "eval_steps": 4, "save_steps": 4, "gradient_accumulation_steps": 2},
 }
 SECONDS = 600
 
@@ -86,7 +87,7 @@ def pair(recipes: tuple[Path, Path], homes: tuple[Path, Path], *words: str) -> I
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> RecipeFile:
-    return written(tmp_path_factory.mktemp("recipe"), shallow_dir, rows=40, **RECIPE)[0]
+    return written(tmp_path_factory.mktemp("recipe"), shallow_dir, rows=ROWS, **RECIPE)[0]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,9 @@ def test_two_machines_train_what_one_does_and_only_the_first_writes(
 
 
 @pytest.mark.slow
-def test_a_machine_that_dies_fails_the_run_which_goes_on_with_another(source: RecipeFile, tmp_path: Path) -> None:
+def test_a_machine_that_dies_fails_the_run_which_goes_on_with_another(
+    source: RecipeFile, alone: Any, tmp_path: Path
+) -> None:
     home = tmp_path / "first"
     with pair((source.path, source.path), (home, tmp_path / "second")) as (first, second):
         deadline = time.monotonic() + SECONDS
@@ -139,6 +142,7 @@ def test_a_machine_that_dies_fails_the_run_which_goes_on_with_another(source: Re
         first.end(0)
         third.end(0)
     assert (first.outcome["run_id"], first.outcome["steps"]) == (work.run_id, STEPS)
+    assert first.outcome["digest"] == alone["digest"]
 
 
 @pytest.mark.slow
@@ -148,7 +152,7 @@ def test_machines_that_do_not_train_the_same_stop_with_a_line_that_says_what(
     other = tmp_path / "other"
     other.mkdir()
     (other / "tiny.yaml").write_text(source.text)
-    write_rows(other, 41)
+    write_rows(other, ROWS + 1)
     with pair((source.path, other / "tiny.yaml"), (tmp_path / "first", tmp_path / "second")) as (first, second):
         first.end(2)
         second.end(2)

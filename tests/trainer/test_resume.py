@@ -18,7 +18,7 @@ from registry.records import Base
 from registry.settings import Settings
 from registry.store import Store
 from tests.trainer.training import TRAINING, trained, written
-from trainer import tracking, workdir
+from trainer import scattered, tracking, workdir
 from trainer.data import Rows
 from trainer.processes import Crew
 from trainer.recipe_file import RecipeFile
@@ -89,6 +89,23 @@ def test_the_dead_are_buried_and_nothing_to_resume_is_a_new_run(home: Path, tmp_
     found = store.client.get_run(run_id)
     assert (found.info.status, found.data.tags["loradock.reason"]) == ("KILLED", "its process ended without a word")
     assert [work.run_id for work in workdir.unfinished(settings)] == [run_id]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_whole_only_with_the_random_states_of_all_processes(
+    home: Path, tmp_path: Path, shallow_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Crew, into: Path) -> None:
+        if workdir.step_of(into) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(scattered, "gather", interrupted)
+    source, rows = written(tmp_path, shallow_dir, training=LONGER)
+    with pytest.raises(KeyboardInterrupt):
+        trained(source, rows, Settings())
+    [work] = workdir.unfinished(Settings())
+    assert (work.checkpoints / "checkpoint-4" / "optimizer.pt").is_file()
+    assert work.last() == work.checkpoints / "checkpoint-2"
 
 
 def undertaken(source: RecipeFile, rows: Rows, base_dir: Path, *, resume: bool = True) -> Any:
