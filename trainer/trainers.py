@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler
@@ -16,7 +16,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
-from trainer import methods
+from trainer import methods, scattered
+from trainer.processes import Crew
 
 WEIGHTS: Final = "trained.safetensors"
 _RANKS: Final = "ranks.json"
@@ -56,6 +57,16 @@ class _Ours(Trainer):  # type: ignore[misc]  # the libraries' lazy modules have 
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return ByLength([len(ids) for ids in rows["input_ids"]], step=step, seed=self.args.seed)
 
+    def get_train_dataloader(self) -> Any:
+        """Batches whose epoch reaches the sampler, also where accelerate skips those of before an interruption.
+
+        It looks for the sampler one level down, which is its own shard of the batches where several processes train.
+        """
+        loader = super().get_train_dataloader()
+        batches = loader.batch_sampler
+        batches.sampler = getattr(batches, "batch_sampler", batches).sampler
+        return loader
+
     # Evaluation is told in nats a token. transformers takes the mean of the batches' means, which follows from how
     # rows fall into batches.
 
@@ -86,6 +97,10 @@ class _Ours(Trainer):  # type: ignore[misc]  # the libraries' lazy modules have 
         save_file(weights, Path(output_dir) / WEIGHTS)
         if (config := _adalora(self.model)) and config.rank_pattern:
             (Path(output_dir) / _RANKS).write_text(json.dumps(config.rank_pattern))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        scattered.gather(Crew(self.args.process_index, self.args.world_size), Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -120,6 +135,11 @@ class Fused(_Ours, SFTTrainer):  # type: ignore[misc]  # as above
 
 class Plain(_Ours):
     """transformers' trainer, for methods whose models give only plain logits."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.model.peft_config["default"].peft_type == PeftType.CPT:
+            self.model_accepts_loss_kwargs = False  # its loss is a mean of its own, whatever the step's tokens are
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from registry.settings import Settings
 from registry.store import Store
-from tests.trainer.training import NF4, loss_of, stored, trained, written
+from tests.trainer.training import NF4, TRAINING, loss_of, stored, trained, written
 from trainer import catalogue
 from trainer.methods import QUANTIZED
 
@@ -72,6 +72,19 @@ def test_every_other_method_of_peft(name: str, home: Path, tmp_path: Path, shall
     assert outcome.eval_loss != outcome.eval_loss_before
     again = loss_of(tmp_path / "adapter", source, rows, shallow_dir)
     assert again == pytest.approx(outcome.eval_loss, abs=TOLERANCE.get(name, 2e-3))
+
+
+@pytest.mark.parametrize("name", ["adaption_prompt", "cpt"])
+def test_the_model_s_own_loss_is_the_same_however_a_step_is_shared_out(
+    name: str, home: Path, tmp_path: Path, shallow_dir: Path
+) -> None:
+    losses = []
+    for rows_, batches in ((4, 1), (2, 2)):
+        shared = {"per_device_train_batch_size": rows_, "gradient_accumulation_steps": batches, "max_steps": 1}
+        method = {"type": name, **NEEDED.get(name, {})}
+        source, rows = written(tmp_path, shallow_dir, method=method, training=TRAINING | shared)
+        losses.append(trained(source, rows, Settings()).loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_qlora_as_its_paper_has_it(home: Path, tmp_path: Path, shallow_dir: Path) -> None:
