@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+
+from tests.web import running
 
 TOKEN = "hf_ThisIsTheOwnersSecretToken"
 """It may do everything in the organisation `org`, and nothing elsewhere."""
@@ -159,12 +161,9 @@ def hub(root: Path) -> Iterator[Hub]:
     """A Hub on a port of its own."""
     state = Hub(root)
     handler = type("Handler", (_Handler,), {"hub": state})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         state.url = f"http://127.0.0.1:{server.server_port}"
-        Thread(target=server.serve_forever, daemon=True).start()
         yield state
-        server.shutdown()
 
 
 class _Handler(BaseHTTPRequestHandler):

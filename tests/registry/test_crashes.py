@@ -34,6 +34,7 @@ from registry.settings import Settings
 from registry.store import Store
 from tests.adapters import log_adapter, write_adapter
 from tests.mlflow_server import MLflowServer
+from tests.web import running
 
 LONGEST = 120.0  # seconds
 NAME = "support-bot"
@@ -247,10 +248,8 @@ class _Relay(BaseRequestHandler):
 
 @contextmanager
 def lossy(server: MLflowServer, words: bytes, times: int) -> Iterator[Lossy]:
-    with Lossy(server.port, words, times) as found:
-        Thread(target=found.serve_forever, daemon=True).start()
+    with running(Lossy(server.port, words, times)) as found:
         yield found
-        found.shutdown()
 
 
 @pytest.mark.slow

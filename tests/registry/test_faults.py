@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -21,6 +20,7 @@ from registry.store import Store
 from tests.adapters import NAME, aliases, log_adapter, make_version, ref, write_adapter
 from tests.mlflow_server import MLflowServer
 from tests.shell import Done, loradock
+from tests.web import running
 
 
 def is_clear(done: Done, code: int, *words: str) -> None:
@@ -181,17 +181,13 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], str]]:
     """Starts it with a status, and gives its address with a password in it."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), Answers)) as server:
 
         def answering(status: int) -> str:
             monkeypatch.setattr(Answers, "status", status)
             return f"http://ann:secret@127.0.0.1:{server.server_port}"
 
         yield answering
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.slow

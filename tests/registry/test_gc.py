@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +25,7 @@ from tests.adapters import NAME, aliases, log_adapter, make_version, ref, write_
 from tests.mlflow_server import MLflowServer
 from tests.registry.test_lineage import put
 from tests.serving.test_cli import STATUS
+from tests.web import running
 
 DAY = timedelta(days=1)
 NONE = Rules(keep=0, window=timedelta(0), min_age=timedelta(0))
@@ -305,12 +305,8 @@ def replica() -> Iterator[Any]:
     """A server that tells what a replica tells; `status` is what it tells."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.status, server.url = STATUS, f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(server):
+        yield server
 
 
 def run(*words: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from registry.errors import BadInput, GateFailed, Refused
 from registry.settings import Settings
 from registry.store import Store
 from tests.adapters import NAME, SMOL, aliases, make_version
+from tests.web import running
 
 STATUS: dict[str, Any] = {
     "base": {"config_digest": SMOL.config_digest, "weights_digest": SMOL.weights_digest},
@@ -50,20 +52,16 @@ class Replica(BaseHTTPRequestHandler):
 @pytest.fixture
 def start() -> Iterator[Callable[..., str]]:
     """Start servers that say what a replica says, each of which waits until so many are asked."""
-    running: list[tuple[Any, threading.Thread]] = []
+    stack = ExitStack()
 
     def started(meeting: threading.Barrier | None = None, **changes: Any) -> str:
         server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
         server.status, server.meeting = STATUS | changes, meeting or threading.Barrier(1)
-        running.append((server, threading.Thread(target=server.serve_forever)))
-        running[-1][1].start()
+        stack.enter_context(running(server))
         return f"http://127.0.0.1:{server.server_port}"
 
-    yield started
-    for server, thread in running:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with stack:
+        yield started
 
 
 def run(*arguments: str) -> Result:

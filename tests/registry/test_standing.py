@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from registry.standing import standing
 from registry.store import Store
 from registry.store.references import EXPERIMENT
 from tests.adapters import NAME, SMOL, make_version
+from tests.web import running
 
 REF = f"{NAME}/1"
 NOTHING: dict[str, Any] = {
@@ -89,20 +90,16 @@ class Replica(BaseHTTPRequestHandler):
 @pytest.fixture
 def start() -> Iterator[Callable[..., str]]:
     """Start servers that say what a replica says, to those who have the key `k`."""
-    running: list[tuple[Any, Thread]] = []
+    stack = ExitStack()
 
     def started(**changes: Any) -> str:
         server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
         server.status = NOTHING | changes
-        running.append((server, Thread(target=server.serve_forever)))
-        running[-1][1].start()
+        stack.enter_context(running(server))
         return f"http://127.0.0.1:{server.server_port}"
 
-    yield started
-    for server, thread in running:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with stack:
+        yield started
 
 
 def shown(*words: str) -> Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from registry.store import Store
 from serving.calls import Asked, Call, Role
 from serving.signals import Signals
 from tests.adapters import NAME
+from tests.web import running
 
 Kind = Mapping[str, float]
 """How often a version fails, is cut off, or gives long answers."""
@@ -124,11 +124,5 @@ def replica(settings: Settings, versions: Mapping[int, Kind], **how: Any) -> Ite
     found = FakeReplica(settings, versions, **how)
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.replica, found.url = found, f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with running(server):
         yield found
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

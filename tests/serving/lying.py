@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
+
+from tests.web import running
 
 SEARCH = "/registered-models/search"
 VERSION = "/model-versions/get"
@@ -73,12 +74,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def proxy(target: str) -> Iterator[Proxy]:
-    with Proxy(target) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-            server.client.close()
+    server = Proxy(target)
+    with server.client, running(server):
+        yield server

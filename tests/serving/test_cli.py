@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +17,7 @@ from click.testing import CliRunner
 from registry import replicas
 from registry.errors import BadInput, LoradockError, NotFound, Unreachable
 from serving import cli
+from tests.web import running
 
 STATUS: dict[str, Any] = {
     "base": {"names": ["smol"]},
@@ -52,12 +52,8 @@ def replica() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
     server.asked, server.answer = [], (200, json.dumps(STATUS).encode())
     server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(server):
+        yield server
 
 
 def test_importing_the_verbs_loads_nothing_heavy() -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import ThreadingHTTPServer
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.adapters import SMOL
 from tests.serving.test_cli import Replica
 from tests.serving.test_following import CAT, ONE, TWO, House
 from tests.serving.test_reconcile import version
+from tests.web import running
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -52,21 +53,16 @@ def behind() -> dict[str, Any]:
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts a server that gives a status, and returns its URL."""
-    started: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+    stack = ExitStack()
 
     def serve(found: dict[str, Any]) -> str:
         server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
         server.asked, server.answer = [], (200, json.dumps(found).encode())
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        started.append((server, thread))
+        stack.enter_context(running(server))
         return f"http://127.0.0.1:{server.server_port}"
 
-    yield serve
-    for server, thread in started:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with stack:
+        yield serve
 
 
 def run(*words: str) -> Any:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.haproxy import HAProxy
 from tests.ports import free_port
+from tests.web import running
 
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
 LATE = 0.2
@@ -37,9 +38,7 @@ def port() -> Iterator[int]:
     found = free_port(*ADDRESSES)
     with ExitStack() as stack:
         for address in ADDRESSES:
-            replica = stack.enter_context(ThreadingHTTPServer((address, found), _Answers))
-            threading.Thread(target=replica.serve_forever).start()
-            stack.callback(replica.shutdown)
+            stack.enter_context(running(ThreadingHTTPServer((address, found), _Answers)))
         yield found
 
 
