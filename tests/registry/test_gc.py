@@ -416,9 +416,10 @@ def test_of_four_promoters_and_a_clean_up_at_once_nobody_is_left_without_a_versi
     codes: list[int] = []
     for turn in range(3):
         new = []
-        for index in range(8):  # the same bytes under digests of their own: quickly made
+        for index in range(9):  # the same bytes under digests of their own: quickly made
             facts = first.facts.model_copy(update={"digest": f"{turn:032}{index:032}"})
             new.append(put(store, NAME, first.source, facts).ref.number)
+        new.pop()  # nobody promotes this one
         promoters.go([[(number, f"a{k % 2}") for number in new[k::4] + new[(k + 1) % 4 :: 4]] for k in range(4)])
         gone |= set(collect(store, rules))
         told = [one for answers in promoters.told() for one in answers]
@@ -433,7 +434,7 @@ def test_of_four_promoters_and_a_clean_up_at_once_nobody_is_left_without_a_versi
         if window:
             assert moved <= there
     promoters.stop()
-    assert gone
+    assert len(gone) >= 3
     assert codes.count(0)
     assert store.version_at(AliasRef(NAME, "production")).ref == VersionRef(NAME, 1)
     assert intact(store, first)
