@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from peft import PeftModel, PeftType
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler
@@ -138,7 +138,7 @@ class Plain(_Ours):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if self.model.peft_config["default"].peft_type == PeftType.CPT:
+        if methods.kind_of(self.model.peft_config["default"]) == "cpt":
             self.model_accepts_loss_kwargs = False  # its loss is a mean of its own, whatever the step's tokens are
 
     def compute_loss(
