@@ -175,6 +175,11 @@ def test_gpus_are_a_profile_and_a_build_argument_away() -> None:
     assert (cpu["profiles"], gpu["profiles"]) == (["cpu"], ["gpu"])
     differing = {key for key in cpu | gpu if cpu.get(key) != gpu.get(key)}
     assert differing == {"profiles", "image", "build", "deploy", "environment"}
+    assert cpu["environment"].items() - gpu["environment"].items() == {
+        ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+        ("OMP_NUM_THREADS", cpu["deploy"]["resources"]["limits"]["cpus"]),
+    }
+    assert gpu["environment"].items() <= cpu["environment"].items()
     assert cpu["build"] | {"args": gpu["build"]["args"]} == gpu["build"]
     assert gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
 
