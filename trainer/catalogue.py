@@ -36,6 +36,8 @@ class Entry:
     """What the name stands for beyond the type, in PEFT's words."""
     quantized: bool = False
     """Whether the name asks for a base in 4 bits."""
+    checkpoints: bool = True
+    """Whether activations can be computed again in the backward pass."""
 
 
 _ARXIV: Final = "https://arxiv.org/abs/"
@@ -98,7 +100,7 @@ ENTRIES: Final[Mapping[str, Entry]] = {
     "beft": Entry("Bias-efficient fine-tuning", _ARXIV + "2509.15974", Served.MERGED, 1e-3),
     "boft": Entry("Orthogonal butterfly factors", _ARXIV + "2311.06243", Served.MERGED),
     "c3a": Entry("Circular convolution", _ARXIV + "2407.19342", Served.CONVERTED, 1e-1),
-    "cartridge": Entry("A trained key-value cache", _ARXIV + "2506.06266", Served.NOT, 1e-2),
+    "cartridge": Entry("A trained key-value cache", _ARXIV + "2506.06266", Served.NOT, 1e-2, checkpoints=False),
     "cpt": Entry("Context-aware prompt tuning", _ARXIV + "2410.17222", Served.NOT, 1e-3),
     "deft": Entry("Decompositional efficient fine-tuning", _PEFT + "deft", Served.CONVERTED),
     "delora": Entry("LoRA with a bounded change of weights", _ARXIV + "2503.18225", Served.CONVERTED, 1e-3),
@@ -123,8 +125,10 @@ ENTRIES: Final[Mapping[str, Entry]] = {
     "osf": Entry("Orthogonal subspaces of the base's own SVD", _ARXIV + "2504.07097", Served.MERGED, 5e-5),
     "p_tuning": Entry("A prompt from a small encoder", _ARXIV + "2103.10385", Served.NOT, 1e-3),
     "peanut": Entry("A small network that makes the weights' change", _ARXIV + "2410.01870", Served.CONVERTED),
-    "poly": Entry("LoRA skills mixed by task", _ARXIV + "2202.13914", Served.NOT),
-    "prefix_tuning": Entry("Trained keys and values before the text", _ARXIV + "2101.00190", Served.NOT, 1e-2),
+    "poly": Entry("LoRA skills mixed by task", _ARXIV + "2202.13914", Served.NOT, checkpoints=False),
+    "prefix_tuning": Entry(
+        "Trained keys and values before the text", _ARXIV + "2101.00190", Served.NOT, 1e-2, checkpoints=False
+    ),
     "prompt_tuning": Entry("Trained tokens before the text", _ARXIV + "2104.08691", Served.NOT, 3e-2),
     "psoft": Entry("Orthogonal fine-tuning in principal subspaces", _ARXIV + "2505.11235", Served.CONVERTED),
     "pvera": Entry("Probabilistic VeRA", _ARXIV + "2512.07703", Served.CONVERTED, 5e-3),
@@ -139,7 +143,7 @@ ENTRIES: Final[Mapping[str, Entry]] = {
     "vblora": Entry("Vectors from a shared bank", _ARXIV + "2405.15179", Served.CONVERTED, 1e-2),
     "vera": Entry("Shared random projections, scaled by vectors", _ARXIV + "2310.11454", Served.CONVERTED, 5e-3),
     "waveft": Entry("A sparse set of wavelet coefficients", _ARXIV + "2505.12532", Served.MERGED, 1e-2),
-    "xlora": Entry("A learned mixture of LoRA adapters", _ARXIV + "2402.07148", Served.NOT),
+    "xlora": Entry("A learned mixture of LoRA adapters", _ARXIV + "2402.07148", Served.NOT, checkpoints=False),
     FULL: Entry("Full fine-tuning, for comparison", _ARXIV + "1801.06146", Served.NOT, 2e-5),
 }
 """Every method by the name that a recipe gives it."""

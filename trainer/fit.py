@@ -137,7 +137,7 @@ def _arguments(recipe: Recipe, prepared: Prepared, loaded: Loaded, sides: Sides,
         per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows,
         gradient_accumulation_steps=batches,
-        gradient_checkpointing=training.checkpoints_activations(cuda=loaded.cuda),
+        gradient_checkpointing=recipe.checkpoints_activations(cuda=loaded.cuda),
         eval_strategy="steps" if every else "no",
         eval_steps=every,
         # Not by evaluate() before train(): accelerate then takes the model for prepared, and gradients stay apart.

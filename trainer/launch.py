@@ -44,27 +44,36 @@ def run(arguments: Sequence[str], processes: int, machines: Machines, config: Pa
     """Run `loradock ARGUMENTS` in this machine's part of so many processes that train together, and wait for them.
 
     On CPUs they talk through gloo, on GPUs through NCCL. `config` is a file of `accelerate config`, with FSDP or
-    DeepSpeed for GPUs. Raises Unreachable when the machines do not find each other, ProcessFailed when a process ended
-    without a word, and SystemExit with its code when it spoke for itself.
+    DeepSpeed for GPUs. Raises BadInput when there are more processes than GPUs, Unreachable when the machines do not
+    find each other, ProcessFailed when a process ended without a word, and SystemExit with its code when it spoke for
+    itself.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     here = processes // machines.count
+    if torch.cuda.is_available() and here > (gpus := torch.cuda.device_count()):
+        raise BadInput(
+            f"{here} processes want a GPU each, and this machine has {gpus}",
+            hint=f"--processes {gpus * machines.count}",
+        )
     first = machines.rank * here
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // here)
     with tempfile.TemporaryDirectory(prefix="loradock-logs-") as logs:
         # Only the first process speaks; what the others say is kept for the case that one of them fails.
-        quiet = ["--log-dir", logs, "--redirects", ",".join(f"{rank}:3" for rank in range(1, here)) or "0"]
+        quiet = ",".join(f"{rank}:3" for rank in range(1, here)) or "0"
         worker = ["-m", "registry.cli", *arguments]
         try:
             with patch_environment(omp_num_threads=threads):
                 if torch.cuda.is_available():
                     options = ["--config_file", str(config)] if config else ["--multi_gpu", "--mixed_precision", "no"]
                     options += ["--num_processes", str(processes), *_for_accelerate(machines)]
-                    launch_command(_accelerate([*options, *quiet, *worker]))
+                    given = _accelerate([*options, "--log_dir", logs, *worker])
+                    given.redirects = quiet  # torchrun's, which accelerate has no option for and hands on
+                    launch_command(given)
                 else:
                     with patch_environment(accelerate_use_cpu="true"):
                         options = [*_for_torchrun(machines), "--nproc-per-node", str(here), "--max-restarts", "0"]
-                        torchrun.run(torchrun.parse_args([*options, *quiet, *worker]))
+                        options += ["--log-dir", logs, "--redirects", quiet]
+                        torchrun.run(torchrun.parse_args([*options, *worker]))
         except ChildFailedError as error:
             if machines.rank == 0:
                 _bury_the_dead()

@@ -17,11 +17,13 @@ from trainer.count import Counts
 from trainer.recipe import Quantization, Recipe
 
 CONTEXT: Final = 10**9
-"""CUDA's context and the libraries' workspaces: assumed, and not measured here."""
+"""CUDA's context and the libraries' workspaces: `benchmarks/plan_accuracy.py` finds 0.72 GB on an H200."""
 INTERPRETER: Final = 585_000_000
 """Python with the libraries that train, on a CPU, before anything is loaded: as `benchmarks/plan_accuracy.py` finds."""
 HOLES: Final = 0.36
-"""Of what passes through a layer."""
+"""On a CPU, of what passes through a layer."""
+GPU_HOLES: Final = 0.4
+"""On a GPU, of what is kept and made on the way."""
 
 _TOKENS, _COLUMNS = 4096, 32768  # the tile of trl.kernels.chunked_logprob: tokens by words of the vocabulary
 _STATE: Final[Mapping[str, tuple[int, float]]] = {
@@ -70,7 +72,7 @@ class Memory:
 
 def memory(recipe: Recipe, config: PretrainedConfig, counts: Counts, kept: Activations, machine: Machine) -> Memory:
     """The memory of one training; `config` is the base's, and the recipe says whether activations are checkpointed."""
-    checkpointed = recipe.training.checkpoints_activations(cuda=machine.cuda)
+    checkpointed = recipe.checkpoints_activations(cuda=machine.cuda)
     width = trained_bytes(recipe, machine)
     layers = config.get_text_config().num_hidden_layers
     held = held_activations(kept, layers, checkpointed=checkpointed)
@@ -82,7 +84,8 @@ def memory(recipe: Recipe, config: PretrainedConfig, counts: Counts, kept: Activ
     runtime = CONTEXT if machine.cuda else INTERPRETER
     state = optimizer(recipe.training.optim, counts, width, machine)
     gradients = counts.trainable * width
-    lost = holes(recipe, counts, kept, layers, machine)
+    moving = held + max(tiles, working)
+    lost = round(GPU_HOLES * moving) if machine.cuda else holes(recipe, counts, kept, layers, machine)
     steady = static + runtime + state + lost
     accumulated = gradients if recipe.training.gradient_accumulation_steps > 1 else 0
     return Memory(
@@ -95,7 +98,7 @@ def memory(recipe: Recipe, config: PretrainedConfig, counts: Counts, kept: Activ
         runtime=runtime,
         allocator=lost,
         needed=max(
-            steady + accumulated + held + max(tiles, working),  # in the loss, or in the last layer's backward pass
+            steady + accumulated + moving,  # in the loss, or in the last layer's backward pass
             steady + gradients + working,  # at the end of the backward pass
             steady + gradients + step(recipe.training.optim, counts, width, machine),
         ),
@@ -159,14 +162,12 @@ def step(name: str, counts: Counts, width: int, machine: Machine) -> int:
 
 
 def holes(recipe: Recipe, counts: Counts, kept: Activations, layers: int, machine: Machine) -> int:
-    """What the C library keeps on a CPU though it is free; a GPU's reserve stands for torch's own allocator.
+    """What the C library keeps on a CPU though it is free.
 
     Fitted, and not derived: glibc 2.36 asks for more than an aligned block is long, so that a block of the same size
     seldom fits where one was let go of. HOLES of what passes through a layer's forward pass stays as holes, and so does
     the full-precision copy that a quantised layer is made from (docs/plan.md has the measurements).
     """
-    if machine.cuda:
-        return 0
     made_from = counts.quantizable * machine.bytes_per_weight if recipe.quantization else 0
     return round(HOLES * kept.passing * layers) + made_from
 
@@ -203,4 +204,4 @@ def sharded(found: Memory, counts: Counts, layers: int, gpus: int) -> int:
     """
     shared = found.weights + found.adapter + found.gradients + found.optimizer
     layer = found.weights // max(layers, 1) if counts.base else 0
-    return shared // gpus + 2 * layer + found.activations + found.loss + found.runtime
+    return shared // gpus + 2 * layer + found.activations + found.loss + found.runtime + found.allocator

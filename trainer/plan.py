@@ -154,7 +154,7 @@ def roomy(recipe: Recipe, estimator: Estimator) -> list[tuple[Gpu, bool]]:
 
 
 def _checkpointing(recipe: Recipe, cuda: bool) -> Iterator[Change]:
-    if not recipe.training.checkpoints_activations(cuda=cuda):
+    if recipe.method.entry.checkpoints and not recipe.checkpoints_activations(cuda=cuda):
         yield Change(
             {"training.gradient_checkpointing": True},
             "activations are computed twice: a step takes about a third longer, and the result is the same",

@@ -76,7 +76,7 @@ def _found(recipe: Recipe, estimator: Estimator, gpu: gpus.Gpu | None) -> dict[s
         "adapter_bytes": counts.file,
         "batch": recipe.training.per_device_train_batch_size,
         "max_length": recipe.training.max_length,
-        "gradient_checkpointing": recipe.training.checkpoints_activations(cuda=True),
+        "gradient_checkpointing": recipe.checkpoints_activations(cuda=True),
         "activations_of": estimator.kept(recipe, where).like or recipe.method.type,
         "memory_gib": {
             title: _gib(estimator.needed(other, cuda=True)) for title, other in plan.side_by_side(recipe).items()
@@ -109,9 +109,10 @@ def _gib(found: Memory) -> dict[str, float]:
 
 
 def _both(recipe: Recipe, estimator: Estimator) -> dict[str, float]:
-    """The recipe's activations without and with gradient checkpointing."""
+    """The recipe's activations without gradient checkpointing, and with it where the method bears it."""
     found = {}
-    for title, on in (("kept", False), ("checkpointed", True)):
+    ways = {"kept": False} | ({"checkpointed": True} if recipe.method.entry.checkpoints else {})
+    for title, on in ways.items():
         training = recipe.training.model_copy(update={"gradient_checkpointing": on})
         size = estimator.needed(recipe.model_copy(update={"training": training}), cuda=True)
         found[title] = round(size.activations / GIB, 2)
@@ -137,8 +138,9 @@ def _show(found: dict[str, Any]) -> None:
             "trained": f"{found['trainable']:,} of {found['total']:,} weights ({found['share']:.4%})",
             "adapter": _size(found["adapter_bytes"]),
             "batch": f"{found['batch']} rows of {found['max_length']:,} tokens",
-            "activations": f"{both['kept']} GiB kept, {both['checkpointed']} GiB with gradient checkpointing "
-            f"({'on' if found['gradient_checkpointing'] else 'off'})"
+            "activations": f"{both['kept']} GiB kept, "
+            + (f"{both['checkpointed']} GiB with" if "checkpointed" in both else "not to be had with")
+            + f" gradient checkpointing ({'on' if found['gradient_checkpointing'] else 'off'})"
             + ("" if found["activations_of"] == found["method"] else f", taken from {found['activations_of']}"),
         },
         as_json=False,

@@ -50,7 +50,7 @@ def prepare(source: RecipeFile, loaded: Loaded, directory: Path, sides: Sides, t
     steps = count_steps(recipe.training, len(sides.train.examples), task.crew)
     if recipe.training.packing:
         packing.check(loaded.model, sides.train.tokens)
-    checkpointed = recipe.training.checkpoints_activations(cuda=loaded.cuda)
+    checkpointed = recipe.checkpoints_activations(cuda=loaded.cuda)
     model, config, start = loaded.model, None, None
     if recipe.quantization:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointed)

@@ -218,10 +218,6 @@ class Training(Section):
     load_best_model_at_end: bool = True
     """Whether the adapter is that of the best evaluation, where there is more than the last."""
 
-    def checkpoints_activations(self, *, cuda: bool) -> bool:
-        """Whether activations are computed again in the backward pass: where it is not said, on a GPU."""
-        return cuda if self.gradient_checkpointing is None else self.gradient_checkpointing
-
     @model_validator(mode="after")
     def _best_is_saved(self) -> Self:
         every, steps = self.eval_steps, self.save_steps
@@ -292,6 +288,24 @@ class Recipe(Section):
         if self.quantization is None and self.method.entry.quantized:
             return self.model_copy(update={"quantization": Quantization()})
         return self
+
+    @field_validator("training")
+    @classmethod
+    def _computes_again(cls, training: Training, info: ValidationInfo) -> Training:
+        method = info.data.get("method")
+        if method and training.gradient_checkpointing and not method.entry.checkpoints:
+            raise ValueError(
+                f"gradient_checkpointing runs layers twice, which {method.type} does not bear: leave it out"
+            )
+        return training
+
+    def checkpoints_activations(self, *, cuda: bool) -> bool:
+        """Whether activations are computed again in the backward pass.
+
+        Where it is not said, they are on a GPU, if the method bears it.
+        """
+        given = self.training.gradient_checkpointing
+        return cuda and self.method.entry.checkpoints if given is None else given
 
     @property
     def learning_rate(self) -> float:

@@ -180,7 +180,7 @@ def load_weights(model: Any, checkpoint: Path) -> None:
             into[name].copy_(tensor)
         elif allocator and name.startswith("allocator."):
             _, kind, weight = name.split(".", 2)
-            getattr(allocator, kind)[weight] = tensor
+            getattr(allocator, kind)[weight] = tensor.to(model.device)
     if missing := into.keys() - found.keys():
         raise KeyError(f"{checkpoint} lacks {min(missing)}")
 

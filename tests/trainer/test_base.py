@@ -50,7 +50,7 @@ def test_gradients_pass_through_four_bits_after_an_evaluation_as_before_it(shall
     recipe = RECIPE.model_copy(update={"quantization": Quantization(bnb_4bit_compute_dtype="float32")})
     model = base.load(local(shallow_dir), recipe).model
     layer = model.model.layers[0].mlp.up_proj
-    given = torch.randn(1, 4, layer.in_features, generator=torch.Generator().manual_seed(0))
+    given = torch.randn(1, 4, layer.in_features, generator=torch.Generator().manual_seed(0)).to(model.device)
 
     def gradient() -> torch.Tensor:
         ours = given.clone().requires_grad_()

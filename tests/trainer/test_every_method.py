@@ -87,6 +87,18 @@ def test_the_model_s_own_loss_is_the_same_however_a_step_is_shared_out(
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["lora", "adalora", "prompt_tuning"])
+def test_activations_that_are_computed_again_change_nothing(
+    name: str, home: Path, tmp_path: Path, shallow_dir: Path
+) -> None:
+    losses = []
+    for again in (False, True):
+        training = TRAINING | {"gradient_checkpointing": again}
+        outcome = trained(*written(tmp_path, shallow_dir, rows=12, method=name, training=training), Settings())
+        losses.append((outcome.loss, outcome.eval_loss))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
 def test_qlora_as_its_paper_has_it(home: Path, tmp_path: Path, shallow_dir: Path) -> None:
     """NormalFloat in 4 bits, quantised twice, bfloat16; on two layers, since few CPUs multiply that fast."""
     quantization = {"bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_use_double_quant": True}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from registry.errors import BadInput, NotFound
@@ -16,7 +17,7 @@ from registry.settings import Settings
 from registry.store import Store
 from tests.trainer.training import TRAINING, trained, written
 from trainer import launch
-from trainer.processes import Crew, join
+from trainer.processes import Crew, Machines, join
 from trainer.recipe import Training
 from trainer.recipe_file import RecipeFile
 
@@ -46,14 +47,24 @@ def test_alone_there_is_nothing_to_share() -> None:
     assert join().share("anything") == "anything"
 
 
+ON_TWO_GPUS = """
+import sys, torch
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
+from trainer import launch
+from trainer.processes import Machines
+launch.run(sys.argv[1:], 2, Machines())
+"""
+"""Starts processes as a machine with GPUs does; they find none."""
+
+
 def by_two(source: RecipeFile) -> subprocess.CompletedProcess[str]:
     """Two processes train."""
-    return subprocess.run(
-        [sys.executable, "-m", "registry.cli", "train", str(source.path), "--processes", "2", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return ended("-m", "registry.cli", "train", str(source.path), "--processes", "2", "--json")
+
+
+def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, once it has ended."""
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -86,6 +97,27 @@ def test_two_processes_train_a_method_with_weights_that_no_loss_depends_on(
     done = by_two(written(tmp_path, shallow_dir, rows=40, method="shadow")[0])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == TRAINING["max_steps"]
+
+
+@pytest.mark.slow
+def test_accelerate_starts_them_where_there_are_gpus(
+    home: Path, tmp_path: Path, shallow_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    source, _ = written(tmp_path, shallow_dir, rows=40)
+    words = ["train", str(source.path), "--processes", "2", "--json"]
+    done = ended("-c", ON_TWO_GPUS, *words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == TRAINING["max_steps"]
+    assert done.stderr.count("held-out loss") == 2  # the main process alone speaks
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(BadInput, match="4 processes want a GPU each, and this machine has 1") as refused:
+        launch.run([], 8, Machines(2, 0, "host", 29500))
+    assert refused.value.hint == "--processes 2"
 
 
 @pytest.mark.slow

@@ -35,7 +35,8 @@ def error(model: Any, exact: Any, *, adapted: bool) -> float:
             held = layer.get_base_layer().weight
             weight = dequantize_4bit(held.data, held.quant_state)
             weight = weight + layer.get_delta_weight("default") if adapted else weight
-            total += float((weight - exact[f"{name.removeprefix('base_model.model.')}.weight"]).square().sum())
+            whole = exact[f"{name.removeprefix('base_model.model.')}.weight"].to(weight.device)
+            total += float((weight - whole).square().sum())
     return total**0.5
 
 

@@ -137,7 +137,9 @@ def test_parts_of_the_peak() -> None:
     on = memory.memory(given, config, COUNTS, kept, GPU)
     assert (on.weights, on.adapter, on.gradients, on.optimizer) == (2000, 400, 400, 800)
     assert on.activations == 3 * 100 + 10_000 + 5
-    assert on.needed == 2000 + 400 + 800 + memory.CONTEXT + 400 + 10_005  # as the last gradients come
+    assert on.allocator == round(memory.GPU_HOLES * (300 + 10_005))
+    # As the last gradients come.
+    assert on.needed == 2000 + 400 + 800 + memory.CONTEXT + on.allocator + 400 + 10_005
     off = memory.memory(recipe(max_length=8, gradient_checkpointing=False), config, COUNTS, kept, GPU)
     assert off.activations == 30_000 + 5
 
@@ -146,7 +148,7 @@ def test_llama_8b_fits_where_people_run_it(eight: plan.Estimator) -> None:
     low = {"type": "lora", "r": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
     given = recipe(low, per_device_train_batch_size=1)
     assert 16 * GIB < eight.needed(given, cuda=True).needed < 18 * GIB
-    assert 7 * GIB < eight.needed(recipe({**low, "type": "qlora"}), cuda=True).needed < 12 * GIB
+    assert 7 * GIB < eight.needed(recipe({**low, "type": "qlora"}), cuda=True).needed < 14 * GIB
     assert eight.needed(recipe("full"), cuda=True).needed > 60 * GIB
     fits = {gpu.name: yes for gpu, yes in plan.roomy(given, eight)}
     assert (fits["T4"], fits["RTX 4090"], fits["H100"]) == (False, True, True)
@@ -181,7 +183,7 @@ def test_what_no_change_helps_is_shared_out(eight: plan.Estimator) -> None:
 
 
 def test_advice_is_one_line(eight: plan.Estimator) -> None:
-    said = plan.advice(recipe(dtype="float32"), eight.config, 40 * GIB)
+    said = plan.advice(recipe(dtype="float32", gradient_checkpointing=False), eight.config, 40 * GIB)
     assert said.startswith("set training.gradient_checkpointing: true")
     assert "\n" not in said
     assert "smaller base" in plan.advice(recipe(), eight.config, GIB)

@@ -169,6 +169,10 @@ seed: yes
             LEAST + "training: {eval_steps: 4, save_steps: 6}\n",
             "recipe.yaml:4: training: save_steps should be a multiple",
         ),
+        (
+            LEAST + "method: poly\ntraining: {gradient_checkpointing: true}\n",
+            "recipe.yaml:5: training: gradient_checkpointing runs layers twice, which poly does not bear",
+        ),
         (LEAST + "training:\n  logging_steps: 0\n", "recipe.yaml:5: training.logging_steps: should be greater"),
         (LEAST.replace("rows.jsonl", "''"), "recipe.yaml:3: data.path: "),
         (LEAST.replace("support-pirate", "m-1"), "recipe.yaml:1: name: 'm-1' is not an adapter name"),
@@ -210,3 +214,12 @@ def test_the_front_of_the_house_stays_light() -> None:
     code = f"import sys, trainer.cli, trainer.recipe, trainer.data; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(("method", "checkpoints"), [("lora", True), ("prefix_tuning", False), ("xlora", False)])
+def test_activations_are_computed_again_on_a_gpu_where_the_method_bears_it(
+    tmp_path: Path, method: str, checkpoints: bool
+) -> None:
+    recipe = recipe_file.load(written(tmp_path, LEAST + f"method: {method}\n")).recipe
+    assert recipe.checkpoints_activations(cuda=True) is checkpoints
+    assert recipe.checkpoints_activations(cuda=False) is False

@@ -23,6 +23,8 @@ from registry.store import Store
 from tests.adapters import make_version, write_adapter
 from trainer.reference import Witness
 
+pytestmark = pytest.mark.slow
+
 KINDS: dict[str, dict[str, Any]] = {
     "q, v": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
     "all layers, rank-stabilised": {"r": 32, "target_modules": "all-linear", "use_rslora": True},
@@ -82,7 +84,6 @@ def test_it_is_what_peft_says(kind: str, local: LocalBase, adapters: dict[str, P
     assert (found.base, found.config) == (local.base.weights_digest, local.base.config_digest)
 
 
-@pytest.mark.slow
 def test_one_base_wears_many_and_keeps_nothing_of_them(local: LocalBase, adapters: dict[str, Path]) -> None:
     shared = Witness(local)
     first, *others = adapters.values()
@@ -91,7 +92,6 @@ def test_one_base_wears_many_and_keeps_nothing_of_them(local: LocalBase, adapter
     assert in_turn[-2] == Witness(local).reference(others[-1], "a" * 64).probes
 
 
-@pytest.mark.slow
 def test_a_base_that_does_not_fit_says_the_same(
     local: LocalBase, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +117,6 @@ def recorded(store: Store, version: Version, local: LocalBase) -> Reference:
     return found
 
 
-@pytest.mark.slow
 def test_the_entry_point_records_a_version_once(store: Store, local: LocalBase, tmp_path: Path) -> None:
     version, said = make_version(store, tmp_path / "one", base=local.base), Said()
     for _ in range(2):
@@ -128,7 +127,6 @@ def test_the_entry_point_records_a_version_once(store: Store, local: LocalBase, 
     assert found.probes == Witness(local).reference(tmp_path / "one", version.facts.digest).probes
 
 
-@pytest.mark.slow
 def test_an_adapter_of_a_quantised_base_is_heard_on_the_base_in_full(
     store: Store, local: LocalBase, tmp_path: Path
 ) -> None:

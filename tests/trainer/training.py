@@ -69,10 +69,12 @@ def loss_of(adapter: Path, source: RecipeFile, rows: Rows, base_dir: Path) -> fl
         warnings.simplefilter("ignore")
         model = PeftModel.from_pretrained(loaded.model, adapter).eval()
     kind = model.peft_config["default"].peft_type.value
-    extra = {"task_ids": torch.zeros(1, dtype=torch.long)} if kind in ("MULTITASK_PROMPT_TUNING", "POLY") else {}
+    tasks = torch.zeros(1, dtype=torch.long, device=model.device)
+    extra = {"task_ids": tasks} if kind in ("MULTITASK_PROMPT_TUNING", "POLY") else {}
     total = count = 0.0
     for row in tokens.fitting(*rows.split(source.recipe.data.heldout), loaded.tokenizer, 512).heldout.tokens:
-        ids, kept = torch.tensor([row.input_ids]), torch.tensor(row.completion_mask[1:], dtype=torch.bool)
+        ids = torch.tensor([row.input_ids], device=model.device)
+        kept = torch.tensor(row.completion_mask[1:], dtype=torch.bool, device=model.device)
         with torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False, **extra).logits[0, -len(row.input_ids) :]  # after any prompt
         total += float(cross_entropy(logits[:-1][kept].float(), ids[0, 1:][kept], reduction="sum"))
