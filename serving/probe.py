@@ -42,8 +42,9 @@ _OVER_NOISE: Final = 2.0
 # Measured on vLLM in float32 and bfloat16, with right and wrong adapters: docs/proof.md has the figures.
 _GAPS: Final = 2.0
 """How often a base's own gap a version's may be."""
-_SHARE: Final = 0.01
-"""The share of an effect that a version may be off by beside that."""
+_SHARES: Final = {"float32": 0.01}
+"""The share of an effect that its own rounding explains, independent of the base's: squares add. In 16 bits:"""
+_SHARE: Final = 0.06
 _SIZE: Final = 0.05
 """By how much the size of an effect may be off, and beside that in standard errors:"""
 _DOUBTS: Final = 3.0
@@ -95,6 +96,8 @@ class Parity:
     """The largest margin, in nats, with which the reference chose a token that is not first here; 0 where all are."""
     cap: float
     """The largest `base_gap` that this replica's precision explains."""
+    share: float
+    """The share of the effect whose rounding it explains."""
 
     @property
     def fault(self) -> str:
@@ -106,7 +109,7 @@ class Parity:
             )
         if abs(self.size - 1) > _SIZE + _DOUBTS * self.doubt:
             return f"its effect is {self.size:.0%} of what PEFT says: it is scaled otherwise, or loaded in part"
-        if self.gap > _FLOOR + _GAPS * self.base_gap + _SHARE * self.effect:
+        if self.gap > _FLOOR + math.hypot(_GAPS * self.base_gap, self.share * self.effect):
             return (
                 f"it is {self.gap:.2g} nats a token from what PEFT says, where its base is {self.base_gap:.2g}: some "
                 "of its weights are missing, or in another place"
@@ -148,7 +151,7 @@ class Prober:
     def __init__(self, base: Measure, prompts: Callable[[], Sequence[Sequence[int]]], precision: str) -> None:
         self._base, self._prompts = base, prompts
         self._bare: dict[tuple[tuple[int, ...], ...], list[Sequence[Scored]]] = {}
-        self._cap = _CAPS.get(precision, _CAP)
+        self._cap, self._share = _CAPS.get(precision, _CAP), _SHARES.get(precision, _SHARE)
 
     async def prove(self, version: Measure, reference: Reference | None) -> Proof:
         """Measure a version; None for the reference proves its effect alone."""
@@ -187,6 +190,7 @@ class Prober:
             doubt=math.sqrt(_dot(stray, stray)) / power if power else math.inf,
             overturned=overturned,
             cap=self._cap,
+            share=self._share,
         )
 
 
