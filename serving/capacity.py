@@ -25,8 +25,9 @@ MOVING: Final = 2
 _LEAST_SLOTS, _MOST_SLOTS = 4, 16
 _LEAST_RANK: Final = 16
 """vLLM's own default: what is promoted later may have a higher rank than what is there."""
-_MOST_KEPT: Final = 256
-"""A replica loads and proves what it keeps before it says that it is ready."""
+_LEAST_KEPT, _MOST_KEPT = 1 + MOVING, 256
+"""With fewer there is no place for a canary and for the next version; with more a start is slow, since a replica loads
+and proves what it keeps before it says that it is ready."""
 _CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -108,7 +109,7 @@ def choose(versions: Iterable[Version], shapes: BaseShapes, *, item: int, memory
     """What to serve `versions` with, on a base and in values of `item` bytes.
 
     Slots are as many as versions and `MOVING` more, from 4 to 16, as long as they take half of the budget at most;
-    what they leave is for kept adapters, up to 256. vLLM wants no fewer kept than slots.
+    what they leave is for kept adapters, from 3 to 256. vLLM wants no fewer kept than slots.
     """
     promoted = {version.ref: version for version in versions}.values()
     budget = memory // SHARE if given.budget is None else given.budget
@@ -124,7 +125,7 @@ def choose(versions: Iterable[Version], shapes: BaseShapes, *, item: int, memory
     return Capacity(
         promoted=len(promoted),
         slots=slots,
-        kept=given.kept or max(slots, min(room, _MOST_KEPT)),
+        kept=given.kept or max(slots, _LEAST_KEPT, min(room, _MOST_KEPT)),
         rank=rank,
         slot_bytes=one_slot,
         kept_bytes=one_kept,

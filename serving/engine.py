@@ -232,7 +232,7 @@ class Engine:
             held.idle_since = self._clock()
 
 
-def unfit(args: Namespace, environ: Mapping[str, str]) -> list[str]:
+def unfit(args: Namespace, environ: Mapping[str, str], *, cpu: bool) -> list[str]:
     """What in vLLM's own arguments and variables rules out following a registry; empty when nothing does."""
     faults = []
     if not getattr(args, "enable_lora", False):
@@ -243,6 +243,8 @@ def unfit(args: Namespace, environ: Mapping[str, str]) -> list[str]:
         faults.append("--lora-modules adds adapters that no registry knows; register and promote them instead")
     if getattr(args, "headless", False) or getattr(args, "grpc", False):
         faults.append("--headless and --grpc leave out the HTTP server that loradock's routes are part of")
+    if not cpu and {"float", "float32"} & {getattr(args, "dtype", None), getattr(args, "lora_dtype", None)}:
+        faults.append("--dtype float32: vLLM's LoRA kernels for GPUs compute in 16 bits only")
     return [*faults, *(f"{name} is set: {why}" for name, why in FORBIDDEN.items() if _is_set(environ, name))]
 
 

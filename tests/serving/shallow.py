@@ -19,7 +19,8 @@ import psutil
 from registry.base import LocalBase
 from registry.store import Store
 from tests.ports import free_port
-from tests.serving.test_replica import KEY, START_SECONDS, Server
+from tests.serving import exact
+from tests.serving.server import KEY, Server
 
 SETTINGS = {
     "LORADOCK_SERVE_POLL_SECONDS": "0.2",
@@ -27,8 +28,7 @@ SETTINGS = {
     "LORADOCK_SERVE_RETRY_SECONDS": "300",
     "LORADOCK_SERVE_PROOF": "effect",
     "VLLM_API_KEY": KEY,
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
+    **exact.ENVIRON,
 }
 
 
@@ -36,24 +36,10 @@ class Shallow(Server):
     """Such a server, with whatever it started in a process group of its own."""
 
     @property
-    def text(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    @property
     def engine(self) -> psutil.Process:
         """vLLM's engine, which is a process of its own and has workers below it."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return next(child for child in children if "EngineCore" in " ".join(child.cmdline()))
-
-    def until_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            assert self.process.poll() is None, self.text[-4000:]
-            assert time.monotonic() < deadline, self.text[-4000:]
-            with suppress(OSError):
-                self.get("/loradock/ready")
-                return
-            time.sleep(0.2)
 
     def ended(self, seconds: float = 120) -> int:
         """Wait for its end, and return its exit code; nothing that it started is left."""
@@ -130,7 +116,7 @@ def launch(
     port, log = free_port(), scratch / f"serve-{time.time_ns()}.log"
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     words = ["serve", "--base", str(base.path), "--port", str(port), "--"]
-    words += ["--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "16"]
+    words += [*exact.OPTIONS, "--max-model-len", "256", "--max-num-seqs", "16"]
     with log.open("wb") as sink:
         process = subprocess.Popen(
             [Path(sys.executable).with_name("loradock"), *words],

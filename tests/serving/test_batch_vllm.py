@@ -19,11 +19,12 @@ from registry.base import resolve
 from registry.settings import Settings
 from registry.store import Store
 from tests.adapters import make_version
+from tests.serving import exact
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 ROOT = Path(__file__).parents[2]
-VLLM = ("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "4", "--max-num-batched-tokens", "256")
+VLLM = (*exact.OPTIONS, "--max-model-len", "128", "--max-num-seqs", "4", "--max-num-batched-tokens", "256")
 TOKENS = 48
 """Greedy ones are the same alone as in a batch: float32 rounding moves a log-probability by about 5e-5, and nowhere in
 these answers are the two best tokens nearer than 2.6e-3."""
@@ -111,8 +112,7 @@ def found(shallow_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     environ = os.environ | {
         "LORADOCK_HOME": str(settings.home),
         "PYTHONPATH": str(ROOT),
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
+        **exact.ENVIRON,
     }
     log = scratch / "log"
     command = [*("--base", str(shallow_dir), "--input", str(source), "--output", str(output))]

@@ -89,6 +89,11 @@ def test_no_more_are_kept_than_a_start_should_load() -> None:
     assert chosen(*versions(300)).kept == 256
 
 
+def test_three_are_kept_at_least() -> None:
+    found = chosen(version("a"), budget=10)
+    assert (found.slots, found.kept) == (1, 3)
+
+
 def test_vllm_wants_no_fewer_kept_than_slots() -> None:
     found = chosen(*versions(4), slots=12, budget=10)
     assert found.kept == 12

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +18,7 @@ from registry import promotion, versions
 from registry.base import LocalBase
 from registry.settings import Settings
 from registry.store import Store
-from tests.ports import free_port
-from tests.serving.test_replica import KEY, START_SECONDS, Server
+from tests.serving.server import START_SECONDS, Server, serving
 from tests.trainer.training import trained, written
 from trainer.generation import generate
 from trainer.weights import convert
@@ -65,7 +60,8 @@ def test_converted_adapters_answer_as_the_originals_do(
     bare = greedy(AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32), tokenizer, prompts)
     originals = {method: made(method, settings, store, base, tmp_path, prompts) for method in METHODS}
     found: dict[str, tuple[float, float]] = {}
-    with serving(settings.home, base, store, tmp_path) as server:
+    with serving(settings.home, base, store, tmp_path, settings={}) as server:
+        server.until(lambda status: status["ready"], START_SECONDS)
         for method, answers in originals.items():
             served = asked(server, f"{method}-lora", prompts)
             found[method] = agreement(answers, served), agreement(bare, answers)
@@ -102,41 +98,6 @@ def made(
         warnings.simplefilter("ignore")  # PEFT's remarks on how it keeps AdaLoRA's ranks
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32), adapter)
         return greedy(model.eval(), AutoTokenizer.from_pretrained(base.path), prompts)
-
-
-@contextmanager
-def serving(home: Path, base: LocalBase, store: Store, scratch: Path) -> Iterator[Server]:
-    """A replica in float32, as the originals are asked."""
-    port, log = free_port(), scratch / "serve.log"
-    environ = os.environ | {
-        "LORADOCK_HOME": str(home),
-        "VLLM_API_KEY": KEY,
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-    }
-    program = Path(sys.executable).with_name("loradock")
-    options = ["--max-model-len", "512", "--dtype", "float32"]
-    command = [program, "serve", "--base", base.base.id, "--port", str(port), "--", *options]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, env=environ, stdout=sink, stderr=subprocess.STDOUT)
-    server = Server(f"http://127.0.0.1:{port}", home, log, process, base, store, scratch)
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not _ready(server):
-            assert process.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < deadline, log.read_text()[-4000:]
-            time.sleep(0.2)
-        yield server
-    finally:
-        process.terminate()  # killed, it would leave vLLM's engine behind
-        process.wait()
-
-
-def _ready(server: Server) -> bool:
-    try:
-        return bool(server.get("/loradock/ready", key="")[1]["ready"])
-    except (OSError, KeyError, TypeError):
-        return False
 
 
 def asked(server: Server, model: str, prompts: Sequence[Sequence[int]]) -> list[str]:

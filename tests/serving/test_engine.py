@@ -201,9 +201,15 @@ FIT = {"enable_lora": True, "api_server_count": None, "lora_modules": None, "hea
         ({}, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, 1),
         ({}, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}, 1),
         ({"api_server_count": 4}, {"VLLM_SKIP_MODEL_NAME_VALIDATION": "1"}, 2),
+        ({"dtype": "bfloat16"}, {}, 0),
+        ({"dtype": "float32"}, {}, 1),
     ],
 )
 def test_arguments_that_break_a_promise_are_named(
     changes: dict[str, Any], environ: dict[str, str], faults: int
 ) -> None:
-    assert len(unfit(Namespace(**FIT | changes), environ)) == faults
+    assert len(unfit(Namespace(**FIT | changes), environ, cpu=False)) == faults
+
+
+def test_a_cpu_computes_in_float32() -> None:
+    assert unfit(Namespace(**FIT, dtype="float32"), {}, cpu=True) == []

@@ -16,7 +16,7 @@ from registry.evidence import mean
 from registry.settings import Settings
 from registry.store import Store
 from tests.adapters import make_version
-from tests.serving.test_replica import KEY, Server, serving
+from tests.serving.server import KEY, Server, serving
 from tests.trainer.training import write_rows
 from trainer.evaluation import metrics, run
 from trainer.evaluation.endpoint import Endpoint

@@ -46,7 +46,7 @@ class World(RuleBasedStateMachine):
         self.quarantined: dict[VersionRef, Quarantine] = {}
         self.demanded: dict[VersionRef, Version] = {}
 
-    @initialize(capacity=st.integers(2, 8), spare=st.integers(0, 2))
+    @initialize(capacity=st.integers(2, 8), spare=st.integers(0, 3))
     def begin(self, capacity: int, spare: int) -> None:
         self.limits = Limits(DRAIN, capacity, spare)
 
@@ -120,7 +120,7 @@ class World(RuleBasedStateMachine):
     @rule()
     def turn(self) -> None:
         before = dict(self.pointed)
-        moving = {name for name, ref in before.items() if self.target(name) not in (None, ref)}
+        wanted = self.desired.targets.keys() | self.desired.refused.keys()
         for action in plan(self.desired, self.observed(), self.limits):
             match action:
                 case Point(name, target):
@@ -128,6 +128,11 @@ class World(RuleBasedStateMachine):
                     assert self.desired.targets[name] == target
                     self.pointed[name] = target.ref
                 case Unpoint(name):
+                    if name in wanted:
+                        assert self.target(name) == self.pointed[name], "an answer was lost that cannot come back"
+                        rested = self.now - self.resident[self.pointed[name]].idle_since >= DRAIN
+                        spared = rested or self.demanded or not self.there_is_room_for_all()
+                        assert spared, "a move cost a name in use the answer"
                     del self.pointed[name]
                 case Retire(ref):
                     assert ref not in self.pointed.values()
@@ -138,14 +143,23 @@ class World(RuleBasedStateMachine):
                     assert target.ref not in self.loading
                     assert target.ref not in self.resident
                     self.loading[target.ref] = target
-        wanted = self.desired.targets.keys() | self.desired.refused.keys()
         lost = (before.keys() - self.pointed.keys()) & wanted
-        assert not lost & moving, "a move cost its name the answer"
+        moving = any(self.target(name) not in (None, ref) for name, ref in before.items())
         assert not lost or self.demanded or moving, "a name was made cold for nobody"
 
     def target(self, name: str) -> VersionRef | None:
         found = self.desired.targets.get(name)
         return found.ref if found else None
+
+    def there_is_room_for_all(self) -> bool:
+        """Whether all that is promoted or asked for fits beside what cannot come back, and one more."""
+        last = {ref for name, ref in self.pointed.items() if name in self.desired.refused}
+        promoted = {item.ref for item in self.desired.targets.values()}
+        return len(promoted | self.demanded.keys() | last | self.others()) < self.limits.capacity
+
+    def others(self) -> set[VersionRef]:
+        """Versions that are resident with other bytes than the registry, when it tells the truth, says."""
+        return {ref for ref, item in self.resident.items() if item.version != version(ref.name, ref.number)}
 
     def observed(self) -> Observed:
         return Observed(
@@ -175,11 +189,19 @@ class World(RuleBasedStateMachine):
                 self.end_load(ref, fails=False)
             self.resident = {ref: held(item.version, 0, item.idle_since) for ref, item in self.resident.items()}
             self.turn()
-        assert unmet(self.desired, self.observed(), self.limits) == {}
+        others = self.others()
+        assert others <= set(self.pointed.values()), "bytes that nobody asks for keep their version's number"
+        told = unmet(self.desired, self.observed(), self.limits)
+        wrong = {name for name, item in truth.items() if item.ref in others}
         assert not self.loading
+        if not self.there_is_room_for_all():
+            # A name that waits for room keeps its answer.
+            assert told.keys() - wrong <= self.pointed.keys()
+            return
+        assert told.keys() == wrong
         assert not self.demanded
-        kept = {name: ref for name, ref in self.pointed.items() if name not in self.desired.refused}
-        assert kept.items() <= {name: item.ref for name, item in self.desired.targets.items()}.items()
+        kept = {name: ref for name, ref in self.pointed.items() if name not in wrong | self.desired.refused.keys()}
+        assert kept.items() <= {name: item.ref for name, item in truth.items()}.items()
         assert set(self.resident) == set(self.pointed.values())
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.serving import exact
+
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,8 @@ REQUESTS: tuple[tuple[str, int | None], ...] = (
 )
 """Prompts, each with the rank of its adapter; None is the base."""
 
+on_cpu = pytest.mark.skipif(exact.ON_GPU, reason="about vLLM's CPU backend")
+
 # A process of its own: vLLM's engine in it must not outlive the test, and stock and mended operations must not meet.
 SCRIPT = """
 import json, sys
@@ -46,7 +50,7 @@ def main():
     from vllm.lora.request import LoRARequest
 
     llm = LLM(
-        model=job["base"], dtype="float32", enable_lora=True, max_loras=len(job["adapters"]), max_lora_rank=16,
+        model=job["base"], dtype=job["dtype"], enable_lora=True, max_loras=len(job["adapters"]), max_lora_rank=16,
         max_model_len=128, max_num_seqs=8, max_num_batched_tokens=256, enable_prefix_caching=False,
     )
     adapters = {
@@ -102,22 +106,21 @@ def run(base_dir: Path, adapters: list[tuple[int, str]], tmp_path_factory: pytes
             "base": str(base_dir),
             "adapters": adapters,
             "requests": REQUESTS,
+            "dtype": exact.DTYPE,
             "mended": mended,
             "alone": alone,
             "result": str(result),
         }
         environment = {
             "HF_HUB_OFFLINE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": "2",
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_NO_USAGE_STATS": "1",
             "VLLM_PLUGINS": "",
-            "VLLM_TARGET_DEVICE": "cpu",
-        }
+            **exact.ENVIRON,
+        } | ({} if exact.ON_GPU else {"VLLM_TARGET_DEVICE": "cpu"})
         process = subprocess.run(
             [sys.executable, "-c", SCRIPT],
             input=json.dumps(job),
@@ -136,7 +139,7 @@ def run(base_dir: Path, adapters: list[tuple[int, str]], tmp_path_factory: pytes
 
 @pytest.fixture(scope="module")
 def mended(run: Any) -> dict[str, Any]:
-    answers: dict[str, Any] = run(mended=True, alone=True)
+    answers: dict[str, Any] = run(mended=not exact.ON_GPU, alone=True)
     return answers
 
 
@@ -150,11 +153,13 @@ def test_every_adapter_changes_the_answer(mended: dict[str, Any]) -> None:
     assert all(adapted != plain for adapted, plain in zip(by_adapters, mended["base"], strict=True))
 
 
+@on_cpu
 def test_vllm_compiles_nothing_where_lora_is_on(mended: dict[str, Any]) -> None:
     """What lets `serving.cpu_ops` be plain Python."""
     assert mended["compiled"] == "NONE"
 
 
+@on_cpu
 def test_stock_gives_the_base_an_adapters_output(run: Any, mended: dict[str, Any]) -> None:
     """Passes as long as vLLM has the fault; once this fails, `serving.cpu_ops` is needed for speed only."""
     stock = run(mended=False, alone=False)["together"]

@@ -31,8 +31,8 @@ from registry.store import Store
 from tests.adapters import make_version
 from tests.clients import at_work
 from tests.ports import free_port
+from tests.serving.server import KEY
 from tests.serving.shallow import SETTINGS, told
-from tests.serving.test_replica import KEY
 
 pytestmark = pytest.mark.slow
 

@@ -163,6 +163,7 @@ def test_two_aliases_at_one_version_load_it_once() -> None:
 
 CAT, DOG = version("cat"), version("dog")
 FULL = Limits(DRAIN, capacity=2, spare=1)
+ROOM_FOR_TWO = Limits(DRAIN, capacity=3, spare=1)
 
 
 def test_what_does_not_fit_stays_cold_and_is_not_called_unmet() -> None:
@@ -175,7 +176,7 @@ def test_what_does_not_fit_stays_cold_and_is_not_called_unmet() -> None:
 def test_demand_loads_a_cold_version_into_the_spare_room() -> None:
     desired = Desired({"bot": ONE, "cat": CAT})
     observed = Observed(now=0, pointed={"bot": ONE.ref}, resident={ONE.ref: held(ONE)}, demanded={CAT.ref: CAT})
-    assert decide(desired, observed, FULL) == (Load(CAT),)
+    assert decide(desired, observed, ROOM_FOR_TWO) == (Load(CAT),)
 
 
 def test_where_there_is_no_room_what_was_used_least_recently_goes_with_its_names() -> None:
@@ -194,12 +195,50 @@ def test_a_version_with_requests_never_makes_room() -> None:
     assert decide(desired, observed, FULL) == ()
 
 
-def test_a_move_never_costs_its_own_name_the_answer() -> None:
+@pytest.mark.parametrize(("asked_at", "goes"), [(4.0, True), (4.1, False)])
+def test_a_move_costs_only_a_name_its_answer_that_nobody_asked_for(asked_at: float, goes: bool) -> None:
     desired = Desired({"bot": TWO, "cat": CAT})
     pointed = {"bot": ONE.ref, "cat": CAT.ref}
-    resident = {ONE.ref: held(ONE, idle_since=0.0), CAT.ref: held(CAT, idle_since=1.0)}
-    observed = Observed(now=3, pointed=pointed, resident=resident)
-    assert decide(desired, observed, FULL) == (Unpoint("cat"), Retire(CAT.ref), Load(TWO))
+    resident = {ONE.ref: held(ONE, idle_since=0.0), CAT.ref: held(CAT, idle_since=asked_at), DOG.ref: held(DOG, 1)}
+    observed = Observed(now=9, pointed=pointed, resident=resident)
+    made_cold = (Unpoint("cat"), Retire(CAT.ref), Load(TWO))
+    assert decide(desired, observed, ROOM_FOR_TWO) == (made_cold if goes else ())
+
+
+def test_an_answer_that_could_not_come_back_never_makes_room() -> None:
+    desired = Desired({"cat": CAT}, {"bot": Refusal(TWO, "another base")})
+    observed = Observed(now=9, pointed={"bot": ONE.ref}, resident={ONE.ref: held(ONE)}, demanded={CAT.ref: CAT})
+    assert decide(desired, observed, FULL) == ()
+
+
+def test_demand_leaves_the_place_that_a_move_needs() -> None:
+    desired = Desired({"bot": ONE, "cat": CAT})
+    observed = Observed(now=9, pointed={"bot": ONE.ref}, resident={ONE.ref: held(ONE)}, demanded={CAT.ref: CAT})
+    assert decide(desired, observed, FULL) == (Unpoint("bot"), Retire(ONE.ref), Load(CAT))
+
+
+def test_names_that_all_move_do_so_one_after_the_other_and_none_loses_its_answer() -> None:
+    desired = Desired({"bot": TWO, "cat": version("cat", 2)})
+    pointed = {"bot": ONE.ref, "cat": CAT.ref}
+    resident = {ONE.ref: held(ONE, 1), CAT.ref: held(CAT)}
+    first = Observed(now=9, pointed=pointed, resident=resident)
+    assert decide(desired, first, ROOM_FOR_TWO) == (Load(TWO),)
+    resident[TWO.ref] = held(TWO, idle_since=8.0)
+    draining = Observed(now=9, pointed=pointed, resident=resident)
+    assert decide(desired, draining, ROOM_FOR_TWO) == (Point("bot", TWO),)
+    resident[ONE.ref] = held(ONE, idle_since=9.0)
+    ended = Observed(now=9, pointed=pointed | {"bot": TWO.ref}, resident=resident)
+    assert decide(desired, ended, ROOM_FOR_TWO) == (Retire(ONE.ref), Load(version("cat", 2)))
+
+
+def test_a_name_that_leaves_another_behind_waits_where_there_is_room_for_one_of_them() -> None:
+    desired = Desired({"bot": ONE, "bot@canary": TWO})
+    both = {"bot": ONE.ref, "bot@canary": ONE.ref}
+    observed = Observed(now=9, pointed=both, resident={ONE.ref: held(ONE)})
+    assert decide(desired, observed, ROOM_FOR_TWO) == (Load(TWO),)
+    assert decide(desired, observed, FULL) == ()
+    told = "bot/2 waits for room: 2 are loaded at most, by --max-cpu-loras"
+    assert unmet(desired, observed, FULL) == {"bot@canary": told}
 
 
 def test_a_version_that_a_request_waits_for_is_not_retired() -> None:
@@ -231,3 +270,9 @@ def test_unmet_says_why_for_each_name_and_leaves_out_what_is_refused() -> None:
         "cat": "cat/1 is being loaded",
     }
     assert unmet(Desired({"bot": ONE}), Observed(now=0, pointed={"bot": ONE.ref}), ROOMY) == {}
+
+
+def test_a_name_is_unmet_while_its_version_is_loaded_with_other_bytes() -> None:
+    observed = Observed(now=0, pointed={"bot": ONE.ref}, resident={ONE.ref: held(version(digest="other"))})
+    told = "bot/1 is loaded with other bytes than are promoted: restart the replica to load those"
+    assert unmet(Desired({"bot": ONE}), observed, ROOMY) == {"bot": told}

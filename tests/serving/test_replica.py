@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,128 +20,13 @@ import pytest
 
 from registry import promotion, traffic
 from registry.base import LocalBase
-from registry.records import Version
 from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import SMOL, make_version
-from tests.clients import at_work
-from tests.ports import free_port
+from tests.adapters import make_version
+from tests.serving.server import KEY, Server, serving
 
 pytestmark = pytest.mark.slow
-
-KEY = "a-key-for-tests"
-PROMPT = "The keeper of the lighthouse wrote in his diary:"
-START_SECONDS = 600
-MOVE_SECONDS = 120
-
-
-@dataclass
-class Server:
-    """A running `loradock serve`."""
-
-    url: str
-    home: Path
-    log: Path
-    process: subprocess.Popen[bytes]
-    base: LocalBase
-    store: Store
-    scratch: Path
-    made: int = 0
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=120)
-
-    def get(self, path: str, key: str = KEY) -> tuple[int, Any]:
-        return self.ask("GET", path, key=key)
-
-    def ask(self, method: str, path: str, body: Any = None, key: str = KEY) -> tuple[int, Any]:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
-                text = answer.read()
-                return answer.status, json.loads(text) if text.startswith(b"{") else text
-        except urllib.error.HTTPError as error:
-            with error:
-                text = error.read()
-            return error.code, json.loads(text) if text.startswith(b"{") else text
-
-    def names(self) -> list[str]:
-        return [card.id for card in self.client.models.list()]
-
-    def status(self) -> Any:
-        return self.get("/loradock/status")[1]
-
-    def complete(self, model: str, tokens: int = 12) -> tuple[str, str]:
-        """Which model answered, and what."""
-        answer = self.client.completions.create(model=model, prompt=PROMPT, max_tokens=tokens, temperature=0)
-        return answer.model, answer.choices[0].text
-
-    def make(self, name: str, *, other_base: bool = False, **kind: Any) -> Version:
-        self.made += 1
-        base = SMOL if other_base else self.base.base
-        kind = {"scale": 8.0, "seed": self.made} | kind
-        return make_version(self.store, self.scratch / str(self.made), name, base=base, **kind)
-
-    def promote(self, version: Version, **how: Any) -> Version:
-        promotion.promote(self.store, version.ref, "production", actor="tester", **how)
-        return version
-
-    def until(self, true: Callable[[Any], Any], seconds: float = MOVE_SECONDS) -> Any:
-        """Poll the status until something is true of it."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()[-4000:]
-            if true(status := self.status()):
-                return status
-            time.sleep(0.05)
-        raise AssertionError(f"not within {seconds} s: {self.status()}")
-
-    def until_answered_by(self, version: Version) -> Any:
-        name = version.ref.name
-        return self.until(lambda status: status["adapters"].get(name, {}).get("version") == str(version.ref))
-
-
-@contextmanager
-def serving(home: Path, base: LocalBase, store: Store, scratch: Path) -> Iterator[Server]:
-    port, log = free_port(), scratch / f"serve-{time.time_ns()}.log"
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
-        "LORADOCK_HOME": str(home),
-        "LORADOCK_SERVE_POLL_SECONDS": "0.2",
-        "LORADOCK_SERVE_DRAIN_SECONDS": "1",
-        "LORADOCK_SERVE_PINNED": "1",
-        "LORADOCK_SERVE_PROOF": "effect",  # test_parity has the whole proof
-        "LORADOCK_SERVE_RETRY_SECONDS": "300",
-        "VLLM_API_KEY": KEY,
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-    }
-    program = Path(sys.executable).with_name("loradock")
-    command = [program, "serve", "--base", base.base.id, "--port", str(port), "--"]
-    command += ["--max-model-len", "512", "--dtype", "float32"]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, env=environ, stdout=sink, stderr=subprocess.STDOUT)
-    server = Server(f"http://127.0.0.1:{port}", home, log, process, base, store, scratch)
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            assert process.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < deadline, log.read_text()[-4000:]
-            try:
-                server.get("/loradock/ready")
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield server
-        assert process.poll() is None, log.read_text()[-4000:]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0, log.read_text()[-4000:]
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -198,27 +77,16 @@ def test_aliases_move_under_load_without_a_failed_or_a_foreign_answer(server: Se
     one, two = server.make("busy"), server.make("busy")
     server.until_answered_by(server.promote(one))
     texts = {str(one.ref): server.complete("busy")[1]}
-    answers: list[tuple[str, str]] = []
-    failures: list[Exception] = []
-    stop = threading.Event()
-
-    def client(_number: int) -> None:
-        while not stop.is_set():
-            try:
-                answers.append(server.complete("busy"))
-            except Exception as error:  # noqa: BLE001 - any failure is the finding
-                failures.append(error)
-
-    with at_work(client, 4, stop):
+    with server.under_load(*["busy"] * 4) as asked:
         for version in (two, one, two):
             server.promote(version)
             server.until_answered_by(version)
-            enough = len(answers) + 8
-            server.until(lambda _, enough=enough: len(answers) >= enough or failures)
+            server.until_more(asked, 8)
     texts[str(two.ref)] = server.complete("busy")[1]
-    assert failures == []
+    assert asked.failures == []
     assert len(set(texts.values())) == 2
-    assert set(answers) == set(texts.items()), Counter(answers)
+    answers = Counter((model, text) for _, model, text in asked.answers)
+    assert answers.keys() == set(texts.items()), answers
 
 
 def test_a_version_goes_from_the_engine_when_nothing_uses_it(server: Server) -> None:

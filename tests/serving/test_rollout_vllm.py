@@ -23,7 +23,7 @@ from registry.settings import Settings
 from registry.store import Store
 from serving.rollout_cli import rollout
 from tests.clients import at_work
-from tests.serving.test_replica import KEY, Server, serving
+from tests.serving.server import KEY, Server, serving
 
 pytestmark = pytest.mark.slow
 

@@ -97,7 +97,7 @@ def test_the_interval_holds_the_mean_and_agrees_with_the_evidence(found: list[fl
     assert whole.mean is not None
     assert -1 <= low <= whole.mean + 1e-6
     assert whole.mean - 1e-6 <= high <= 1
-    if low > -1:
+    if low - 1e-5 > -1:
         assert whole.above(low - 1e-5) >= math.log(1 / ALPHA) - 1e-3
     if low < 0.99:
         assert whole.above(low + 1e-5) < math.log(1 / ALPHA) + 1e-3
