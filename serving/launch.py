@@ -128,9 +128,17 @@ def _installed(name: str) -> bool:
 
 
 def choose(options: ServeOptions, local: LocalBase, promoted: Promoted, *, cpu: bool) -> Capacity:
-    """How many adapters this server holds, by what is promoted for its base and what was asked for."""
+    """How many adapters this server holds, by what is promoted for its base and what was asked for.
+
+    Raises BadInput for room for a single adapter, beside which no other could be loaded and proven.
+    """
     targets = for_base(promoted, local.base, served_as=frozenset({local.name})).targets
     asked = _asked(options.extra)
+    if asked.max_cpu_loras == 1:
+        raise BadInput(
+            "--max-cpu-loras 1 leaves no room to load and prove a version while the one before it answers",
+            hint="give 2 at least, and 1 more for each other name that answers at the same time",
+        )
     full = asked.lora_dtype or asked.dtype or ("float32" if cpu and not _has_bfloat16() else "auto")
     given = Given(
         slots=options.max_loras,
@@ -192,6 +200,8 @@ def prepare(environ: MutableMapping[str, str], *, cpu: bool) -> None:
     """Set the variables that vLLM reads when it is imported; what the user set stays."""
     environ["VLLM_PLUGINS"] = plugin_names(environ, cpu=cpu)
     environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    # Longer than clients and load balancers keep a connection that idles: a request on one that closes here is lost.
+    environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "120")
     if cpu:
         environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
         # vLLM's own default takes nearly all of the memory for the cache, and reserves a core of even two.
@@ -240,7 +250,7 @@ def parsed(command: Sequence[str]) -> argparse.Namespace:
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="loradock serve ... --", add_help=False))
     args: argparse.Namespace = parser.parse_args(list(command))
-    faults = unfit(args, os.environ)
+    faults = unfit(args, os.environ, cpu=on_cpu())
     if args.model_tag:
         faults.append(f"{args.model_tag!r} is no option of vLLM; the model is given with --base")
     if faults:

@@ -2,7 +2,8 @@
 
 vLLM stops its engine at once when it is told to, and fails what runs. It listens to SIGTERM and SIGINT alike; so
 SIGTERM is taken over here, and its own way is started with a SIGINT when nothing runs any more and nothing comes, or
-the time is over. Whoever balances the load learns a little later that this replica goes, and sends requests until then.
+the time is over. Whoever balances the load learns a little later that this replica goes, and sends requests until then;
+a client that keeps its connection does not learn it at all, so each is closed with its next answer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +41,16 @@ class Stopping:
             return
         if scope.get("method") == "POST":
             self._came = asyncio.get_running_loop().time()
+
+        async def answer(message: Message) -> None:
+            if self._task and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
+
         self._running += 1
         self._idle.clear()
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, answer)
         finally:
             self._running -= 1
             if not self._running:

@@ -81,6 +81,11 @@ def test_what_the_user_says_is_not_chosen(
     assert kept in (None, chosen.kept)
 
 
+def test_room_for_a_single_adapter_is_refused(local: LocalBase) -> None:
+    with pytest.raises(BadInput, match="leaves no room to load and prove a version"):
+        launch.choose(options(extra=("--max-cpu-loras", "1")), local, promoted(), cpu=False)
+
+
 def test_memory_for_adapters_is_in_gib(local: LocalBase) -> None:
     assert launch.choose(options(adapter_memory=0.5), local, promoted(), cpu=False).budget == 2**29
 
@@ -114,9 +119,9 @@ def test_a_cpu_without_bfloat16_gets_float32_and_a_context_that_fits(monkeypatch
 
 
 def test_what_the_user_set_in_the_environment_stays() -> None:
-    environ = {"VLLM_CPU_KVCACHE_SPACE": "7", "VLLM_PLUGINS": "mine, theirs"}
+    environ = {"VLLM_CPU_KVCACHE_SPACE": "7", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "5", "VLLM_PLUGINS": "mine, theirs"}
     launch.prepare(environ, cpu=True)
-    assert environ["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    assert (environ["VLLM_CPU_KVCACHE_SPACE"], environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) == ("7", "5")
     assert environ["VLLM_PLUGINS"] == "mine,theirs,loradock,loradock-cpu-ops"
     assert environ["VLLM_TARGET_DEVICE"] == "cpu"
 

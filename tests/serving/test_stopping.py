@@ -18,6 +18,7 @@ from registry.base import resolve
 from registry.settings import Settings
 from registry.store import Store
 from tests.adapters import make_version
+from tests.clients import one_connection
 from tests.ports import free_port
 from tests.serving.shallow import Shallow, shallow, whole
 
@@ -116,6 +117,15 @@ def test_what_runs_ends_whole_what_comes_is_answered_and_then_it_stops(small: Sm
     assert small.process.wait(timeout=30) == 0
 
 
+def test_a_client_that_keeps_its_connection_is_told_to_leave_it(small: Small) -> None:
+    with httpx.Client() as client, client.stream("GET", f"{small.url}/endless") as endless:
+        assert "connection" not in endless.headers
+        assert "connection" not in client.get(small.url).headers
+        small.process.send_signal(signal.SIGTERM)
+        until_it_stops(small.url)
+        assert client.get(small.url).headers["connection"] == "close"
+
+
 def test_a_second_sigterm_waits_for_nothing(small: Small) -> None:
     with httpx.stream("GET", f"{small.url}/endless") as answer:
         next(answer.iter_bytes(1))
@@ -142,6 +152,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> Itera
     promotion.promote(store, version.ref, "production", actor="tester")
     with shallow(home, base, store, scratch) as running:
         yield running
+
+
+@pytest.mark.slow
+def test_a_connection_may_idle_for_longer_than_clients_keep_theirs(server: Shallow) -> None:
+    with one_connection(server.url) as ask:
+        assert ask() == 200
+        time.sleep(6)  # OpenAI's client keeps one for 5 s, as vLLM does by itself
+        assert ask() == 200
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""The load balancer of the compose file, when its name server is slow or gone; the replicas are small web servers."""
+"""The load balancer of the compose file beside name servers that are slow or gone, and connections that are closed.
+
+The replicas are small web servers.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.clients import one_connection
 from tests.haproxy import HAProxy
 from tests.ports import free_port
 from tests.web import running
@@ -24,8 +28,18 @@ FORGOTTEN = 40
 
 
 class _Answers(BaseHTTPRequestHandler):
+    """Answers one request of a connection, and closes it when another comes, as one does whose patience just ended."""
+
+    protocol_version = "HTTP/1.1"
+    answered = False
+
     def do_GET(self) -> None:
+        if self.answered:
+            self.close_connection = True
+            return
+        self.answered = True
         self.send_response(200)
+        self.send_header("Content-Length", "0")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -62,6 +76,20 @@ def test_a_request_that_comes_before_the_name_server_answered_waits_for_it(tmp_p
         while reloaded.is_alive():
             statuses.append(httpx.get(front.url, timeout=30).status_code)
     assert set(statuses) == {200}
+
+
+def test_a_request_meets_no_connection_that_a_replica_is_about_to_close(tmp_path: Path, port: int) -> None:
+    with started(tmp_path / "kept", port) as front, httpx.Client() as client:
+        assert [client.get(front.url).status_code for _ in range(20)] == [200] * 20
+
+
+def test_a_connection_that_idles_while_the_configuration_is_read_takes_one_more_request(
+    tmp_path: Path, port: int
+) -> None:
+    with started(tmp_path / "idle", port) as front, one_connection(front.url) as ask:
+        assert ask() == 200
+        front.reload()
+        assert ask() == 200
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,8 +28,8 @@ from tests.haproxy import HAProxy
 from tests.mlflow_server import TeamServer
 from tests.ports import free_port
 from tests.postgres import postgres
+from tests.serving.server import KEY
 from tests.serving.shallow import Shallow
-from tests.serving.test_replica import KEY
 from tests.shell import Done, loradock
 from tests.stack.load import Load, load
 
@@ -191,8 +192,8 @@ class Stack:
         """Wait until a replica takes requests, and has answered requests that came through HAProxy."""
         replica = self.replicas[number]
         replica.until_ready()
-        answered = f'loradock_requests_total{{adapter="{NAME}",outcome="ok"'
-        replica.until(lambda _: answered in replica.get("/metrics", key="")[1].decode())
+        answered = re.compile(rf'loradock_requests_total{{adapter="{NAME}",outcome="ok".*}} [1-9]')
+        replica.until(lambda _: answered.search(replica.get("/metrics", key="")[1].decode()))
 
     @contextmanager
     def load(self) -> Iterator[Load]:
