@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from registry.errors import DigestMismatch, NotServable, Unreachable, WrongBase
 from registry.refs import PRODUCTION, VersionRef, parse_version
-from serving.calls import Call
+from serving.calls import Call, Outcome
 
 OTHER: Final = "_other"
 """The adapter label of all that have none of their own; no adapter's name begins so."""
@@ -35,6 +35,7 @@ _FIRST_TOKEN: Final = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.
 _PER_TOKEN: Final = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 _LOAD: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _ANSWERED: Final = ("adapter", "version", "role")
+_OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 _CACHE_SECONDS: Final = 60.0
 _LOOP_SECONDS: Final = 5.0
@@ -82,7 +83,8 @@ class Metrics:
     def ended(self, call: Call) -> None:
         """Count a call of the engine, whatever became of it."""
         labels = (*self._label(call.asked.name, call.version), call.asked.role)
-        self._requests.labels(*labels, call.outcome).inc()
+        for outcome in _OUTCOMES:  # all from zero with the first call, since no rate sees a series begin at one
+            self._requests.labels(*labels, outcome).inc(outcome == call.outcome)
         self._prompt_tokens.labels(*labels).inc(call.prompt_tokens)
         self._output_tokens.labels(*labels).inc(call.output_tokens)
         if call.first_token is None:

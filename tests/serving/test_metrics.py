@@ -125,6 +125,15 @@ def test_a_call_that_went_wrong_tells_nothing_of_how_long_a_good_one_takes(regis
     assert not [name for name in found if name.startswith("loradock_time_per_output_token_seconds_count")]
 
 
+def test_an_error_after_good_calls_is_an_increase_and_not_a_series_that_begins(registry: CollectorRegistry) -> None:
+    metrics = Metrics(registry)
+    errors = 'loradock_requests_total{adapter="bot",outcome="error",role="production",version="3"}'
+    metrics.ended(call())
+    assert samples(registry)[errors] == 0
+    metrics.ended(call(outcome="error", first=None))
+    assert samples(registry)[errors] == 1
+
+
 def test_the_state_is_read_on_the_loop_that_changes_it(registry: CollectorRegistry, tmp_path: Path) -> None:
     async def story() -> None:
         threads = set()
