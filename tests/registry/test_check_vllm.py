@@ -87,6 +87,7 @@ def test_the_ranks_and_the_starts_are_vllm_s() -> None:
     assert tuple(re.findall(r'"(\w+)"', listed[1])) == PLAIN_STARTS
 
 
+@pytest.mark.slow
 def test_the_architectures_are_vllm_s() -> None:
     directory = models() / "model_executor" / "models"
     classes: dict[str, list[tuple[list[str], bool | None]]] = {}

@@ -114,6 +114,7 @@ def test_what_is_wrong_is_one_line_and_one_hint_and_its_exit_code(
     assert printed.out == ""
 
 
+@pytest.mark.slow
 def test_a_store_that_is_out_of_reach_is_said_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     done = loradock("list")
@@ -140,6 +141,7 @@ def test_a_move_past_loradock_is_told_and_settled(store: Store, tmp_path: Path) 
     assert answer("history", "support-bot", "--at", "2999-01-01") == {"production": "support-bot/2"}
 
 
+@pytest.mark.slow
 def test_import_and_check_a_directory_and_a_version(store: Store, base_dir: Path, tmp_path: Path) -> None:
     good, bad = write_adapter(tmp_path / "good"), write_adapter(tmp_path / "bad", config={"use_dora": True})
     assert answer("import", str(good), "--name", "support-bot", "--base", str(base_dir))["version"] == "support-bot/1"

@@ -21,6 +21,8 @@ from registry.store import Store, names
 from tests.adapters import make_version
 from tests.mlflow_server import MLflowServer
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 TRY = """
 eval "$(loradock completion bash)"
@@ -133,7 +135,6 @@ def test_the_script_is_one_that_the_shell_reads(shell: str) -> None:
         subprocess.run([shell, "-n"], input=done.stdout, text=True, check=True)
 
 
-@pytest.mark.slow
 def test_a_server_is_asked_by_its_interface(bots: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "_SECONDS", 60)  # a new server's first answers take longer
     server = MLflowServer(bots.uri, tmp_path)

@@ -36,6 +36,8 @@ from tests.adapters import log_adapter, write_adapter
 from tests.mlflow_server import MLflowServer
 from tests.web import running
 
+pytestmark = pytest.mark.slow
+
 LONGEST = 120.0  # seconds
 NAME = "support-bot"
 Work = Callable[[Store], Version]
@@ -141,19 +143,16 @@ def killed_at_every_call(store: Store, work: Callable[[str], tuple[Any, ...]]) -
     raise AssertionError
 
 
-@pytest.mark.slow
 def test_a_registration_that_is_killed_at_any_call_is_done_again(store: Store, tmp_path: Path) -> None:
     run_id = log_adapter(store, write_adapter(tmp_path / "a"))
     assert killed_at_every_call(store, lambda name: (registering, run_id, name)) > 10
 
 
-@pytest.mark.slow
 def test_an_import_that_is_killed_at_any_call_is_done_again(store: Store, base: LocalBase, tmp_path: Path) -> None:
     directory = write_adapter(tmp_path / "a", layers=1)
     assert killed_at_every_call(store, lambda name: (importing, directory, base, name)) > 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dying", [False, True])
 def test_processes_that_register_the_same_bytes_at_once_get_the_same_version(
     store: Store, tmp_path: Path, dying: bool
@@ -252,7 +251,6 @@ def lossy(server: MLflowServer, words: bytes, times: int) -> Iterator[Lossy]:
         yield found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 99], ids=["once", "until it gives up"])
 def test_the_answer_of_a_real_server_that_was_lost(
     remote: Store, server: MLflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
@@ -274,7 +272,6 @@ def test_the_answer_of_a_real_server_that_was_lost(
     assert holds(remote, version)
 
 
-@pytest.mark.slow
 def test_processes_that_register_the_same_bytes_on_a_real_server_at_once(remote: Store, tmp_path: Path) -> None:
     run_id = log_adapter(remote, write_adapter(tmp_path / "a"))
     start = Child.context.Barrier(8)

@@ -439,6 +439,7 @@ def _killed(wish: Job, mark: str, home: str) -> None:
     run(wish, Settings(), boot=Boot(pause=0.002, mark=mark))
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_loses_nothing_and_answers_nothing_twice(
     job: Callable[..., Job], settings: Settings
 ) -> None:

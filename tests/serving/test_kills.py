@@ -36,6 +36,8 @@ from tests.serving.test_cache import BASE_CONFIG
 from tests.serving.test_following import FakeEngine, FakeReferences, Told
 from tests.shell import processes
 
+pytestmark = pytest.mark.slow
+
 LONGEST = 60.0  # seconds
 PAUSE = 0.01
 """Seconds that a step takes at most beyond its own work, so that a kill can fall between any two."""
@@ -208,7 +210,6 @@ def test_a_replica_that_is_killed_at_a_step_comes_back_and_takes_the_version_up(
     assert {path.name for path in settings.adapters.iterdir()} >= {version.facts.digest for version in versions}
 
 
-@pytest.mark.slow
 def test_replicas_that_are_killed_at_random_moments_serve_what_is_promoted_in_the_end(
     settings: Settings, store: Store, versions: list[Version], followers: list[Follower]
 ) -> None:

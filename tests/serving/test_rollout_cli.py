@@ -25,6 +25,8 @@ from serving.rollout_cli import rollout
 from tests.adapters import NAME, aliases, make_version, ref
 from tests.serving.canaries import FakeReplica, replica
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--every", "0.01s", "--for", "0s", "--baseline", "200", "--min-requests", "20", "--within", "5m")
 USUAL = {"error": 0.01, "unstopped": 0.02, "long": 0.01}
 
