@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -60,14 +61,16 @@ def write(
 def settle(store: Store, name: str, alias: str) -> History:
     """Set an alias that a promoter who died, or was overtaken, left where history does not say; returns what is then.
 
-    Two who settle at once may set in either order. Each reads again after it has set, so the last leaves the head.
+    Two who settle at once may set in either order. Each reads again after it has set, so the last leaves the head. What
+    it set stays open until then: were it overtaken while it set, it would read its own work as drift.
     """
-    while True:
-        past = read(store, name, whole=False, alias=alias)
-        head = past.heads.get(alias)
-        if head is None or past.drifts_of(alias) or past.family.aliases.get(alias) == head.to_version:
-            return past
-        with store.mending(past.ledger, head.seq):
+    with ExitStack() as open_:
+        while True:
+            past = read(store, name, whole=False, alias=alias)
+            head = past.heads.get(alias)
+            if head is None or past.drifts_of(alias) or past.family.aliases.get(alias) == head.to_version:
+                return past
+            open_.enter_context(store.mending(past.ledger, head.seq))
             store.set_alias(AliasRef(name, alias), head.to_version)
 
 

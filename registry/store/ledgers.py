@@ -8,7 +8,8 @@ way. The next one begins with a copy of those older entries that still matter, s
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -41,8 +42,8 @@ class Ledger:
     """The numbers of the entries whose writer has set the alias, or was overtaken, and sets it no more."""
     mended: frozenset[int]
     """The numbers of the entries whose alias somebody else has set."""
-    mending: frozenset[int]
-    """The numbers of the entries whose alias somebody else is about to set, or was when he died."""
+    mending: Mapping[int, frozenset[str]]
+    """The entries whose alias others are about to set, or were when they died, by number; and these others."""
     begun_at: str
     """The first run that was read."""
     run_id: str
@@ -60,10 +61,6 @@ class Ledgers(Families):
         """A family's history, from its newest run or from its beginning."""
         parts = tuple(self._parts(family, whole=whole))
         texts = [(*key.partition("."), value) for _, params in parts for key, value in sorted(params.items())]
-        marked = {
-            kind: {(int(number), mark.removeprefix(kind)) for number, _, mark, _ in texts if mark.startswith(kind)}
-            for kind in (_MENDING, _MENDED)
-        }
         run_id, newest = parts[-1]
         before = [int(key.partition(".")[0]) for key in parts[0][1] if key.endswith(_CARRIED)]
         return Ledger(
@@ -71,8 +68,8 @@ class Ledgers(Families):
             entries={int(number): text for number, _, mark, text in texts if number.isdigit() and not mark},
             carried={int(number): text for number, _, mark, text in texts if mark == _CARRIED},
             applied=frozenset(int(number) for number, _, mark, _ in texts if mark == _APPLIED),
-            mended=frozenset(number for number, _ in marked[_MENDED]),
-            mending=frozenset(number for number, _ in marked[_MENDING] - marked[_MENDED]),
+            mended=frozenset(int(number) for number, _, mark, _ in texts if mark.startswith(_MENDED)),
+            mending=_mending(key for _, params in parts for key in params),
             begun_at=parts[0][0],
             run_id=run_id,
             room=sum(key.isdigit() for key in newest) < self.entries_per_run,
@@ -86,6 +83,7 @@ class Ledgers(Families):
         with translated(self.uri, f"history of {family.name!r}"):
             run_id = ledger.run_id if ledger.room else self._next(family, ledger, carry)
             if run_id != ledger.begun_at:
+                self._hand_on(family, run_id, end=seq)
                 self.client.set_tag(family.ledger, _NEWEST, run_id)
             return self._write_once(run_id, _key(seq), entry)
 
@@ -97,12 +95,29 @@ class Ledgers(Families):
     @contextmanager
     def mending(self, ledger: Ledger, seq: int) -> Iterator[None]:
         """Note before and after that somebody else than the writer of entry `seq` sets the alias."""
-        nonce = secrets.token_hex(8)
+        nonce, text = secrets.token_hex(8), {**ledger.carried, **ledger.entries}[seq]
         with translated(self.uri, "history"):
-            self._write_once(ledger.run_id, f"{_key(seq)}.{_MENDING}{nonce}", "yes")
+            self._mark(ledger.run_id, seq, text, f"{_MENDING}{nonce}")
         yield
         with translated(self.uri, "history"):
-            self._write_once(ledger.run_id, f"{_key(seq)}.{_MENDED}{nonce}", "yes")
+            self._mark(ledger.run_id, seq, text, f"{_MENDED}{nonce}")
+
+    def _mark(self, run_id: str, seq: int, text: str, mark: str) -> None:
+        """Mark an entry in a run that has it and in those that were begun since, for whoever reads only these."""
+        self._write_once(run_id, f"{_key(seq)}.{mark}", "yes")
+        if after := self.client.get_run(run_id).data.params.get(_NEXT, ""):
+            self._write_once(after, f"{_key(seq)}.{_CARRIED}", text)
+            self._mark(after, seq, text, mark)
+
+    def _hand_on(self, family: Family, run_id: str, *, end: int) -> None:
+        """Mark in a new run whose alias others are about to set, before anybody reads only that one."""
+        found, own = self.ledger(family), self.client.get_run(run_id).data.params
+        for seq, others in found.mending.items():
+            if end - ENTRIES <= seq and _key(seq) not in own:
+                text = {**found.carried, **found.entries}[seq]
+                self._write_once(run_id, f"{_key(seq)}.{_CARRIED}", text)
+                for nonce in others:
+                    self._mark(run_id, seq, text, f"{_MENDING}{nonce}")
 
     def _parts(self, family: Family, *, whole: bool) -> Iterator[tuple[str, Mapping[str, str]]]:
         with translated(self.uri, f"history of {family.name!r}"):
@@ -141,6 +156,16 @@ class Ledgers(Families):
                 return False
             raise
         return True
+
+
+def _mending(params: Iterable[str]) -> Mapping[int, frozenset[str]]:
+    """By entry, whoever has begun to set its alias in another's stead and has not said since that it is done."""
+    params, found = set(params), defaultdict[int, set[str]](set)
+    for key in params:
+        number, _, who = key.partition(f".{_MENDING}")
+        if who and f"{number}.{_MENDED}{who}" not in params:
+            found[int(number)].add(who)
+    return {number: frozenset(those) for number, those in found.items()}
 
 
 def _key(seq: int) -> str:

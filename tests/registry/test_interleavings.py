@@ -1,0 +1,180 @@
+"""Promoters of one alias whose calls to MLflow come in every order, some of which die: no move is lost, none is drift.
+
+MLflow is one in memory here, so that thousands of orders are tried; `test_race.py` has processes and real stores.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+
+from registry import history, promotion
+from registry.errors import Conflict
+from registry.store import Store
+from tests.adapters import NAME, make_version, ref
+
+VERSIONS: Final = 4
+ALIAS: Final = "production"
+
+Plan = Sequence[Sequence[int]]
+"""For each promoter, to which versions it moves the alias, one after the other."""
+Turn = tuple[int, int, bool]
+"""Which promoter goes on, for how many calls, and whether it dies then."""
+
+
+class Memory:
+    """Of MLflow's client what a promotion calls: params that are written once, aliases whose last write wins."""
+
+    def __init__(self, versions: Sequence[Any]) -> None:
+        self._versions = {str(found.version): found for found in versions}
+        self._runs: defaultdict[str, Run] = defaultdict(Run)
+        self._aliases: dict[str, str] = {}
+        self._made = count()
+
+    def get_model_version(self, _name: str, number: str) -> Any:
+        return self._versions[number]
+
+    def get_model_version_by_alias(self, _name: str, alias: str) -> Any:
+        if alias not in self._aliases:
+            raise MlflowException("no such alias", INVALID_PARAMETER_VALUE)
+        return self._versions[self._aliases[alias]]
+
+    def set_registered_model_alias(self, _name: str, alias: str, number: str) -> None:
+        self._aliases[alias] = number
+
+    def get_experiment_by_name(self, _name: str) -> Any:
+        return SimpleNamespace(experiment_id="0")
+
+    def create_run(self, _experiment: str, *, run_name: str) -> Any:
+        run_id = f"{run_name} {next(self._made)}"
+        self._runs[run_id] = Run()
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_id))
+
+    def set_terminated(self, _run_id: str) -> None:
+        pass
+
+    def delete_run(self, run_id: str) -> None:
+        del self._runs[run_id]
+
+    def get_run(self, run_id: str) -> Any:
+        run = self._runs[run_id]
+        return SimpleNamespace(data=Run(dict(run.params), dict(run.tags)))
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        self._runs[run_id].tags[key] = value
+
+    def log_param(self, run_id: str, key: str, value: str, *, synchronous: bool) -> None:
+        assert synchronous
+        if self._runs[run_id].params.setdefault(key, value) != value:
+            raise MlflowException(f"Param {key!r} is already logged", INVALID_PARAMETER_VALUE)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One of MLflow's."""
+
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+class Promoter:
+    """A client of MLflow's that makes a call when it is told to, and the thread that promotes with it."""
+
+    def __init__(self, store: Store, name: str, numbers: Sequence[int]) -> None:
+        self._client, self._store = store.client, copy(store)
+        self._store.client = self  # type: ignore[assignment]
+        self._told, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._finished, self._dies, self.died = False, False, False
+        self.error: Exception | None = None
+        threading.Thread(target=self._promote, args=(name, numbers), daemon=True).start()
+        self._done.acquire()
+
+    def _promote(self, name: str, numbers: Sequence[int]) -> None:
+        try:
+            for number in numbers:
+                with suppress(Conflict):
+                    promotion.promote(self._store, ref(number), ALIAS, actor=name)
+        except Killed:
+            self.died = True
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+            self.error = error
+        self._finished = True
+        self._done.release()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*words: Any, **options: Any) -> Any:
+            self._done.release()
+            self._told.acquire()
+            if self._dies:
+                raise Killed
+            return getattr(self._client, name)(*words, **options)
+
+        return call
+
+    def go(self, calls: int | None, *, dies: bool = False) -> None:
+        """Make so many calls, or all that are left, and die at the next one."""
+        made = 0
+        while not self._finished and (calls is None or made < calls + dies):
+            self._dies = dies and made == calls
+            self._told.release()
+            self._done.acquire()
+            made += 1
+
+
+@pytest.fixture
+def versions(store: Store, tmp_path: Path) -> tuple[Any, ...]:
+    """What a real store says of a family's versions."""
+    made = [make_version(store, tmp_path / str(seed), seed=seed) for seed in range(VERSIONS)]
+    return tuple(store.client.get_model_version(NAME, str(version.ref.number)) for version in made)
+
+
+TURNS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 14), st.sampled_from([False] * 19 + [True])), max_size=40)
+NUMBERS = st.lists(st.integers(1, VERSIONS), min_size=1, max_size=3)
+# What a promoter set in another's stead was taken for drift: once it was marked as done before it was looked at, and
+# once its mark stayed behind in a run of the ledger that was full by then, or was not yet in the next one.
+EARLY = [(1, 12), (2, 5), (0, 5), (1, 21), (2, 4), (0, 7)]
+BEHIND = [(1, 5), (2, 5)]
+NOT_YET = [(2, 12), (0, 11), (2, 6)]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(room=st.sampled_from([2, 3, 100]), plan=st.tuples(NUMBERS, NUMBERS, NUMBERS), turns=TURNS)
+@example(room=3, plan=([1], [2, 2], [1]), turns=[(*turn, False) for turn in EARLY])
+@example(room=2, plan=([1], [2], [2]), turns=[(*turn, False) for turn in BEHIND])
+@example(room=2, plan=([1], [2, 3], [1, 2]), turns=[(*turn, False) for turn in NOT_YET])
+def test_in_whatever_order_their_calls_come_the_alias_ends_where_history_says(
+    store: Store, versions: Sequence[Any], room: int, plan: Plan, turns: Sequence[Turn]
+) -> None:
+    memory: Any = Memory(versions)
+    store.client, store.entries_per_run = memory, room
+    promotion.promote(store, ref(1), ALIAS, actor="ann")
+    promoters = [Promoter(store, f"promoter {number}", numbers) for number, numbers in enumerate(plan)]
+    for number, calls, dies in turns:
+        promoters[number].go(calls, dies=dies)
+        assert history.read(store, NAME, alias=ALIAS).drifts == ()
+    for promoter in promoters:
+        promoter.go(None)
+        assert promoter.error is None
+    past = history.read(store, NAME, alias=ALIAS)
+    assert past.drifts == ()
+    if not any(promoter.died for promoter in promoters):
+        assert past.family.aliases == {ALIAS: past.head(ALIAS)}
+    promotion.promote(store, ref(1), ALIAS, actor="the next")
+    assert history.read(store, NAME, alias=ALIAS).family.aliases == {ALIAS: 1}
