@@ -16,6 +16,7 @@ from registry.errors import DigestMismatch
 from registry.evidence import Evidence, Scores, mean, paired_bootstrap
 from registry.store import Store
 from registry.store.evidence import EXPERIMENT
+from tests.mortal import Killed
 
 NAME, DIGEST = "support-bot", "a" * 64
 
@@ -136,10 +137,6 @@ def test_a_person_finds_figures_table_and_data_in_the_run(store: Store) -> None:
     )
     assert {item.path for item in store.client.list_artifacts(found.run_id)} == {"evidence.json", "rows.json"}
     assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
-
-
-class Killed(BaseException):
-    """What ends a process in the middle."""
 
 
 @pytest.mark.parametrize("step", ["log_inputs", "log_batch", "log_table", "log_text", "set_tag"])

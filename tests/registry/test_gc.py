@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +25,7 @@ from registry.store import Store, candidates
 from registry.store.lineage import Publication, publication_tag
 from tests.adapters import NAME, aliases, log_adapter, make_version, ref, write_adapter
 from tests.mlflow_server import MLflowServer
+from tests.mortal import Killed, Mortal
 from tests.registry.test_lineage import put
 from tests.serving.test_cli import STATUS
 from tests.web import running
@@ -210,31 +211,6 @@ def test_an_alias_that_mlflow_moves_after_the_entry_keeps_its_version(
     assert intact(six, six.version(ref(5)))
 
 
-class Killed(BaseException):
-    """Where a process would be killed."""
-
-
-class Mortal:
-    """An MLflow client that does not come back from its n-th call."""
-
-    def __init__(self, client: Any, dies_at: int, *, after: bool) -> None:
-        self._client, self._left, self._after = client, dies_at, after
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        call = getattr(self._client, name)
-
-        def counted(*given: Any, **how: Any) -> Any:
-            self._left -= 1
-            if self._left == -1 and not self._after:
-                raise Killed
-            answer = call(*given, **how)
-            if self._left == -1:
-                raise Killed
-            return answer
-
-        return counted
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_at_any_step_it_is_finished_by_the_next(settings: Settings, tmp_path: Path, after: bool) -> None:
@@ -244,7 +220,7 @@ def test_killed_at_any_step_it_is_finished_by_the_next(settings: Settings, tmp_p
     while True:
         old = make_version(store, tmp_path / str(died), seed=died + 1)
         path, client = directory_of(store, old), store.client
-        store.client = Mortal(client, died, after=after)
+        store.client = Mortal(client, died, after=after)  # type: ignore[assignment]
         try:
             finished = collect(store)
         except Killed:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from registry.refs import AliasRef
 from registry.settings import Settings
 from registry.store import Store
 from tests.adapters import NAME, aliases, make_version, ref
+from tests.mortal import Killed, Mortal
 
 
 @pytest.fixture
@@ -120,33 +120,6 @@ def test_an_entry_that_was_edited_or_is_missing_is_found(
     ):
         with pytest.raises(HistoryDamaged, match=fault):
             look()
-
-
-class Killed(BaseException):
-    """Nothing catches it, as nothing catches SIGKILL."""
-
-
-class Mortal:
-    """A store whose owner dies just before, or just after, its n-th call."""
-
-    def __init__(self, store: Store, calls: int, *, after: bool) -> None:
-        self._store, self._left, self._after = store, calls, after
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._store, name)
-        return self._dying(found) if callable(found) else found
-
-    def _dying(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def dying(*args: Any, **options: Any) -> Any:
-            self._left -= 1
-            if self._left < 0 and not self._after:
-                raise Killed
-            result = call(*args, **options)
-            if self._left < 0:
-                raise Killed
-            return result
-
-        return dying
 
 
 @pytest.mark.parametrize("after", [False, True])

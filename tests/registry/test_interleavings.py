@@ -25,6 +25,7 @@ from registry import history, promotion
 from registry.errors import Conflict
 from registry.store import Store
 from tests.adapters import NAME, make_version, ref
+from tests.mortal import Killed
 
 VERSIONS: Final = 4
 ALIAS: Final = "production"
@@ -88,10 +89,6 @@ class Run:
 
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-
-
-class Killed(BaseException):
-    """Nothing catches it, as nothing catches SIGKILL."""
 
 
 class Promoter:

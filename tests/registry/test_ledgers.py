@@ -14,6 +14,7 @@ from registry.errors import Conflict, HistoryDamaged, NotFound
 from registry.settings import Settings
 from registry.store import Store
 from tests.adapters import NAME, aliases, make_version, ref
+from tests.mortal import Killed, Mortal
 
 PER_RUN = 4
 
@@ -33,31 +34,6 @@ def move_about(store: Store, moves: int) -> None:
         promotion.promote(store, ref(count % 3 + 1), "production", actor=f"p{count}")
 
 
-class Counted:
-    """An MLflow client that counts its calls, and dies before, or after, the n-th."""
-
-    def __init__(self, client: Any, die_at: int = -1, *, after: bool = False) -> None:
-        self._client, self._die_at, self._after, self.calls = client, die_at, after, list[str]()
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self._client, name)
-
-        def counted(*args: Any, **options: Any) -> Any:
-            self.calls.append(name)
-            if len(self.calls) - 1 == self._die_at and not self._after:
-                raise Killed
-            result = call(*args, **options)
-            if len(self.calls) - 1 == self._die_at:
-                raise Killed
-            return result
-
-        return counted
-
-
-class Killed(BaseException):
-    """Nothing catches it, as nothing catches SIGKILL."""
-
-
 @pytest.mark.parametrize("moves", [4, 5, 11])
 def test_a_history_of_several_runs_is_one(three: Store, moves: int) -> None:
     move_about(three, moves)
@@ -73,12 +49,12 @@ def test_a_history_of_several_runs_is_one(three: Store, moves: int) -> None:
 def test_reading_the_end_asks_for_one_run_however_long_the_history(three: Store) -> None:
     move_about(three, 11)
     client = three.client
-    three.client = counted = Counted(client)
+    three.client = counted = Mortal(client)
     history.read(three, NAME, whole=False)
     assert counted.calls == ["search_registered_models", "get_run", "get_run"]
     three.client = client
     three.version(ref(1))
-    three.client = counted = Counted(client)
+    three.client = counted = Mortal(client)
     history.read(three, NAME, whole=False, alias="production")
     assert counted.calls == ["get_model_version_by_alias", "get_run", "get_run"]
     three.client = client
@@ -120,7 +96,7 @@ def test_whoever_is_killed_while_a_run_is_made_leaves_a_history_that_goes_on(thr
     move_about(three, PER_RUN)
     promoted = PER_RUN
     for step in range(100):
-        three.client = mortal = Counted(client, step, after=after)
+        three.client = mortal = Mortal(client, step, after=after)
         with contextlib.suppress(Killed):
             promotion.promote(three, ref(promoted % 3 + 1), "production", actor="the dead")
         three.client = client
