@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
 from registry import history, promotion
-from registry.errors import Conflict
+from registry.errors import Conflict, NotFound
 from registry.store import Store
 from tests.adapters import NAME, make_version, ref
 from tests.mortal import Killed
@@ -30,8 +30,9 @@ from tests.mortal import Killed
 VERSIONS: Final = 4
 ALIAS: Final = "production"
 
+ROLLBACK, RESTORE = -1, 0
 Plan = Sequence[Sequence[int]]
-"""For each promoter, to which versions it moves the alias, one after the other."""
+"""For each promoter, what it does one after the other: move the alias to this version, or one of these two."""
 Turn = tuple[int, int, bool]
 """Which promoter goes on, for how many calls, and whether it dies then."""
 
@@ -52,6 +53,10 @@ class Memory:
         if alias not in self._aliases:
             raise MlflowException("no such alias", INVALID_PARAMETER_VALUE)
         return self._versions[self._aliases[alias]]
+
+    def search_registered_models(self, _filter: str, *, max_results: int) -> list[Any]:
+        found = self._versions["1"]
+        return [SimpleNamespace(name=found.name, aliases=dict(self._aliases), tags=found.tags)][:max_results]
 
     def set_registered_model_alias(self, _name: str, alias: str, number: str) -> None:
         self._aliases[alias] = number
@@ -107,7 +112,13 @@ class Promoter:
         try:
             for number in numbers:
                 with suppress(Conflict):
-                    promotion.promote(self._store, ref(number), ALIAS, actor=name)
+                    if number == ROLLBACK:
+                        with suppress(NotFound):  # nothing came before
+                            promotion.rollback(self._store, NAME, ALIAS, actor=name)
+                    elif number == RESTORE:
+                        assert promotion.restore(self._store, NAME, actor=name) == ()
+                    else:
+                        promotion.promote(self._store, ref(number), ALIAS, actor=name)
         except Killed:
             self.died = True
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
@@ -142,8 +153,14 @@ def versions(store: Store, tmp_path: Path) -> tuple[Any, ...]:
     return tuple(store.client.get_model_version(NAME, str(version.ref.number)) for version in made)
 
 
+@pytest.fixture
+def intact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes are not looked at."""
+    monkeypatch.setattr(promotion.versions, "verify", lambda *_: None)
+
+
 TURNS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 14), st.sampled_from([False] * 19 + [True])), max_size=40)
-NUMBERS = st.lists(st.integers(1, VERSIONS), min_size=1, max_size=3)
+NUMBERS = st.lists(st.integers(ROLLBACK, VERSIONS), min_size=1, max_size=3)
 # What a promoter set in another's stead was taken for drift: once it was marked as done before it was looked at, and
 # once its mark stayed behind in a run of the ledger that was full by then, or was not yet in the next one.
 EARLY = [(1, 12), (2, 5), (0, 5), (1, 21), (2, 4), (0, 7)]
@@ -157,7 +174,7 @@ NOT_YET = [(2, 12), (0, 11), (2, 6)]
 @example(room=2, plan=([1], [2], [2]), turns=[(*turn, False) for turn in BEHIND])
 @example(room=2, plan=([1], [2, 3], [1, 2]), turns=[(*turn, False) for turn in NOT_YET])
 def test_in_whatever_order_their_calls_come_the_alias_ends_where_history_says(
-    store: Store, versions: Sequence[Any], room: int, plan: Plan, turns: Sequence[Turn]
+    store: Store, versions: Sequence[Any], intact: None, room: int, plan: Plan, turns: Sequence[Turn]
 ) -> None:
     memory: Any = Memory(versions)
     store.client, store.entries_per_run = memory, room
