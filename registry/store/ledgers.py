@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 from registry.store.connection import translated
@@ -42,8 +43,8 @@ class Ledger:
     """The numbers of the entries whose writer has set the alias, or was overtaken, and sets it no more."""
     mended: frozenset[int]
     """The numbers of the entries whose alias somebody else has set."""
-    mending: Mapping[int, frozenset[str]]
-    """The entries whose alias others are about to set, or were when they died, by number; and these others."""
+    mending: frozenset[int]
+    """The numbers of the entries whose alias somebody else is about to set, or was when he died."""
     begun_at: str
     """The first run that was read."""
     run_id: str
@@ -69,7 +70,7 @@ class Ledgers(Families):
             carried={int(number): text for number, _, mark, text in texts if mark == _CARRIED},
             applied=frozenset(int(number) for number, _, mark, _ in texts if mark == _APPLIED),
             mended=frozenset(int(number) for number, _, mark, _ in texts if mark.startswith(_MENDED)),
-            mending=_mending(key for _, params in parts for key in params),
+            mending=frozenset(_mending(key for _, params in parts for key in params)),
             begun_at=parts[0][0],
             run_id=run_id,
             room=sum(key.isdigit() for key in newest) < self.entries_per_run,
@@ -111,13 +112,11 @@ class Ledgers(Families):
 
     def _hand_on(self, family: Family, run_id: str, *, end: int) -> None:
         """Mark in a new run whose alias others are about to set, before anybody reads only that one."""
-        found, own = self.ledger(family), self.client.get_run(run_id).data.params
-        for seq, others in found.mending.items():
-            if end - ENTRIES <= seq and _key(seq) not in own:
-                text = {**found.carried, **found.entries}[seq]
-                self._write_once(run_id, f"{_key(seq)}.{_CARRIED}", text)
-                for nonce in others:
-                    self._mark(run_id, seq, text, f"{_MENDING}{nonce}")
+        for older, params in takewhile(lambda part: part[0] != run_id, self._parts(family, whole=False)):
+            for seq, others in _mending(params).items():
+                text = params.get(_key(seq)) or params[f"{_key(seq)}.{_CARRIED}"]
+                for nonce in others if end - ENTRIES <= seq else ():
+                    self._mark(older, seq, text, f"{_MENDING}{nonce}")
 
     def _parts(self, family: Family, *, whole: bool) -> Iterator[tuple[str, Mapping[str, str]]]:
         with translated(self.uri, f"history of {family.name!r}"):
@@ -158,14 +157,14 @@ class Ledgers(Families):
         return True
 
 
-def _mending(params: Iterable[str]) -> Mapping[int, frozenset[str]]:
+def _mending(params: Iterable[str]) -> Mapping[int, Collection[str]]:
     """By entry, whoever has begun to set its alias in another's stead and has not said since that it is done."""
     params, found = set(params), defaultdict[int, set[str]](set)
     for key in params:
         number, _, who = key.partition(f".{_MENDING}")
         if who and f"{number}.{_MENDED}{who}" not in params:
             found[int(number)].add(who)
-    return {number: frozenset(those) for number, those in found.items()}
+    return found
 
 
 def _key(seq: int) -> str:

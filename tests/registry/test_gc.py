@@ -220,7 +220,7 @@ def test_killed_at_any_step_it_is_finished_by_the_next(settings: Settings, tmp_p
     while True:
         old = make_version(store, tmp_path / str(died), seed=died + 1)
         path, client = directory_of(store, old), store.client
-        store.client = Mortal(client, died, after=after)  # type: ignore[assignment]
+        store.client = Mortal(client, died, after=after)
         try:
             finished = collect(store)
         except Killed:

@@ -101,7 +101,7 @@ class Promoter:
 
     def __init__(self, store: Store, name: str, numbers: Sequence[int]) -> None:
         self._client, self._store = store.client, copy(store)
-        self._store.client = self  # type: ignore[assignment]
+        self._store.client = self
         self._told, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._finished, self._dies, self.died = False, False, False
         self.error: Exception | None = None
