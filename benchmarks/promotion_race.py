@@ -32,9 +32,9 @@ from registry import promotion
 from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import NAME, make_version
-from tests.mlflow_server import mlflow_server
-from tests.racing import ALIAS, Outcome, Racer, race
+from tests.support.adapters import NAME, make_version
+from tests.support.mlflow_server import mlflow_server
+from tests.support.registry.racing import ALIAS, Outcome, Racer, race
 
 
 @contextmanager

@@ -35,8 +35,8 @@ from registry import promotion
 from registry.refs import AliasRef, VersionRef
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import make_version
-from tests.mlflow_server import mlflow_server
+from tests.support.adapters import make_version
+from tests.support.mlflow_server import mlflow_server
 
 ALIAS = "production"
 MADE = 10

@@ -14,8 +14,8 @@ import yaml
 
 from registry import policy
 from registry.cli import VERBS, cli
-from tests.commands import fault
-from tests.pages import DOCUMENTS, ROOT, Block, blocks, simple
+from tests.support.docs.commands import fault
+from tests.support.docs.pages import DOCUMENTS, ROOT, Block, blocks, simple
 from trainer.recipe import Recipe
 
 BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]

@@ -16,7 +16,7 @@ import yaml
 from registry import errors
 from registry.cli import VERBS
 from registry.cli import settings as settings_verb
-from tests.pages import DOCS, DOCUMENTS, PAGES, ROOT
+from tests.support.docs.pages import DOCS, DOCUMENTS, PAGES, ROOT
 
 
 @pytest.fixture(scope="module")

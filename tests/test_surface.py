@@ -13,7 +13,7 @@ import registry
 import trainer
 from registry import promotion
 from registry.store import Store
-from tests.adapters import make_version
+from tests.support.adapters import make_version
 
 GUIDE = Path(__file__).resolve().parent.parent / "docs" / "how-to" / "python.md"
 REGISTRY = """AliasRef BadInput Conflict LoradockError NotFound Refused Settings Store Unreachable Version VersionRef

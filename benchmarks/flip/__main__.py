@@ -44,7 +44,7 @@ from benchmarks.flip.servers import stock as serve_stock
 from benchmarks.flip.words import Words
 from registry.base import LocalBase, resolve
 from registry.settings import Settings
-from tests.serving import exact
+from tests.support.serving import exact
 
 WAYS = ("ours", "inplace", "reload", "restart", "inplace+cpu_ops", "reload+cpu_ops")
 

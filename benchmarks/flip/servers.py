@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 
 from registry.base import LocalBase
-from tests.ports import free_port
-from tests.serving import exact
+from tests.support.ports import free_port
+from tests.support.serving import exact
 
 KEY = "a-key-for-the-benchmark"
 SLOTS = 6

@@ -14,7 +14,7 @@ from benchmarks.flip.flips import Flip, Flipped
 from benchmarks.flip.servers import Died, Server
 from benchmarks.flip.servers import stock as serve
 from registry.base import LocalBase
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 CPU_OPS = "loradock-cpu-ops"
 """The plugin that mends vLLM's LoRA operations on a CPU, and nothing else."""

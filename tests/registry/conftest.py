@@ -10,7 +10,7 @@ import pytest
 
 from registry.settings import Settings
 from registry.store import Store
-from tests.mlflow_server import MLflowServer, mlflow_server
+from tests.support.mlflow_server import MLflowServer, mlflow_server
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 from registry import artifact
 from registry.errors import BadInput, DigestMismatch
-from tests.adapters import write_adapter
+from tests.support.adapters import write_adapter
 
 
 @pytest.fixture

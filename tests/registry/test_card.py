@@ -10,7 +10,7 @@ import pytest
 from registry import card, history, promotion
 from registry.errors import Unreachable
 from registry.store import Store
-from tests.adapters import NAME, SMOL, make_version, ref
+from tests.support.adapters import NAME, SMOL, make_version, ref
 
 
 @pytest.fixture

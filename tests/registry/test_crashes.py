@@ -32,9 +32,9 @@ from registry.errors import DigestMismatch, LoradockError, Unreachable
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import log_adapter, write_adapter
-from tests.mlflow_server import MLflowServer
-from tests.web import running
+from tests.support.adapters import log_adapter, write_adapter
+from tests.support.mlflow_server import MLflowServer
+from tests.support.web import running
 
 pytestmark = pytest.mark.slow
 

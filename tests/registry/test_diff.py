@@ -13,7 +13,7 @@ from registry.errors import DigestMismatch, NotFound
 from registry.settings import Settings
 from registry.store import Store
 from registry.versions import register
-from tests.adapters import SMOL, log_adapter, make_version, write_adapter
+from tests.support.adapters import SMOL, log_adapter, make_version, write_adapter
 
 ROOT = "base_model.model.model.layers"
 

@@ -17,10 +17,10 @@ from registry import history, promotion, refs, versions
 from registry.errors import BadInput, NotFound, Refused, Unreachable
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import NAME, aliases, log_adapter, make_version, ref, write_adapter
-from tests.mlflow_server import MLflowServer
-from tests.shell import Done, loradock
-from tests.web import running
+from tests.support.adapters import NAME, aliases, log_adapter, make_version, ref, write_adapter
+from tests.support.mlflow_server import MLflowServer
+from tests.support.shell import Done, loradock
+from tests.support.web import running
 
 
 def is_clear(done: Done, code: int, *words: str) -> None:

@@ -16,7 +16,7 @@ from registry.gates import Case, Verdict
 from registry.policy import Rules
 from registry.records import Move, Version
 from registry.store import Store
-from tests.adapters import NAME, SMOL, aliases, make_version, ref
+from tests.support.adapters import NAME, SMOL, aliases, make_version, ref
 
 NOW = datetime(2030, 1, 2, tzinfo=UTC)
 ROWS = 40

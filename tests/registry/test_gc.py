@@ -23,12 +23,12 @@ from registry.refs import AliasRef, VersionRef
 from registry.settings import Settings
 from registry.store import Store, candidates
 from registry.store.lineage import Publication, publication_tag
-from tests.adapters import NAME, aliases, log_adapter, make_version, ref, write_adapter
-from tests.mlflow_server import MLflowServer
-from tests.mortal import Killed, Mortal
 from tests.registry.test_lineage import put
 from tests.serving.test_cli import STATUS
-from tests.web import running
+from tests.support.adapters import NAME, aliases, log_adapter, make_version, ref, write_adapter
+from tests.support.mlflow_server import MLflowServer
+from tests.support.registry.mortal import Killed, Mortal
+from tests.support.web import running
 
 DAY = timedelta(days=1)
 NONE = Rules(keep=0, window=timedelta(0), min_age=timedelta(0))

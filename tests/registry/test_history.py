@@ -12,8 +12,8 @@ from registry.errors import Drifted, HistoryDamaged, LoradockError
 from registry.refs import AliasRef
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import NAME, aliases, make_version, ref
-from tests.mortal import Killed, Mortal
+from tests.support.adapters import NAME, aliases, make_version, ref
+from tests.support.registry.mortal import Killed, Mortal
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.hub import Hub, hub
+from tests.support.registry.hub import Hub, hub
 
 FILES = {"train.jsonl": b'{"text": "a"}\n', "rows.py": b"raise SystemExit", "weights.bin": b"", "README.md": b"# Rows"}
 CODE = """

@@ -12,9 +12,9 @@ from registry import versions
 from registry.artifact import CONFIG, WEIGHTS
 from registry.refs import VersionRef
 from registry.store import Store
-from tests import shell
-from tests.adapters import write_adapter
-from tests.hub import Hub, hub
+from tests.support import shell
+from tests.support.adapters import write_adapter
+from tests.support.registry.hub import Hub, hub
 
 pytestmark = pytest.mark.slow
 

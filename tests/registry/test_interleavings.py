@@ -24,8 +24,8 @@ from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from registry import history, promotion
 from registry.errors import Conflict, NotFound
 from registry.store import Store
-from tests.adapters import NAME, make_version, ref
-from tests.mortal import Killed
+from tests.support.adapters import NAME, make_version, ref
+from tests.support.registry.mortal import Killed
 
 VERSIONS: Final = 4
 ALIAS: Final = "production"

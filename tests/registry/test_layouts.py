@@ -12,7 +12,7 @@ import pytest
 from registry.artifact import CONFIG, WEIGHTS
 from registry.errors import BadInput, NotFound
 from registry.layouts import checkpoints, find
-from tests.adapters import write_adapter
+from tests.support.adapters import write_adapter
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 

@@ -15,7 +15,7 @@ from registry.store import Store, candidates, experiment_id
 from registry.store.lineage import publication_tag
 from registry.tenures import tenures
 from registry.versions import register
-from tests.adapters import NAME, log_adapter, make_version, ref, write_adapter
+from tests.support.adapters import NAME, log_adapter, make_version, ref, write_adapter
 
 DAY = datetime(2026, 1, 2, tzinfo=UTC)
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from registry.store import Store
-from tests.adapters import make_version
-from tests.shell import loradock
-from tests.web import running
+from tests.support.adapters import make_version
+from tests.support.shell import loradock
+from tests.support.web import running
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from registry.base import LocalBase
 from registry.errors import BadInput, Refused
 from registry.pickled import convert
 from registry.store import Store
-from tests.adapters import write_adapter
+from tests.support.adapters import write_adapter
 
 
 class Hostile:

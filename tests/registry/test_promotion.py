@@ -11,7 +11,7 @@ from registry import entries, history, promotion
 from registry.errors import BadInput, Conflict, NotFound, NotServable, WrongBase
 from registry.refs import AliasRef, parse_ref
 from registry.store import Store
-from tests.adapters import NAME, SMOL, aliases, make_version, ref
+from tests.support.adapters import NAME, SMOL, aliases, make_version, ref
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])

@@ -22,9 +22,9 @@ from registry.records import Base, Version
 from registry.store import Store
 from registry.store.lineage import Publication
 from registry.versions import register
-from tests import shell
-from tests.adapters import NAME, SMOL, log_adapter, ref, write_adapter
-from tests.hub import TOKEN, Hub, hub
+from tests.support import shell
+from tests.support.adapters import NAME, SMOL, log_adapter, ref, write_adapter
+from tests.support.registry.hub import TOKEN, Hub, hub
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ import pytest
 from registry import history, promotion
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import NAME, aliases, make_version, ref
-from tests.racing import Racer, race
+from tests.support.adapters import NAME, aliases, make_version, ref
+from tests.support.registry.racing import Racer, race
 
 PROMOTERS = 32
 

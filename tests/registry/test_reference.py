@@ -17,9 +17,9 @@ from registry.reference import Probe, Reference
 from registry.settings import Settings
 from registry.store import Store
 from registry.store.references import EXPERIMENT
-from tests.adapters import SMOL, log_adapter, make_version, write_adapter
-from tests.hub import hub
-from tests.shell import loradock
+from tests.support.adapters import SMOL, log_adapter, make_version, write_adapter
+from tests.support.registry.hub import hub
+from tests.support.shell import loradock
 
 PROBE = Probe(prompt=(1, 2, 3), answer=(4, 5), adapted=(-1.5, -2, -0.1, -0.2), bare=(-1, -2, -3, -4), margins=(0.5, 2))
 ADAPTER = "a" * 64

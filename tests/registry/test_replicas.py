@@ -18,8 +18,8 @@ from registry.cli.aliases import promote
 from registry.errors import BadInput, GateFailed, Refused
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import NAME, SMOL, aliases, make_version
-from tests.web import running
+from tests.support.adapters import NAME, SMOL, aliases, make_version
+from tests.support.web import running
 
 STATUS: dict[str, Any] = {
     "base": {"config_digest": SMOL.config_digest, "weights_digest": SMOL.weights_digest},

@@ -12,7 +12,7 @@ from registry.errors import NotFound
 from registry.records import Base, Facts, Version
 from registry.refs import VersionRef
 from registry.room import Room, fit
-from tests.adapters import SMOL
+from tests.support.adapters import SMOL
 
 OTHER = Base(id="other", config_digest="1" * 64, weights_digest="2" * 64)
 

@@ -14,8 +14,8 @@ from registry.artifact import verify
 from registry.errors import Conflict, NotFound, Unreachable
 from registry.refs import VersionRef
 from registry.store import Store
-from tests.adapters import log_adapter, make_version, write_adapter
-from tests.mlflow_server import MLflowServer
+from tests.support.adapters import log_adapter, make_version, write_adapter
+from tests.support.mlflow_server import MLflowServer
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,8 @@ from registry.settings import Settings
 from registry.standing import standing
 from registry.store import Store
 from registry.store.references import EXPERIMENT
-from tests.adapters import NAME, SMOL, make_version
-from tests.web import running
+from tests.support.adapters import NAME, SMOL, make_version
+from tests.support.web import running
 
 REF = f"{NAME}/1"
 NOTHING: dict[str, Any] = {

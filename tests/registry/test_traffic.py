@@ -12,7 +12,7 @@ from registry.errors import BadInput, Conflict
 from registry.records import Version
 from registry.store import Store
 from registry.traffic import Share, parse_weight, set_share, shares
-from tests.adapters import make_version
+from tests.support.adapters import make_version
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from mlflow.store.db import utils
 
 from registry import history, promotion
 from registry.store import Store
-from tests.adapters import NAME, aliases, make_version, ref
-from tests.pages import marked, run
-from tests.shell import loradock
+from tests.support.adapters import NAME, aliases, make_version, ref
+from tests.support.docs.pages import marked, run
+from tests.support.shell import loradock
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from registry.errors import BadInput, Conflict, DigestMismatch, NotFound, NotSer
 from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store, candidates
-from tests.adapters import log_adapter, make_version, write_adapter
+from tests.support.adapters import log_adapter, make_version, write_adapter
 
 
 def stored_weights(settings: Settings) -> Path:

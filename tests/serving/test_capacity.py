@@ -13,7 +13,7 @@ from registry.records import Facts, Version
 from registry.refs import VersionRef
 from serving import capacity
 from serving.capacity import Given, choose, rank_limit
-from tests.adapters import SMOL
+from tests.support.adapters import SMOL
 
 MIB = 2**20
 LAYERS = {

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from registry import replicas
 from registry.errors import BadInput, LoradockError, NotFound, Unreachable
 from serving import cli
-from tests.web import running
+from tests.support.web import running
 
 STATUS: dict[str, Any] = {
     "base": {"names": ["smol"]},

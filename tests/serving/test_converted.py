@@ -18,8 +18,8 @@ from registry import promotion, versions
 from registry.base import LocalBase
 from registry.settings import Settings
 from registry.store import Store
-from tests.serving.server import START_SECONDS, Server, serving
-from tests.trainer.training import trained, written
+from tests.support.serving.server import START_SECONDS, Server, serving
+from tests.support.trainer.training import trained, written
 from trainer.generation import generate
 from trainer.weights import convert
 from trainer.weights.convert import Task

@@ -11,7 +11,7 @@ from registry.base import LocalBase
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
-from tests.serving.server import serving
+from tests.support.serving.server import serving
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Family, Store
 from serving.desired import Promoted, Source, for_base
-from tests.adapters import SMOL, make_version
+from tests.support.adapters import SMOL, make_version
 
 OTHER = Base(id="other/base", config_digest="1" * 64, weights_digest="2" * 64)
 

@@ -15,9 +15,9 @@ from registry.errors import BadInput, Conflict, NotFound
 from registry.evidence import mean
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import make_version
-from tests.serving.server import KEY, Server, serving
-from tests.trainer.training import write_rows
+from tests.support.adapters import make_version
+from tests.support.serving.server import KEY, Server, serving
+from tests.support.trainer.training import write_rows
 from trainer.evaluation import metrics, run
 from trainer.evaluation.endpoint import Endpoint
 from trainer.evaluation.task import Task, prepare

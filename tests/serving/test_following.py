@@ -20,8 +20,8 @@ from serving.probe import Scored
 from serving.reconcile import Resident
 from serving.replica import Replica
 from serving.settings import ServingSettings
-from tests.adapters import SMOL
 from tests.serving.test_reconcile import version
+from tests.support.adapters import SMOL
 
 FAST = ServingSettings(
     poll_seconds=0.01, drain_seconds=0.05, retry_seconds=0.05, cold_seconds=5, proof="effect", pinned=1

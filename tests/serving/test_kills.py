@@ -31,10 +31,10 @@ from serving.desired import Source
 from serving.probe import Scored
 from serving.replica import Replica
 from serving.settings import ServingSettings
-from tests.adapters import NAME, SMOL, make_version, ref
 from tests.serving.test_cache import BASE_CONFIG
 from tests.serving.test_following import FakeEngine, FakeReferences, Told
-from tests.shell import processes
+from tests.support.adapters import NAME, SMOL, make_version, ref
+from tests.support.shell import processes
 
 pytestmark = pytest.mark.slow
 

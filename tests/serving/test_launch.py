@@ -18,8 +18,8 @@ from serving import launch
 from serving.capacity import Capacity
 from serving.desired import Promoted
 from serving.launch import ServeOptions, arguments
-from tests.adapters import SMOL
-from tests.ports import free_port
+from tests.support.adapters import SMOL
+from tests.support.ports import free_port
 
 OTHER = Base(id="other/base", config_digest="1" * 64, weights_digest="2" * 64)
 LOCAL = LocalBase(Path("/models/smol"), SMOL)

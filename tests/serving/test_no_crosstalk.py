@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving import exact
+from tests.support.serving import exact
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 

@@ -24,8 +24,8 @@ from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store
 from registry.versions import import_directory
-from tests.serving import exact
-from tests.serving.server import Server, serving
+from tests.support.serving import exact
+from tests.support.serving.server import Server, serving
 from tests.trainer.test_reference import made
 from trainer.reference import Witness
 

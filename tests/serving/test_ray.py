@@ -28,11 +28,11 @@ from registry.base import resolve
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import make_version
-from tests.clients import at_work
-from tests.ports import free_port
-from tests.serving.server import KEY
-from tests.serving.shallow import SETTINGS, told
+from tests.support.adapters import make_version
+from tests.support.clients import at_work
+from tests.support.ports import free_port
+from tests.support.serving.server import KEY
+from tests.support.serving.shallow import SETTINGS, told
 
 pytestmark = pytest.mark.slow
 

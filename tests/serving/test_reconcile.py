@@ -22,7 +22,7 @@ from serving.reconcile import (
     quarantine,
     unmet,
 )
-from tests.adapters import SMOL
+from tests.support.adapters import SMOL
 
 DRAIN = 5.0
 

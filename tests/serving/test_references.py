@@ -9,9 +9,9 @@ import pytest
 from registry.errors import Unreachable
 from registry.reference import Reference
 from serving.references import References
-from tests.adapters import SMOL
 from tests.registry.test_reference import reference
 from tests.serving.test_reconcile import version
+from tests.support.adapters import SMOL
 
 ONE = version(number=1)
 KNOWN = reference(adapter=ONE.facts.digest)

@@ -23,8 +23,8 @@ from registry.base import LocalBase
 from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import make_version
-from tests.serving.server import KEY, Server, serving
+from tests.support.adapters import make_version
+from tests.support.serving.server import KEY, Server, serving
 
 pytestmark = pytest.mark.slow
 

@@ -17,10 +17,10 @@ from registry import promotion
 from registry.base import resolve
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import make_version
-from tests.clients import one_connection
-from tests.ports import free_port
-from tests.serving.shallow import Shallow, shallow, whole
+from tests.support.adapters import make_version
+from tests.support.clients import one_connection
+from tests.support.ports import free_port
+from tests.support.serving.shallow import Shallow, shallow, whole
 
 SCRIPT = """
 import asyncio, signal, sys

@@ -24,8 +24,8 @@ from registry.settings import Settings
 from registry.store import Store
 from serving import up
 from serving.up import Part, Wish
-from tests.adapters import SMOL, make_version
-from tests.ports import free_port
+from tests.support.adapters import SMOL, make_version
+from tests.support.ports import free_port
 
 OTHER = SMOL.model_copy(update={"id": "acme/other"})
 HTTP = "import sys; from http.server import *; ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), {}).serve_forever()"

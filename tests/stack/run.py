@@ -22,12 +22,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.ports import free_port
-from tests.stack import bucket, cluster, containers
-from tests.stack.commands import HERE, HOME, ROOT, run, say, step, steps, until
-from tests.stack.containers import compose, container, healthy, inspect, loradock, once, start
-from tests.stack.endpoint import Endpoint, load
-from tests.stack.prometheus import Prometheus, marks
+from tests.support.ports import free_port
+from tests.support.stack import bucket, cluster, containers
+from tests.support.stack.commands import HERE, HOME, ROOT, run, say, step, steps, until
+from tests.support.stack.containers import compose, container, healthy, inspect, loradock, once, start
+from tests.support.stack.endpoint import Endpoint, load
+from tests.support.stack.prometheus import Prometheus, marks
 
 FOLLOWED = 180
 """Seconds within which every replica follows a promotion, on two cores under load."""

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from tests.stack.containers import OURS, STAND_INS
-from tests.stack.prometheus import chosen, expressions
+from tests.support.stack.containers import OURS, STAND_INS
+from tests.support.stack.prometheus import chosen, expressions
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")

@@ -15,10 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.clients import one_connection
-from tests.haproxy import HAProxy
-from tests.ports import free_port
-from tests.web import running
+from tests.support.clients import one_connection
+from tests.support.ports import free_port
+from tests.support.stack.haproxy import HAProxy
+from tests.support.web import running
 
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
 LATE = 0.2

@@ -15,8 +15,8 @@ from registry.refs import AliasRef
 from registry.settings import Settings
 from registry.store import Store
 from registry.versions import register
-from tests.adapters import NAME, log_adapter, ref, write_adapter
-from tests.mlflow_server import USERS, TeamServer, password
+from tests.support.adapters import NAME, log_adapter, ref, write_adapter
+from tests.support.mlflow_server import USERS, TeamServer, password
 
 pytestmark = pytest.mark.slow
 

@@ -24,10 +24,10 @@ from registry.artifact import MANIFEST, WEIGHTS, verify
 from registry.records import Version
 from registry.store import Store
 from registry.versions import fetched, register
-from tests.adapters import log_adapter, write_adapter
-from tests.mlflow_server import TeamServer
-from tests.ports import free_port
-from tests.shell import loradock
+from tests.support.adapters import log_adapter, write_adapter
+from tests.support.mlflow_server import TeamServer
+from tests.support.ports import free_port
+from tests.support.shell import loradock
 
 pytestmark = pytest.mark.slow
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from registry.errors import Unreachable
-from tests.mlflow_server import TeamServer
-from tests.stack.load import Load
-from tests.stack.topology import NAME, Database, Stack, stack
+from tests.support.mlflow_server import TeamServer
+from tests.support.stack.load import Load
+from tests.support.stack.topology import NAME, Database, Stack, stack
 
 pytestmark = pytest.mark.slow
 

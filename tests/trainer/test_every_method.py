@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from registry.settings import Settings
 from registry.store import Store
-from tests.trainer.training import NF4, TRAINING, loss_of, stored, trained, written
+from tests.support.trainer.training import NF4, TRAINING, loss_of, stored, trained, written
 from trainer import catalogue
 from trainer.methods import QUANTIZED
 

@@ -15,7 +15,7 @@ import yaml
 from registry.errors import BadInput, NotFound
 from registry.settings import Settings
 from registry.store import Store
-from tests.trainer.training import TRAINING, trained, written
+from tests.support.trainer.training import TRAINING, trained, written
 from trainer import launch
 from trainer.processes import Crew, Machines, join
 from trainer.recipe import Training

@@ -21,8 +21,8 @@ from click.testing import CliRunner
 from registry.errors import BadInput
 from registry.settings import Settings
 from registry.store import Store
-from tests.ports import free_port
-from tests.trainer.training import TRAINING, write_rows, written
+from tests.support.ports import free_port
+from tests.support.trainer.training import TRAINING, write_rows, written
 from trainer import launch, tracking, undertaking, workdir
 from trainer.cli import train
 from trainer.processes import Machines

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from registry.errors import BadInput
 from registry.settings import Settings
-from tests.trainer.training import TRAINING, loss_of, stored, trained, written
+from tests.support.trainer.training import TRAINING, loss_of, stored, trained, written
 from trainer import packing
 from trainer.tokens import Tokens
 

@@ -20,7 +20,7 @@ from registry.records import Version
 from registry.reference import ANSWER, Reference
 from registry.settings import Settings
 from registry.store import Store
-from tests.adapters import make_version, write_adapter
+from tests.support.adapters import make_version, write_adapter
 from trainer.reference import Witness
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from registry.errors import LoradockError
 from registry.records import Base
 from registry.settings import Settings
 from registry.store import Store
-from tests.trainer.training import TRAINING, trained, written
+from tests.support.trainer.training import TRAINING, trained, written
 from trainer import scattered, tracking, workdir
 from trainer.data import Rows
 from trainer.processes import Crew

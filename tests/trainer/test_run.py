@@ -20,7 +20,7 @@ from registry import artifact
 from registry.errors import BadInput, LoradockError
 from registry.settings import Settings
 from registry.store import Store
-from tests.trainer.training import write_rows
+from tests.support.trainer.training import write_rows
 from trainer import data, recipe_file, room, run
 from trainer.data import Rows
 from trainer.recipe_file import RecipeFile
