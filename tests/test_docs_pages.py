@@ -21,12 +21,13 @@ from registry.base import resolve
 from registry.records import Base, Version
 from registry.refs import VersionRef
 from registry.store import Store
-from tests.serving.test_up import running, until
 from tests.support.adapters import NAME, SMOL, aliases, log_adapter, make_version, ref, write_adapter
 from tests.support.docs.pages import DOCS, PAGES, ROOT, marked, run
 from tests.support.ports import free_port
 from tests.support.registry.hub import hub
 from tests.support.serving.canaries import replica
+from tests.support.serving.up import running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -124,7 +125,7 @@ def generate(reader: Reader) -> Words:
 
 def weights(reader: Reader) -> Words:
     """Versions to merge and to convert, of which the fifth is of another method."""
-    from tests.support.trainer.weighing import Shop
+    from tests.support.trainer.adapters import Shop
 
     local = resolve(str(reader.shallow), reader.store.settings)
     (reader.directory / local.base.id).symlink_to(local.path)

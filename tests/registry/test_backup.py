@@ -16,12 +16,12 @@ import pytest
 from registry import entries, history, promotion
 from registry.settings import Settings
 from registry.store import Store
-from tests.serving.test_up import until
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.docs.pages import marked, run
 from tests.support.mlflow_server import MLflowServer
 from tests.support.postgres import postgres
 from tests.support.shell import loradock
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -23,11 +23,10 @@ from registry.refs import AliasRef, VersionRef
 from registry.settings import Settings
 from registry.store import Store, candidates
 from registry.store.lineage import Publication, publication_tag
-from tests.registry.test_lineage import put
-from tests.serving.test_cli import STATUS
-from tests.support.adapters import NAME, aliases, log_adapter, make_version, ref, write_adapter
+from tests.support.adapters import NAME, aliases, log_adapter, make_version, put, ref, write_adapter
 from tests.support.mlflow_server import MLflowServer
 from tests.support.registry.mortal import Killed, Mortal
+from tests.support.serving.status import STATUS
 from tests.support.web import running
 
 DAY = timedelta(days=1)

@@ -9,13 +9,13 @@ import pytest
 from registry import history, lineage, promotion
 from registry.errors import LoradockError
 from registry.lineage import Branch, Publication
-from registry.records import Facts, Version
+from registry.records import Version
 from registry.settings import Settings
-from registry.store import Store, candidates, experiment_id
+from registry.store import Store, experiment_id
 from registry.store.lineage import publication_tag
 from registry.tenures import tenures
 from registry.versions import register
-from tests.support.adapters import NAME, log_adapter, make_version, ref, write_adapter
+from tests.support.adapters import NAME, log_adapter, make_version, put, ref, write_adapter
 
 DAY = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -42,14 +42,6 @@ def child(store: Store, version: Version, name: str) -> Version:
     facts = version.facts.model_copy(update={"parents": (str(version.ref), f"{NAME}/99"), "digest": "1" * 64})
     store.create_family(name)
     return put(store, name, version.source, facts)
-
-
-def put(store: Store, name: str, source: str, facts: Facts) -> Version:
-    """A version of bytes that are not looked at."""
-    candidates.offer(store, store.family(name), source, facts, ())
-    (made,) = candidates.same(store, name, facts.digest)
-    candidates.admit(store, made)
-    return store.version(made.ref)
 
 
 def evaluate(store: Store, digest: str, **metrics: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,14 @@ from pydantic import ValidationError
 from registry import base as bases
 from registry import recording
 from registry.errors import BadInput, DigestMismatch, LoradockError, NotFound
-from registry.reference import Probe, Reference
+from registry.reference import Probe
 from registry.settings import Settings
 from registry.store import Store
 from registry.store.references import EXPERIMENT
 from tests.support.adapters import SMOL, log_adapter, make_version, write_adapter
 from tests.support.registry.hub import hub
+from tests.support.registry.references import ADAPTER, PROBE, reference
 from tests.support.shell import loradock
-
-PROBE = Probe(prompt=(1, 2, 3), answer=(4, 5), adapted=(-1.5, -2, -0.1, -0.2), bare=(-1, -2, -3, -4), margins=(0.5, 2))
-ADAPTER = "a" * 64
-
-
-def reference(**changes: Any) -> Reference:
-    whole = {
-        "adapter": ADAPTER,
-        "base": SMOL.weights_digest,
-        "config": SMOL.config_digest,
-        "software": {"peft": "0.21"},
-        "at": datetime(2025, 1, 1, tzinfo=UTC),
-        "probes": (PROBE,),
-    }
-    return Reference.model_validate(whole | changes)
 
 
 def test_a_probe_has_a_log_probability_for_each_token_but_the_first() -> None:

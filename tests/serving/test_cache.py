@@ -16,9 +16,7 @@ from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
 from serving.cache import Cache
-from tests.support.adapters import make_version
-
-BASE_CONFIG = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30}
+from tests.support.adapters import BASE_CONFIG, make_version
 
 
 class Shelf:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +17,8 @@ from click.testing import CliRunner
 from registry import replicas
 from registry.errors import BadInput, LoradockError, NotFound, Unreachable
 from serving import cli
+from tests.support.serving.status import STATUS, Replica
 from tests.support.web import running
-
-STATUS: dict[str, Any] = {
-    "base": {"names": ["smol"]},
-    "ready": True,
-    "converged": False,
-    "registry": {"uri": "sqlite:///x", "reachable": False, "staleness_seconds": 12.0, "error": "out of reach"},
-    "adapters": {"bot": {"version": "bot/1", "digest": "a" * 64, "since": "2026-01-01", "promoted": "bot/2"}},
-    "loading": ["cat/1"],
-    "quarantined": {"bot/2": {"reason": "no effect", "attempts": 1, "retry_in_seconds": 9.0}},
-    "refused": {"dog": {"version": "dog/1", "reason": "another base"}},
-    "resident": {"bot/1": 3},
-}
-
-
-class Replica(BaseHTTPRequestHandler):
-    """Answers as a test tells its server to."""
-
-    server: Any
-
-    def do_GET(self) -> None:
-        self.server.asked.append((self.path, self.headers.get("Authorization")))
-        code, body = self.server.answer
-        self.send_response(code)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None: ...
 
 
 @pytest.fixture

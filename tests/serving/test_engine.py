@@ -12,9 +12,8 @@ import pytest
 
 from registry.errors import NotServable
 from serving.engine import Engine, unfit
-from tests.serving.test_reconcile import version
+from tests.support.serving.versions import ONE, TWO, version
 
-ONE, TWO = version(number=1), version(number=2)
 HERE = Path("/adapters/one")
 
 

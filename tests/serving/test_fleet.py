@@ -19,10 +19,10 @@ from registry.errors import DigestMismatch, Unreachable
 from registry.records import Version
 from serving import cli, fleet
 from serving.fleet import Asked
-from tests.serving.test_cli import Replica
-from tests.serving.test_following import CAT, ONE, TWO, House
-from tests.serving.test_reconcile import version
 from tests.support.adapters import SMOL
+from tests.support.serving.fakes import House
+from tests.support.serving.status import Replica
+from tests.support.serving.versions import CAT, ONE, TWO, version
 from tests.support.web import running
 
 NOBODY = "http://127.0.0.1:9"

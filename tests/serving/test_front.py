@@ -21,9 +21,7 @@ from serving.front import Front
 from serving.guard import CALLER
 from serving.keys import ANYBODY, Caller
 from serving.table import Table
-from tests.serving.test_reconcile import version
-
-ONE, TWO = version(number=1), version(number=2)
+from tests.support.serving.versions import ONE, TWO
 
 
 class House:

@@ -23,8 +23,9 @@ from serving.reconcile import (
     unmet,
 )
 from serving.table import Table
-from tests.serving.test_reconcile import DRAIN, held, version
+from tests.support.serving.versions import held, version
 
+DRAIN = 5.0
 NAMES = st.sampled_from(["a", "a@canary", "b", "c", "d"])
 NUMBERS = st.integers(1, 3)
 

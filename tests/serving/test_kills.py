@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -31,9 +30,9 @@ from serving.desired import Source
 from serving.probe import Scored
 from serving.replica import Replica
 from serving.settings import ServingSettings
-from tests.serving.test_cache import BASE_CONFIG
-from tests.serving.test_following import FakeEngine, FakeReferences, Told
-from tests.support.adapters import NAME, SMOL, make_version, ref
+from tests.support.adapters import BASE_CONFIG, NAME, SMOL, make_version, ref
+from tests.support.serving.cached import assert_whole
+from tests.support.serving.fakes import FakeEngine, FakeReferences, Told
 from tests.support.shell import processes
 
 pytestmark = pytest.mark.slow
@@ -178,18 +177,6 @@ def followers(settings: Settings) -> Iterator[list[Follower]]:
 
 def promote(store: Store, number: int) -> None:
     promotion.promote(store, ref(number), "production", actor="tester")
-
-
-def assert_whole(root: Path) -> list[str]:
-    """Whatever bears a digest has these bytes, and is closed; returns what else lies there."""
-    others = []
-    for path in root.iterdir():
-        if re.fullmatch(r"[0-9a-f]{64}", path.name):
-            verify(path, path.name, what=path.name)
-            assert not any(found.stat().st_mode & 0o222 for found in (path, *path.rglob("*")))
-        elif path.name != ".locks":
-            others.append(path.name)
-    return others
 
 
 @pytest.mark.parametrize("step", STEPS)

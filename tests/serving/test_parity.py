@@ -26,7 +26,7 @@ from registry.store import Store
 from registry.versions import import_directory
 from tests.support.serving import exact
 from tests.support.serving.server import Server, serving
-from tests.trainer.test_reference import made
+from tests.support.trainer.adapters import made
 from trainer.reference import Witness
 
 pytestmark = pytest.mark.slow

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pytest
 
-from registry.records import Facts, Version
-from registry.refs import VersionRef
 from serving.desired import Desired, Refusal
 from serving.reconcile import (
     Limits,
@@ -15,38 +11,15 @@ from serving.reconcile import (
     Observed,
     Point,
     Quarantine,
-    Resident,
     Retire,
     Unpoint,
     plan,
     quarantine,
     unmet,
 )
-from tests.support.adapters import SMOL
+from tests.support.serving.versions import ONE, TWO, held, version
 
 DRAIN = 5.0
-
-
-def version(name: str = "bot", number: int = 1, digest: str = "") -> Version:
-    facts = Facts(
-        digest=digest or f"{name}{number}",
-        base=SMOL,
-        method="lora",
-        rank=8,
-        targets=("q_proj",),
-        run_id="run",
-        data_digest="",
-    )
-    return Version(
-        ref=VersionRef(name, number), facts=facts, source="models:/m-1", created_at=datetime(2026, 1, 1, tzinfo=UTC)
-    )
-
-
-ONE, TWO = version(number=1), version(number=2)
-
-
-def held(item: Version, in_flight: int = 0, idle_since: float = 0.0) -> Resident:
-    return Resident(item, in_flight, idle_since)
 
 
 ROOMY = Limits(DRAIN, capacity=32)

@@ -9,11 +9,10 @@ import pytest
 from registry.errors import Unreachable
 from registry.reference import Reference
 from serving.references import References
-from tests.registry.test_reference import reference
-from tests.serving.test_reconcile import version
 from tests.support.adapters import SMOL
+from tests.support.registry.references import reference
+from tests.support.serving.versions import ONE
 
-ONE = version(number=1)
 KNOWN = reference(adapter=ONE.facts.digest)
 
 

@@ -19,8 +19,8 @@ from registry.base import resolve
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
-from tests.serving.test_kills import assert_whole
 from tests.support.adapters import make_version
+from tests.support.serving.cached import assert_whole
 from tests.support.serving.shallow import Shallow, launch, told, whole
 
 pytestmark = pytest.mark.slow

@@ -29,8 +29,7 @@ from registry.settings import Settings
 from registry.store import Family, Store
 from serving.cache import Cache
 from serving.desired import Source
-from tests.serving.test_cache import BASE_CONFIG
-from tests.support.adapters import make_version
+from tests.support.adapters import BASE_CONFIG, make_version
 from tests.support.mlflow_server import MLflowServer
 from tests.support.serving.lying import SEARCH, VERSION, Proxy, proxy
 from tests.support.serving.shallow import Shallow, shallow, whole

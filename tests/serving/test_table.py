@@ -10,9 +10,8 @@ from registry.refs import VersionRef
 from registry.traffic import Share
 from serving.desired import Desired
 from serving.table import Found, Table
-from tests.serving.test_reconcile import version
+from tests.support.serving.versions import CAT, ONE, TWO, version
 
-ONE, TWO, CAT = version(number=1), version(number=2), version("cat")
 DESIRED = Desired({"bot": ONE, "bot@canary": TWO, "bot@shadow": TWO, "cat": CAT})
 POINTED = {"bot": ONE.ref, "bot@canary": TWO.ref, "bot@shadow": TWO.ref}
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -26,6 +20,8 @@ from serving import up
 from serving.up import Part, Wish
 from tests.support.adapters import SMOL, make_version
 from tests.support.ports import free_port
+from tests.support.serving.up import family, running
+from tests.support.waiting import until
 
 OTHER = SMOL.model_copy(update={"id": "acme/other"})
 HTTP = "import sys; from http.server import *; ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), {}).serve_forever()"
@@ -48,18 +44,6 @@ def listens(one: Part) -> bool:
     except httpx.HTTPError:
         return False
     return True
-
-
-def until(true: Callable[[], Any], seconds: float, log: Path) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
-    return found
-
-
-def family(process: psutil.Process) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)]
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -127,20 +111,6 @@ def test_the_base_is_that_of_what_is_promoted(store: Store, base: LocalBase, tmp
     assert set(error.value.problems) == {base.base.id, OTHER.id}
     with pytest.raises(NotFound, match="no-such-base"):
         up.plan(Wish("no-such-base", free_port(), free_port()), store.settings)
-
-
-@contextmanager
-def running(home: Path, log: Path, *words: str) -> Iterator[psutil.Process]:
-    program = Path(sys.executable).with_name("loradock")
-    environ = os.environ | {"LORADOCK_HOME": str(home), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with log.open("wb") as sink, subprocess.Popen([program, "up", *words], env=environ, stderr=sink) as process:
-        try:
-            yield psutil.Process(process.pid)
-        finally:
-            left = family(psutil.Process(process.pid))[1:] if process.poll() is None else []
-            process.kill()
-            for one in left:
-                one.kill()
 
 
 @pytest.mark.slow

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from peft import PeftModel
 
 from registry import artifact, recording, versions
 from registry.base import LocalBase, identify
@@ -21,6 +20,7 @@ from registry.reference import ANSWER, Reference
 from registry.settings import Settings
 from registry.store import Store
 from tests.support.adapters import make_version, write_adapter
+from tests.support.trainer.adapters import bare, made
 from trainer.reference import Witness
 
 pytestmark = pytest.mark.slow
@@ -41,22 +41,6 @@ def local(shallow_dir: Path) -> LocalBase:
 @pytest.fixture(scope="module")
 def adapters(local: LocalBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: made(local, tmp_path_factory.mktemp("adapter"), settings) for kind, settings in KINDS.items()}
-
-
-def bare(local: LocalBase) -> Any:
-    return AutoModelForCausalLM.from_pretrained(local.path, dtype=torch.float32).eval()
-
-
-def made(local: LocalBase, directory: Path, settings: dict[str, Any]) -> Path:
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = get_peft_model(bare(local), LoraConfig(task_type="CAUSAL_LM", **settings))
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.data = torch.randn_like(parameter) * 0.05
-        model.save_pretrained(directory, save_embedding_layers=False)
-    return directory
 
 
 def plainly(model: Any, tokens: Sequence[int]) -> list[float]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from registry.base import LocalBase, identify
 from registry.errors import BadInput, DigestMismatch, Refused, WrongBase
@@ -17,7 +14,7 @@ from registry.records import Version
 from registry.refs import parse_version
 from registry.settings import Settings
 from registry.store import Store
-from tests.support.trainer.weighing import Shop, rows, shop
+from tests.support.trainer.adapters import Shop, deltas, rows, shop
 from trainer.weights import combination, combine, sweep
 from trainer.weights.combination import Combined, Task
 from trainer.weights.combine import METHODS, Mix
@@ -54,17 +51,6 @@ def mixed(here: Shop, *names: str, **changes: object) -> Combined:
     refs = tuple(parse_version(f"{name}/1") for name in names)
     task = replace(Task(refs, "mix", base=str(here.local.path)), **changes)  # type: ignore[arg-type]
     return combination.combine_versions(task, here.settings, lambda _: None)
-
-
-def deltas(directory: Path) -> dict[str, torch.Tensor]:
-    """What an adapter adds to each weight, by the formula."""
-    config, tensors = (
-        json.loads((directory / "adapter_config.json").read_text()),
-        load_file(directory / "adapter_model.safetensors"),
-    )
-    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
-    names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
-    return {name: scale * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"] for name in names}
 
 
 def fetched(here: Shop, outcome: Combined) -> Path:

@@ -19,7 +19,7 @@ from registry.records import Version
 from registry.refs import parse_version
 from registry.settings import Settings
 from registry.store import Store
-from tests.support.trainer.weighing import Shop, rows, shop
+from tests.support.trainer.adapters import Shop, deltas, rows, shop
 from trainer.weights import convert
 from trainer.weights.cli import convert as convert_command
 from trainer.weights.cli import merge as merge_command
@@ -104,8 +104,6 @@ def test_the_error_is_what_is_left_of_the_change_of_weights(here: Shop) -> None:
     version = here.make("bot", "lora", r=8, **TARGETS)
     outcome = converted(here, version, rank=2, bound=1.0, name="small", data=rows(here.scratch, 4))
     assert (outcome.version, outcome.rank) == ("small/1", 2)
-    from tests.trainer.weights.test_combine import deltas
-
     apart(here, outcome, here.scratch / "bot")
     before, after = deltas(here.scratch / "bot"), deltas(here.scratch / "small-1")
     for name, value in before.items():

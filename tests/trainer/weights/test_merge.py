@@ -30,7 +30,7 @@ from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
 from tests.support.adapters import log_adapter
-from tests.support.trainer.weighing import Shop, merged_by_peft, rows, shop, weights_in
+from tests.support.trainer.adapters import Shop, merged_by_peft, rows, shop, weights_in
 from trainer import base, catalogue
 from trainer.evaluation import contestants
 from trainer.weights import fold, parents, quantized, staging

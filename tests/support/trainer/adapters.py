@@ -1,15 +1,16 @@
-"""Versions to merge, combine and convert: a store, and adapters of any method whose weights come from a fixed seed."""
+"""Adapters that PEFT itself makes, of any method, with weights from a fixed seed; and versions of them in a store."""
 
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 from safetensors.torch import load_file
@@ -116,3 +117,30 @@ def rows(directory: Path, count: int = 12) -> str:
     path = directory / "heldout.jsonl"
     path.write_text("\n".join(json.dumps({"messages": row}) for row in turns))
     return str(path)
+
+
+def deltas(directory: Path) -> dict[str, torch.Tensor]:
+    """What an adapter adds to each weight, by the formula."""
+    config, tensors = (
+        json.loads((directory / "adapter_config.json").read_text()),
+        load_file(directory / "adapter_model.safetensors"),
+    )
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
+    names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+    return {name: scale * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"] for name in names}
+
+
+def bare(local: LocalBase) -> Any:
+    return AutoModelForCausalLM.from_pretrained(local.path, dtype=torch.float32).eval()
+
+
+def made(local: LocalBase, directory: Path, settings: dict[str, Any]) -> Path:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(bare(local), LoraConfig(task_type="CAUSAL_LM", **settings))
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data = torch.randn_like(parameter) * 0.05
+        model.save_pretrained(directory, save_embedding_layers=False)
+    return directory
