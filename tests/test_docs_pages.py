@@ -24,8 +24,8 @@ from registry.store import Store
 from tests.support.adapters import NAME, SMOL, aliases, log_adapter, make_version, ref, write_adapter
 from tests.support.docs.pages import DOCS, PAGES, ROOT, marked, run
 from tests.support.ports import free_port
-from tests.support.registry.hub import hub
-from tests.support.serving.canaries import replica
+from tests.support.registry.fake_hub import hub
+from tests.support.serving.fake_replica import replica
 from tests.support.serving.up import running
 from tests.support.waiting import until
 
@@ -125,16 +125,16 @@ def generate(reader: Reader) -> Words:
 
 def weights(reader: Reader) -> Words:
     """Versions to merge and to convert, of which the fifth is of another method."""
-    from tests.support.trainer.adapters import Shop
+    from tests.support.trainer.adapters import AdapterMaker
 
     local = resolve(str(reader.shallow), reader.store.settings)
     (reader.directory / local.base.id).symlink_to(local.path)
     rows = (ROOT / "examples" / "data" / "support-pirate.jsonl").read_text(encoding="utf-8").splitlines()
     (reader.directory / "heldout.jsonl").write_text("\n".join(rows[:4]))
-    shop = Shop(reader.store.settings, reader.store, local, reader.directory / "made")
+    maker = AdapterMaker(reader.store.settings, reader.store, local, reader.directory / "made")
     for number in range(1, 5):
         reader.make(seed=number, base=local.base)
-    shop.make(NAME, "loha", r=2)
+    maker.make(NAME, "loha", r=2)
     for number in range(2):
         reader.make("tone", seed=10 + number, base=local.base)
     return {}

@@ -51,7 +51,7 @@ def importing(directory: Path, base: LocalBase, name: str, store: Store) -> Vers
     return versions.import_directory(store, directory, base, name)
 
 
-class Client:
+class DyingClient:
     """An MLflow client that counts its calls; its process dies just after the n-th."""
 
     def __init__(self, client: Any, dies_after: int | None) -> None:
@@ -75,7 +75,7 @@ def _child(
 ) -> None:
     store = Store(settings)
     store.families()  # the first call makes the connection
-    client = Client(store.client, dies_after)
+    client = DyingClient(store.client, dies_after)
     store.client = client  # type: ignore[assignment]
     if start:
         start.wait(LONGEST)
@@ -83,7 +83,7 @@ def _child(
     out.send((function(*given, store).ref.number, client.calls))
 
 
-class Child:
+class ChildProcess:
     """A process of its own that registers or imports."""
 
     context = multiprocessing.get_context("forkserver")
@@ -131,7 +131,7 @@ def killed_at_every_call(store: Store, work: Callable[[str], tuple[Any, ...]]) -
     for call in count(1):
         name = f"{NAME}-{call}"
         function, *given = work(name)
-        if Child(store.settings, function, *given, dies_after=call).finish():
+        if ChildProcess(store.settings, function, *given, dies_after=call).finish():
             return call - 1
         seen = store.versions(name)
         assert all(holds(store, version) for version in seen)
@@ -158,10 +158,10 @@ def test_processes_that_register_the_same_bytes_at_once_get_the_same_version(
     store: Store, tmp_path: Path, dying: bool
 ) -> None:
     runs = [log_adapter(store, write_adapter(tmp_path / str(number))) for number in range(2)]
-    start = Child.context.Barrier(8)
+    start = ChildProcess.context.Barrier(8)
     ends = (None, 4, 5, 6, 7, 8, 9, None) if dying else (None,) * 8
     children = [
-        Child(store.settings, registering, runs[number % 2], NAME, dies_after=end, start=start)
+        ChildProcess(store.settings, registering, runs[number % 2], NAME, dies_after=end, start=start)
         for number, end in enumerate(ends)
     ]
     seen = set()
@@ -176,7 +176,7 @@ def test_processes_that_register_the_same_bytes_at_once_get_the_same_version(
     assert holds(store, version)
 
 
-class Deaf:
+class DeafClient:
     """An MLflow client that does one thing and loses the answer, so often."""
 
     def __init__(self, client: Any, call: str, times: int) -> None:
@@ -200,7 +200,7 @@ class Deaf:
 )
 def test_an_answer_that_was_lost_and_the_call_done_again(store: Store, tmp_path: Path, call: str) -> None:
     run_id = log_adapter(store, write_adapter(tmp_path / "a"))
-    store.client = Deaf(store.client, call, times=1)  # type: ignore[assignment]
+    store.client = DeafClient(store.client, call, times=1)  # type: ignore[assignment]
     with suppress(Unreachable):
         versions.register(store, run_id, NAME)
     version = versions.register(store, run_id, NAME)
@@ -208,20 +208,20 @@ def test_an_answer_that_was_lost_and_the_call_done_again(store: Store, tmp_path:
     assert holds(store, version)
 
 
-class Lossy(ThreadingTCPServer):
+class LossyProxy(ThreadingTCPServer):
     """A way to a server on which the answers to requests with certain words get lost, so often."""
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(self, port: int, words: bytes, times: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Relay)
+        super().__init__(("127.0.0.1", 0), _LossyHandler)
         self.port, self.words, self.times = port, words, times
         self.uri = f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class _Relay(BaseRequestHandler):
-    server: Lossy
+class _LossyHandler(BaseRequestHandler):
+    server: LossyProxy
     request: socket.socket
     drop = False
 
@@ -246,8 +246,8 @@ class _Relay(BaseRequestHandler):
 
 
 @contextmanager
-def lossy(server: MLflowServer, words: bytes, times: int) -> Iterator[Lossy]:
-    with running(Lossy(server.port, words, times)) as found:
+def lossy(server: MLflowServer, words: bytes, times: int) -> Iterator[LossyProxy]:
+    with running(LossyProxy(server.port, words, times)) as found:
         yield found
 
 
@@ -274,8 +274,8 @@ def test_the_answer_of_a_real_server_that_was_lost(
 
 def test_processes_that_register_the_same_bytes_on_a_real_server_at_once(remote: Store, tmp_path: Path) -> None:
     run_id = log_adapter(remote, write_adapter(tmp_path / "a"))
-    start = Child.context.Barrier(8)
-    children = [Child(remote.settings, registering, run_id, NAME, start=start) for _ in range(8)]
+    start = ChildProcess.context.Barrier(8)
+    children = [ChildProcess(remote.settings, registering, run_id, NAME, start=start) for _ in range(8)]
     answers = {answer[0] for child in children if (answer := child.finish())}
     assert len(answers) == 1
     assert made(remote, NAME) == list(answers)
@@ -285,7 +285,7 @@ def test_a_version_in_the_making_whose_bytes_were_damaged_gives_way(
     store: Store, settings: Settings, tmp_path: Path
 ) -> None:
     first, second = (log_adapter(store, write_adapter(tmp_path / word)) for word in "ab")
-    store.client = Deaf(store.client, "create_model_version", times=1)  # type: ignore[assignment]
+    store.client = DeafClient(store.client, "create_model_version", times=1)  # type: ignore[assignment]
     with pytest.raises(Unreachable):
         versions.register(store, first, NAME)
     source, _ = store.adapter_of(first)
@@ -330,8 +330,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(store: Store, base: LocalBas
     }
     limit = 4 << 20
     assert (directory / WEIGHTS).stat().st_size > limit > (store.settings.root / "mlflow.db").stat().st_size
-    answers, out = Child.context.Pipe(duplex=False)
-    process = Child.context.Process(target=_in_little_room, args=(temporary, store.settings, work[verb], limit, out))
+    answers, out = ChildProcess.context.Pipe(duplex=False)
+    process = ChildProcess.context.Process(
+        target=_in_little_room, args=(temporary, store.settings, work[verb], limit, out)
+    )
     process.start()
     out.close()
     told = answers.recv()

@@ -16,7 +16,7 @@ from registry.errors import DigestMismatch
 from registry.evidence import Evidence, Scores, mean, paired_bootstrap
 from registry.store import Store
 from registry.store.evidence import EXPERIMENT
-from tests.support.registry.mortal import Killed
+from tests.support.registry.killed import Killed
 
 NAME, DIGEST = "support-bot", "a" * 64
 

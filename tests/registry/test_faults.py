@@ -162,7 +162,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(home: Path, tmp_
     is_clear(loradock("list", MLFLOW_TRACKING_URI=str(tmp_path)), 2, "no MLflow store")
 
 
-class Answers(BaseHTTPRequestHandler):
+class NotMLflowHandler(BaseHTTPRequestHandler):
     """A web server that is no MLflow."""
 
     status = 200
@@ -181,10 +181,10 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], str]]:
     """Starts it with a status, and gives its address with a password in it."""
-    with running(ThreadingHTTPServer(("127.0.0.1", 0), Answers)) as server:
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), NotMLflowHandler)) as server:
 
         def answering(status: int) -> str:
-            monkeypatch.setattr(Answers, "status", status)
+            monkeypatch.setattr(NotMLflowHandler, "status", status)
             return f"http://ann:secret@127.0.0.1:{server.server_port}"
 
         yield answering
@@ -225,7 +225,7 @@ def test_a_server_that_dies_in_the_middle_is_told_and_the_command_again_succeeds
         lambda store: versions.register(store, run_id, NAME),
     ):
         store = Store(remote.settings)
-        store.client = DyingServer(store.client, server, 4)  # type: ignore[assignment]
+        store.client = ServerKillingClient(store.client, server, 4)  # type: ignore[assignment]
         began = time.monotonic()
         with pytest.raises(Unreachable, match="refused"):
             act(store)
@@ -239,7 +239,7 @@ def test_a_server_that_dies_in_the_middle_is_told_and_the_command_again_succeeds
     assert written == [1, 2, 1]  # the move was made before the server died, and is not made twice
 
 
-class DyingServer:
+class ServerKillingClient:
     """An MLflow client whose server is killed before its n-th call."""
 
     def __init__(self, client: Any, server: MLflowServer, call: int) -> None:

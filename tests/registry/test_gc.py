@@ -25,7 +25,7 @@ from registry.store import Store, candidates
 from registry.store.lineage import Publication, publication_tag
 from tests.support.adapters import NAME, aliases, log_adapter, make_version, put, ref, write_adapter
 from tests.support.mlflow_server import MLflowServer
-from tests.support.registry.mortal import Killed, Mortal
+from tests.support.registry.killed import Killed, KilledAtCall
 from tests.support.serving.status import STATUS
 from tests.support.web import running
 
@@ -219,7 +219,7 @@ def test_killed_at_any_step_it_is_finished_by_the_next(settings: Settings, tmp_p
     while True:
         old = make_version(store, tmp_path / str(died), seed=died + 1)
         path, client = directory_of(store, old), store.client
-        store.client = Mortal(client, died, after=after)
+        store.client = KilledAtCall(client, died, after=after)
         try:
             finished = collect(store)
         except Killed:
@@ -265,7 +265,7 @@ def test_a_directory_that_is_not_the_adapters_own_is_never_deleted(
     assert tmp_path.exists()
 
 
-class Handler(BaseHTTPRequestHandler):
+class FakeReplicaHandler(BaseHTTPRequestHandler):
     server: Any
 
     def do_GET(self) -> None:
@@ -280,7 +280,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def replica() -> Iterator[Any]:
     """A server that tells what a replica tells; `status` is what it tells."""
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), FakeReplicaHandler)
     server.status, server.url = STATUS, f"http://127.0.0.1:{server.server_port}"
     with running(server):
         yield server

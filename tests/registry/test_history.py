@@ -13,7 +13,7 @@ from registry.refs import AliasRef
 from registry.settings import Settings
 from registry.store import Store
 from tests.support.adapters import NAME, aliases, make_version, ref
-from tests.support.registry.mortal import Killed, Mortal
+from tests.support.registry.killed import Killed, KilledAtCall
 
 
 @pytest.fixture
@@ -127,9 +127,9 @@ def test_a_promoter_killed_at_any_step_leaves_nothing_that_the_next_does_not_men
     finished = False
     for calls in range(30):
         here, there = (2, 3) if aliases(three)["production"] != 2 else (3, 2)
-        mortal: Any = Mortal(three, calls, after=after)
+        killed: Any = KilledAtCall(three, calls, after=after)
         try:
-            promotion.promote(mortal, ref(here), "production", actor="the dead")
+            promotion.promote(killed, ref(here), "production", actor="the dead")
             finished = True
         except Killed:
             pass
@@ -146,7 +146,7 @@ def test_a_promoter_killed_at_any_step_leaves_nothing_that_the_next_does_not_men
 def test_a_promoter_overtaken_between_its_steps_leaves_the_head(three: Store) -> None:
     """The slow one has written its move and is about to set the alias when another moves it on."""
 
-    class Slow:
+    class SlowStore:
         def __init__(self) -> None:
             self.overtaken = False
 
@@ -159,7 +159,7 @@ def test_a_promoter_overtaken_between_its_steps_leaves_the_head(three: Store) ->
                 promotion.promote(three, ref(3), "production", actor="the quick")
             three.set_alias(ref_, number)
 
-    slow: Any = Slow()
+    slow: Any = SlowStore()
     promotion.promote(slow, ref(2), "production", actor="the slow")
     past = history.read(three, NAME)
     assert [move.actor for move in past.moves] == ["ann", "the slow", "the quick"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.registry.hub import Hub, hub
+from tests.support.registry.fake_hub import FakeHub, hub
 
 FILES = {"train.jsonl": b'{"text": "a"}\n', "rows.py": b"raise SystemExit", "weights.bin": b"", "README.md": b"# Rows"}
 CODE = """
@@ -27,7 +27,7 @@ except errors.LoradockError as error:
 
 
 @pytest.fixture(scope="module")
-def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
     """A Hub with one data set that can be fetched, and several that cannot."""
     with hub(tmp_path_factory.mktemp("hub") / "hub") as found:
         for name in ("org/rows", "org/gated", "org/broken", "org/denied", "org/revision"):
@@ -39,7 +39,7 @@ def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield found
 
 
-def fetch(home: Path, answering: Hub, repository: str, kind: str = "dataset_snapshot", *words: str) -> str:
+def fetch(home: Path, answering: FakeHub, repository: str, kind: str = "dataset_snapshot", *words: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", CODE, kind, repository, *words],
         env={**os.environ, **answering.environment(home)},
@@ -63,21 +63,21 @@ def fetch(home: Path, answering: Hub, repository: str, kind: str = "dataset_snap
         ("org/broken", "Unreachable: the Hub cannot be reached, and 'org/broken' is not in its local cache; "),
     ],
 )
-def test_what_the_hub_answers_is_told(tmp_path: Path, answering: Hub, repository: str, said: str) -> None:
+def test_what_the_hub_answers_is_told(tmp_path: Path, answering: FakeHub, repository: str, said: str) -> None:
     assert fetch(tmp_path, answering, repository).startswith(said)
 
 
-def test_only_rows_and_the_readme_are_fetched(tmp_path: Path, answering: Hub) -> None:
+def test_only_rows_and_the_readme_are_fetched(tmp_path: Path, answering: FakeHub) -> None:
     assert fetch(tmp_path, answering, "org/rows") == "['README.md', 'train.jsonl']\n"
 
 
-def test_a_model_that_is_not_there(tmp_path: Path, answering: Hub) -> None:
+def test_a_model_that_is_not_there(tmp_path: Path, answering: FakeHub) -> None:
     assert fetch(tmp_path, answering, "org/missing", "snapshot").startswith(
         "NotFound: the Hub has no model 'org/missing'"
     )
 
 
-def test_what_must_be_here_is_not_fetched(tmp_path: Path, answering: Hub) -> None:
+def test_what_must_be_here_is_not_fetched(tmp_path: Path, answering: FakeHub) -> None:
     answering.make("org/base", private=False)
     files: dict[str, bytes | dict[str, Any] | None] = {"config.json": b"{}", "model.safetensors": b"weights"}
     answering.change("org/base", files, title="Base")
@@ -97,7 +97,7 @@ def test_what_must_be_here_is_not_fetched(tmp_path: Path, answering: Hub) -> Non
     assert answering.asked == []
 
 
-def test_a_part_that_another_program_left_in_the_cache_is_not_the_base(tmp_path: Path, answering: Hub) -> None:
+def test_a_part_that_another_program_left_in_the_cache_is_not_the_base(tmp_path: Path, answering: FakeHub) -> None:
     """Transformers keeps no list of a repository's files beside what it has fetched."""
     repository = tmp_path / "hub" / "models--org--parts"
     snapshot = repository / "snapshots" / ("a" * 40)

@@ -14,7 +14,7 @@ from registry.refs import VersionRef
 from registry.store import Store
 from tests.support import shell
 from tests.support.adapters import write_adapter
-from tests.support.registry.hub import Hub, hub
+from tests.support.registry.fake_hub import FakeHub, hub
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def holding(repository: Path, tmp_path: Path) -> Iterator[Hub]:
+def holding(repository: Path, tmp_path: Path) -> Iterator[FakeHub]:
     """A Hub that holds that adapter as org/calm."""
     with hub(tmp_path / "hub") as found:
         found.upload("org/calm", repository)
@@ -38,7 +38,7 @@ def holding(repository: Path, tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def command(store: Store, base_dir: Path, holding: Hub, tmp_path: Path) -> Command:
+def command(store: Store, base_dir: Path, holding: FakeHub, tmp_path: Path) -> Command:
     """`loradock import` against that Hub."""
 
     def run(source: str, *options: str) -> shell.Done:
@@ -49,7 +49,7 @@ def command(store: Store, base_dir: Path, holding: Hub, tmp_path: Path) -> Comma
 
 
 def test_an_adapter_from_the_hub_is_imported_with_its_commit(
-    store: Store, command: Command, holding: Hub, repository: Path
+    store: Store, command: Command, holding: FakeHub, repository: Path
 ) -> None:
     done = command("org/calm@main")
     assert done.exit_code == 0, done.err
@@ -67,7 +67,7 @@ def test_an_adapter_from_the_hub_is_imported_with_its_commit(
 
 
 def test_a_pickle_on_the_hub_is_fetched_only_when_it_is_to_be_converted(
-    store: Store, command: Command, holding: Hub, repository: Path
+    store: Store, command: Command, holding: FakeHub, repository: Path
 ) -> None:
     import torch
     from safetensors.torch import load_file
@@ -85,7 +85,7 @@ def test_a_pickle_on_the_hub_is_fetched_only_when_it_is_to_be_converted(
     versions.verify(store, store.version(VersionRef("support-bot", 1)))
 
 
-def test_a_repository_on_the_hub_without_adapter(command: Command, holding: Hub) -> None:
+def test_a_repository_on_the_hub_without_adapter(command: Command, holding: FakeHub) -> None:
     holding.change("org/calm", {CONFIG: None}, title="Take it away")
     done = command("org/calm")
     assert done.exit_code == 2

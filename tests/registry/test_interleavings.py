@@ -25,7 +25,7 @@ from registry import history, promotion
 from registry.errors import Conflict, NotFound
 from registry.store import Store
 from tests.support.adapters import NAME, make_version, ref
-from tests.support.registry.mortal import Killed
+from tests.support.registry.killed import Killed
 
 VERSIONS: Final = 4
 ALIAS: Final = "production"
@@ -37,12 +37,12 @@ Turn = tuple[int, int, bool]
 """Which promoter goes on, for how many calls, and whether it dies then."""
 
 
-class Memory:
+class FakeMLflowClient:
     """Of MLflow's client what a promotion calls: params that are written once, aliases whose last write wins."""
 
     def __init__(self, versions: Sequence[Any]) -> None:
         self._versions = {str(found.version): found for found in versions}
-        self._runs: defaultdict[str, Run] = defaultdict(Run)
+        self._runs: defaultdict[str, FakeRun] = defaultdict(FakeRun)
         self._aliases: dict[str, str] = {}
         self._made = count()
 
@@ -66,7 +66,7 @@ class Memory:
 
     def create_run(self, _experiment: str, *, run_name: str) -> Any:
         run_id = f"{run_name} {next(self._made)}"
-        self._runs[run_id] = Run()
+        self._runs[run_id] = FakeRun()
         return SimpleNamespace(info=SimpleNamespace(run_id=run_id))
 
     def set_terminated(self, _run_id: str) -> None:
@@ -77,7 +77,7 @@ class Memory:
 
     def get_run(self, run_id: str) -> Any:
         run = self._runs[run_id]
-        return SimpleNamespace(data=Run(dict(run.params), dict(run.tags)))
+        return SimpleNamespace(data=FakeRun(dict(run.params), dict(run.tags)))
 
     def set_tag(self, run_id: str, key: str, value: str) -> None:
         self._runs[run_id].tags[key] = value
@@ -89,14 +89,14 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class FakeRun:
     """One of MLflow's."""
 
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
 
-class Promoter:
+class SteppedClient:
     """A client of MLflow's that makes a call when it is told to, and the thread that promotes with it."""
 
     def __init__(self, store: Store, name: str, numbers: Sequence[int]) -> None:
@@ -176,10 +176,10 @@ NOT_YET = [(2, 12), (0, 11), (2, 6)]
 def test_in_whatever_order_their_calls_come_the_alias_ends_where_history_says(
     store: Store, versions: Sequence[Any], intact: None, room: int, plan: Plan, turns: Sequence[Turn]
 ) -> None:
-    memory: Any = Memory(versions)
+    memory: Any = FakeMLflowClient(versions)
     store.client, store.entries_per_run = memory, room
     promotion.promote(store, ref(1), ALIAS, actor="ann")
-    promoters = [Promoter(store, f"promoter {number}", numbers) for number, numbers in enumerate(plan)]
+    promoters = [SteppedClient(store, f"promoter {number}", numbers) for number, numbers in enumerate(plan)]
     for number, calls, dies in turns:
         promoters[number].go(calls, dies=dies)
         assert history.read(store, NAME, alias=ALIAS).drifts == ()

@@ -22,7 +22,7 @@ def replica(status: int = 202) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Something that takes a nudge, and what it was sent."""
     seen: list[tuple[str, str]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class FakeReplicaHandler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             seen.append((self.path, self.headers.get("Authorization", "")))
             self.send_response(status)
@@ -34,7 +34,7 @@ def replica(status: int = 202) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
         def log_message(self, *_: Any) -> None: ...
 
-    with running(HTTPServer(("127.0.0.1", 0), Handler)) as server:
+    with running(HTTPServer(("127.0.0.1", 0), FakeReplicaHandler)) as server:
         yield f"http://127.0.0.1:{server.server_port}", seen
 
 

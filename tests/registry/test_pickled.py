@@ -20,7 +20,7 @@ from registry.store import Store
 from tests.support.adapters import write_adapter
 
 
-class Hostile:
+class HostileObject:
     """An object whose unpickling makes a file."""
 
     def __init__(self, proof: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(
     store: Store, base: LocalBase, old: Path, tmp_path: Path, form: str
 ) -> None:
     proof, path = tmp_path / "it-ran", old / "adapter_model.bin"
-    content = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": Hostile(proof)}
+    content = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": HostileObject(proof)}
     if form == "bare":
         path.write_bytes(pickle.dumps(content))
     else:

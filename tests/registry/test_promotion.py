@@ -149,7 +149,7 @@ def test_a_clock_that_lags_or_leads_puts_no_move_before_the_one_it_follows(
     hour = timedelta(hours=1)
     for number, skew in ((1, hour), (2, -hour), (3, 0 * hour)):
         with monkeypatch.context() as skewed:
-            skewed.setattr(entries, "datetime", Clock(datetime.now(UTC) + skew))
+            skewed.setattr(entries, "datetime", FakeDatetime(datetime.now(UTC) + skew))
             promotion.promote(three, ref(number), "production", actor="ann")
     past = history.read(three, NAME)
     moments = [move.at for move in past.moves]
@@ -159,7 +159,7 @@ def test_a_clock_that_lags_or_leads_puts_no_move_before_the_one_it_follows(
     assert past.at(moments[0] - timedelta(microseconds=1)) == {}
 
 
-class Clock:
+class FakeDatetime:
     """A clock that stands at one moment."""
 
     def __init__(self, moment: datetime) -> None:

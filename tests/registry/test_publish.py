@@ -24,7 +24,7 @@ from registry.store.lineage import Publication
 from registry.versions import register
 from tests.support import shell
 from tests.support.adapters import NAME, SMOL, log_adapter, ref, write_adapter
-from tests.support.registry.hub import TOKEN, Hub, hub
+from tests.support.registry.fake_hub import TOKEN, FakeHub, hub
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ Publish = Callable[..., shell.Done]
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> Iterator[Hub]:
+def there(tmp_path: Path) -> Iterator[FakeHub]:
     """A Hub that holds the card of a base, org/base."""
     with hub(tmp_path / "hub") as found:
         found.make("org/base", private=False)
@@ -43,7 +43,7 @@ def there(tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def on_hub(there: Hub) -> Base:
+def on_hub(there: FakeHub) -> Base:
     return SMOL.model_copy(update={"id": "org/base", "revision": there.read("org/base")["commits"][-1]["id"]})
 
 
@@ -60,7 +60,7 @@ def made_of(store: Store, directory: Path, base: Base, **kind: Any) -> Version:
 
 
 @pytest.fixture
-def publish(there: Hub, tmp_path: Path) -> Publish:
+def publish(there: FakeHub, tmp_path: Path) -> Publish:
     """The command, without its REF."""
 
     def run(number: int, *options: str, repo: str = REPO, **environment: str) -> shell.Done:
@@ -70,7 +70,7 @@ def publish(there: Hub, tmp_path: Path) -> Publish:
     return run
 
 
-def ours(there: Hub, repo: str = REPO) -> list[str]:
+def ours(there: FakeHub, repo: str = REPO) -> list[str]:
     """The ids of the commits that published something, oldest first."""
     return [one["id"] for one in there.read(repo)["commits"] if one["title"].startswith("Publish ")]
 
@@ -104,7 +104,7 @@ def evaluated(store: Store, version: Version) -> Evidence:
 
 
 def test_a_version_goes_to_the_hub_in_one_commit_and_comes_back_with_the_same_digest(
-    store: Store, there: Hub, made: Version, publish: Publish, base_dir: Path, tmp_path: Path
+    store: Store, there: FakeHub, made: Version, publish: Publish, base_dir: Path, tmp_path: Path
 ) -> None:
     evaluated(store, made)
     done = publish(1)
@@ -136,7 +136,7 @@ def test_a_version_goes_to_the_hub_in_one_commit_and_comes_back_with_the_same_di
 
 
 def test_the_card_says_what_the_hub_and_people_ask_for(
-    store: Store, there: Hub, made: Version, publish: Publish, on_hub: Base
+    store: Store, there: FakeHub, made: Version, publish: Publish, on_hub: Base
 ) -> None:
     evaluated(store, made)
     store.client.log_param(made.facts.run_id, "data.file", f"org/rows@{'a' * 40}, secret-customers.jsonl")
@@ -177,7 +177,7 @@ def test_the_card_says_what_the_hub_and_people_ask_for(
 
 
 def test_what_the_card_says_of_peft_loads_the_adapter(
-    store: Store, there: Hub, publish: Publish, shallow_dir: Path, tmp_path: Path
+    store: Store, there: FakeHub, publish: Publish, shallow_dir: Path, tmp_path: Path
 ) -> None:
     revision = there.upload("org/shallow", shallow_dir)
     base = SMOL.model_copy(update={"id": "org/shallow", "revision": revision})
@@ -204,7 +204,7 @@ with torch.no_grad():
     assert told.returncode == 0, told.stderr
 
 
-def test_publishing_again_commits_nothing(store: Store, there: Hub, made: Version, publish: Publish) -> None:
+def test_publishing_again_commits_nothing(store: Store, there: FakeHub, made: Version, publish: Publish) -> None:
     first = json.loads(publish(1).out)
     there.asked.clear()
     done = publish(1, "--license", "not-looked-at")
@@ -215,7 +215,7 @@ def test_publishing_again_commits_nothing(store: Store, there: Hub, made: Versio
 
 
 def test_the_next_version_takes_its_place_and_the_one_before_can_come_back(
-    store: Store, there: Hub, made: Version, on_hub: Base, publish: Publish, tmp_path: Path
+    store: Store, there: FakeHub, made: Version, on_hub: Base, publish: Publish, tmp_path: Path
 ) -> None:
     made_of(store, tmp_path / "second", on_hub, seed=2)
     commits = [json.loads(publish(number).out)["commit"] for number in (1, 2, 1)]
@@ -226,7 +226,7 @@ def test_the_next_version_takes_its_place_and_the_one_before_can_come_back(
 
 
 def test_files_of_the_version_before_that_the_next_has_not_are_taken_away(
-    there: Hub, made: Version, publish: Publish, tmp_path: Path
+    there: FakeHub, made: Version, publish: Publish, tmp_path: Path
 ) -> None:
     earlier = tmp_path / "earlier"
     write_adapter(earlier, seed=5)
@@ -240,20 +240,22 @@ def test_files_of_the_version_before_that_the_next_has_not_are_taken_away(
 
 
 @pytest.mark.parametrize("public", [False, True])
-def test_who_sees_it_is_said(there: Hub, made: Version, publish: Publish, public: bool) -> None:
+def test_who_sees_it_is_said(there: FakeHub, made: Version, publish: Publish, public: bool) -> None:
     done = publish(1, *(["--public"] if public else []))
     assert json.loads(done.out)["private"] is not public
     assert there.read(REPO)["private"] is not public
 
 
-def test_a_public_repository_takes_it_only_when_that_was_asked_for(there: Hub, made: Version, publish: Publish) -> None:
+def test_a_public_repository_takes_it_only_when_that_was_asked_for(
+    there: FakeHub, made: Version, publish: Publish
+) -> None:
     there.make(REPO, private=False)
     is_refused(publish(1), 3, f"{REPO} is public", "--public")
     assert ours(there) == []
     assert publish(1, "--public").exit_code == 0
 
 
-def test_a_private_repository_stays_private(there: Hub, made: Version, publish: Publish) -> None:
+def test_a_private_repository_stays_private(there: FakeHub, made: Version, publish: Publish) -> None:
     there.make(REPO, private=True)
     done = publish(1, "--public")
     assert json.loads(done.out)["private"] is True
@@ -262,7 +264,7 @@ def test_a_private_repository_stays_private(there: Hub, made: Version, publish: 
 
 @pytest.mark.parametrize("before", [False, True])
 def test_what_somebody_else_wrote_is_not_written_over(
-    there: Hub, made: Version, on_hub: Base, store: Store, publish: Publish, tmp_path: Path, before: bool
+    there: FakeHub, made: Version, on_hub: Base, store: Store, publish: Publish, tmp_path: Path, before: bool
 ) -> None:
     """Neither a repository of theirs, nor what they changed in one that loradock published to."""
     if before:
@@ -278,7 +280,7 @@ def test_what_somebody_else_wrote_is_not_written_over(
 
 
 def test_a_change_to_the_card_does_not_make_a_published_version_another(
-    store: Store, there: Hub, made: Version, publish: Publish
+    store: Store, there: FakeHub, made: Version, publish: Publish
 ) -> None:
     first = json.loads(publish(1).out)
     there.change(REPO, {"README.md": b"---\nlicense: mit\n---\nMine\n"}, title="Mine")
@@ -286,7 +288,7 @@ def test_a_change_to_the_card_does_not_make_a_published_version_another(
     assert len(store.publications(ref(1))) == 1
 
 
-def test_of_two_who_write_at_once_one_is_told(there: Hub, made: Version, publish: Publish) -> None:
+def test_of_two_who_write_at_once_one_is_told(there: FakeHub, made: Version, publish: Publish) -> None:
     """Another commit comes between the look at the repository and the commit."""
     there.make(REPO, private=True)
     there.fail(
@@ -298,7 +300,7 @@ def test_of_two_who_write_at_once_one_is_told(there: Hub, made: Version, publish
 
 
 def test_two_who_publish_the_same_at_once_both_succeed(
-    store: Store, there: Hub, made: Version, publish: Publish
+    store: Store, there: FakeHub, made: Version, publish: Publish
 ) -> None:
     others: list[shell.Done] = []
     there.make(REPO, private=True)
@@ -309,7 +311,7 @@ def test_two_who_publish_the_same_at_once_both_succeed(
     assert {one.revision for one in store.publications(ref(1))} == set(ours(there))
 
 
-def test_a_repository_that_another_makes_meanwhile_is_taken(there: Hub, made: Version, publish: Publish) -> None:
+def test_a_repository_that_another_makes_meanwhile_is_taken(there: FakeHub, made: Version, publish: Publish) -> None:
     there.fail("POST /api/repos/create", when="never", times=1, act=lambda: there.make(REPO, private=True))
     assert publish(1).exit_code == 0
     assert len(ours(there)) == 1
@@ -346,7 +348,7 @@ INJECTED: Mapping[str, tuple[dict[str, Any], int, str]] = {
 
 @pytest.mark.parametrize("fault", INJECTED)
 def test_a_fault_is_told_in_a_line_and_the_next_call_goes_on(
-    store: Store, there: Hub, made: Version, publish: Publish, fault: str
+    store: Store, there: FakeHub, made: Version, publish: Publish, fault: str
 ) -> None:
     injected, code, said = INJECTED[fault]
     there.fail(**injected)
@@ -370,7 +372,7 @@ PASSING: Mapping[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_a_fault_that_passes_does_no_harm(
-    store: Store, there: Hub, made: Version, publish: Publish, fault: str
+    store: Store, there: FakeHub, made: Version, publish: Publish, fault: str
 ) -> None:
     there.fail(**PASSING[fault], times=1)
     done = publish(1)
@@ -381,7 +383,7 @@ def test_a_fault_that_passes_does_no_harm(
 
 
 def test_a_commit_that_was_made_is_found_by_the_next_call(
-    store: Store, there: Hub, made: Version, publish: Publish
+    store: Store, there: FakeHub, made: Version, publish: Publish
 ) -> None:
     def cut() -> None:
         there.fail(".*")
@@ -395,7 +397,7 @@ def test_a_commit_that_was_made_is_found_by_the_next_call(
     assert [publication.revision] == ours(there)
 
 
-def test_an_upload_through_xet_that_fails_is_told(there: Hub, made: Version, publish: Publish) -> None:
+def test_an_upload_through_xet_that_fails_is_told(there: FakeHub, made: Version, publish: Publish) -> None:
     """The client uploads through Xet where that is not switched off, and this Hub has none."""
     is_refused(publish(1, HF_HUB_DISABLE_XET="0"), 6, "the Hub cannot be reached: ConnectionError")
     assert any("xet-write-token" in line for line in there.asked)
@@ -414,7 +416,7 @@ def test_an_upload_through_xet_that_fails_is_told(there: Hub, made: Version, pub
     ],
 )
 def test_killed_on_the_way_it_goes_on(
-    store: Store, there: Hub, made: Version, publish: Publish, tmp_path: Path, pattern: str, when: str
+    store: Store, there: FakeHub, made: Version, publish: Publish, tmp_path: Path, pattern: str, when: str
 ) -> None:
     words = [str(Path(sys.executable).with_name("loradock")), "publish", f"{NAME}/1", "--repo", REPO]
     running = subprocess.Popen(words, env={**os.environ, **there.environment(tmp_path / "hf")})
@@ -426,7 +428,7 @@ def test_killed_on_the_way_it_goes_on(
     assert there.files(REPO)[WEIGHTS] == (tmp_path / "adapter" / WEIGHTS).read_bytes()
 
 
-def test_no_token_and_no_hub_are_said_before_anything_is_read(there: Hub, made: Version, publish: Publish) -> None:
+def test_no_token_and_no_hub_are_said_before_anything_is_read(there: FakeHub, made: Version, publish: Publish) -> None:
     is_refused(publish(1, HF_TOKEN=""), 2, "asks for a token", "HF_TOKEN")
     is_refused(publish(1, HF_HUB_OFFLINE="1"), 6, "HF_HUB_OFFLINE is set", "unset it")
     assert there.asked == []
@@ -435,7 +437,7 @@ def test_no_token_and_no_hub_are_said_before_anything_is_read(there: Hub, made: 
 
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_token_is_shown_nowhere(
-    store: Store, there: Hub, made: Version, publish: Publish, home: Path, tmp_path: Path, debug: bool
+    store: Store, there: FakeHub, made: Version, publish: Publish, home: Path, tmp_path: Path, debug: bool
 ) -> None:
     wrong = "hf_AnotherSecretThatNobodyKnows"
     words = ["--debug"] if debug else []
@@ -454,7 +456,9 @@ def test_a_token_is_shown_nowhere(
         assert not any(secret.encode() in path.read_bytes() for path in written)
 
 
-def test_damaged_bytes_are_not_published(store: Store, there: Hub, made: Version, publish: Publish, home: Path) -> None:
+def test_damaged_bytes_are_not_published(
+    store: Store, there: FakeHub, made: Version, publish: Publish, home: Path
+) -> None:
     (stored,) = home.rglob(WEIGHTS)
     content = bytearray(stored.read_bytes())
     content[-1] ^= 1
@@ -464,7 +468,7 @@ def test_damaged_bytes_are_not_published(store: Store, there: Hub, made: Version
 
 
 def test_a_base_without_a_licence_asks_for_one(
-    store: Store, there: Hub, made: Version, publish: Publish, tmp_path: Path
+    store: Store, there: FakeHub, made: Version, publish: Publish, tmp_path: Path
 ) -> None:
     there.change("org/base", {"README.md": None}, title="No card")
     bare = made.facts.base.model_copy(update={"revision": there.read("org/base")["commits"][-1]["id"]})
@@ -483,7 +487,7 @@ def test_a_base_without_a_licence_asks_for_one(
 
 
 def test_a_path_of_this_machine_in_the_configuration_is_told(
-    store: Store, there: Hub, on_hub: Base, publish: Publish, tmp_path: Path
+    store: Store, there: FakeHub, on_hub: Base, publish: Publish, tmp_path: Path
 ) -> None:
     made_of(store, tmp_path / "adapter", on_hub, config={"base_model_name_or_path": "/home/ann/models/base"})
     done = publish(1)
@@ -492,7 +496,7 @@ def test_a_path_of_this_machine_in_the_configuration_is_told(
 
 
 def test_a_gitignore_that_leaves_files_out_is_noticed(
-    store: Store, there: Hub, made: Version, publish: Publish
+    store: Store, there: FakeHub, made: Version, publish: Publish
 ) -> None:
     there.make(REPO, private=True)
     there.change(REPO, {".gitignore": WEIGHTS.encode()}, title="Ignore")
@@ -501,12 +505,12 @@ def test_a_gitignore_that_leaves_files_out_is_noticed(
 
 
 @pytest.mark.parametrize("repo", ["calm", "org/calm@main", "/org/calm", "org/calm/deep", "org/..", "org/ca lm"])
-def test_a_name_that_is_no_repositorys(there: Hub, made: Version, publish: Publish, repo: str) -> None:
+def test_a_name_that_is_no_repositorys(there: FakeHub, made: Version, publish: Publish, repo: str) -> None:
     is_refused(publish(1, repo=repo), 2, "is no repository's name", "ORG/NAME")
 
 
 def test_the_newest_merged_model_is_published_as_a_model(
-    store: Store, there: Hub, made: Version, publish: Publish, tmp_path: Path
+    store: Store, there: FakeHub, made: Version, publish: Publish, tmp_path: Path
 ) -> None:
     is_refused(publish(1, "--merged"), 5, f"there is no merged model of {NAME}/1", f"loradock merge {NAME}/1")
     for number in (1, 2):

@@ -69,7 +69,7 @@ def test_one_that_was_overtaken_and_dies_when_it_has_set_the_alias_back_is_no_dr
     promotion.promote(store, ref(1), "production", actor="ann")
     quick = Store(settings)
 
-    class Slow:
+    class SlowClient:
         def __getattr__(self, name: str) -> Any:
             return getattr(quick.client, name)
 
@@ -79,7 +79,7 @@ def test_one_that_was_overtaken_and_dies_when_it_has_set_the_alias_back_is_no_dr
             sys.exit("killed")
 
     slow = Store(settings)
-    slow.client = Slow()  # type: ignore[assignment]
+    slow.client = SlowClient()  # type: ignore[assignment]
     with pytest.raises(SystemExit):
         promotion.promote(slow, ref(2), "production", actor="the slow")
     past = history.read(store, NAME)

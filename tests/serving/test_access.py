@@ -82,7 +82,7 @@ def test_the_keys_that_vllm_was_given_are_those_that_it_would_take(
     assert [key for key in (args.api_key or [environ.get("VLLM_API_KEY")]) if key] == []
 
 
-class Door:
+class GuardHarness:
     """A guard with nothing behind it but a note of who came through."""
 
     def __init__(self, keys: Keys) -> None:
@@ -120,65 +120,65 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", COMPUTING)
 def test_a_key_opens_what_computes(path: str, file: Path) -> None:
     secret = keyfile.add(file, "ci", may=["bot"])
-    door = Door(Keys(file))
-    assert door.ask("POST", path, **JSON)[0] == 401
-    assert door.ask("POST", path, "wrong", **JSON)[0] == 401
-    assert door.ask("POST", path, secret, **JSON) == (200, "ci")
-    assert door.refused == [("", 401), ("", 401)]
+    harness = GuardHarness(Keys(file))
+    assert harness.ask("POST", path, **JSON)[0] == 401
+    assert harness.ask("POST", path, "wrong", **JSON)[0] == 401
+    assert harness.ask("POST", path, secret, **JSON) == (200, "ci")
+    assert harness.refused == [("", 401), ("", 401)]
 
 
 @pytest.mark.parametrize("path", FOR_ADMINS)
 def test_only_an_admins_key_opens_the_rest(path: str, file: Path) -> None:
     secret, root = keyfile.add(file, "ci", may=["**"]), keyfile.add(file, "root", admin=True)
-    door = Door(Keys(file, own=["vllms"]))
-    assert door.ask("POST", path)[0] == 401
-    status, body = door.ask("POST", path, secret)
+    harness = GuardHarness(Keys(file, own=["vllms"]))
+    assert harness.ask("POST", path)[0] == 401
+    status, body = harness.ask("POST", path, secret)
     assert (status, body["error"]["code"]) == (403, "permission_denied")
     assert path in body["error"]["message"]
-    assert door.ask("POST", path, root) == (200, "root")
-    assert door.ask("POST", path, "vllms")[0] == 200
-    assert door.refused == [("", 401), ("ci", 403)]
+    assert harness.ask("POST", path, root) == (200, "root")
+    assert harness.ask("POST", path, "vllms")[0] == 200
+    assert harness.refused == [("", 401), ("ci", 403)]
 
 
 def test_without_keys_what_an_admin_changes_is_closed_and_the_rest_open() -> None:
-    door = Door(Keys())
+    harness = GuardHarness(Keys())
     for path in FOR_ADMINS:
-        assert door.ask("POST", path)[0] == 403
+        assert harness.ask("POST", path)[0] == 403
     for path in COMPUTING:
-        assert door.ask("POST", path, **JSON)[0] == 200
+        assert harness.ask("POST", path, **JSON)[0] == 200
     for path in (*READ_BY_ADMINS, access.STATUS, "/v1/models", "/metrics"):
-        assert door.ask("GET", path)[0] == 200
+        assert harness.ask("GET", path)[0] == 200
 
 
 def test_a_prefix_of_the_path_that_a_proxy_adds_does_not_count(file: Path) -> None:
     keyfile.add(file, "ci", may=["**"])
-    door = Door(Keys(file))
-    assert door.ask("GET", "/api/loradock/status", root="/api")[0] == 401
-    assert door.ask("GET", "/api/health", root="/api")[0] == 200
-    assert door.ask("POST", "/api/pause", root="/api")[0] == 401
+    harness = GuardHarness(Keys(file))
+    assert harness.ask("GET", "/api/loradock/status", root="/api")[0] == 401
+    assert harness.ask("GET", "/api/health", root="/api")[0] == 200
+    assert harness.ask("POST", "/api/pause", root="/api")[0] == 401
 
 
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "text/plain", "", "application/x-json"])
 def test_a_key_for_some_models_cannot_ask_where_the_model_is_not_seen(kind: str, file: Path) -> None:
     some, every = keyfile.add(file, "some", may=["*", "*@*", "*/*"]), keyfile.add(file, "every", may=["**"])
-    door = Door(Keys(file))
+    harness = GuardHarness(Keys(file))
     for path in ("/v1/audio/transcriptions", "/v1/completions"):
-        assert door.ask("POST", path, some, **{"content-type": kind})[0] == 403
-        assert door.ask("POST", path, every, **{"content-type": kind})[0] == 200
-    assert door.ask("", "/v1/realtime", every)[0] == 200
-    assert door.ask("GET", "/v1/models", some)[0] == 200
+        assert harness.ask("POST", path, some, **{"content-type": kind})[0] == 403
+        assert harness.ask("POST", path, every, **{"content-type": kind})[0] == 200
+    assert harness.ask("", "/v1/realtime", every)[0] == 200
+    assert harness.ask("GET", "/v1/models", some)[0] == 200
 
 
 def test_a_websocket_is_refused_before_it_opens(file: Path) -> None:
     some = keyfile.add(file, "some", may=["bot"])
-    door = Door(Keys(file))
-    assert door.ask("", "/v1/realtime")[0] == 401
-    assert door.ask("", "/v1/realtime", some)[0] == 403
-    assert door.ask("", "/new", some)[0] == 403
+    harness = GuardHarness(Keys(file))
+    assert harness.ask("", "/v1/realtime")[0] == 401
+    assert harness.ask("", "/v1/realtime", some)[0] == 403
+    assert harness.ask("", "/new", some)[0] == 403
 
 
 def test_no_header_names_the_model_past_the_body(file: Path) -> None:
     root = keyfile.add(file, "root", admin=True)
     header = {"x-amzn-sagemaker-adapter-identifier": "secret-bot"}
-    assert Door(Keys(file)).ask("POST", "/invocations", root, **JSON, **header)[0] == 400
-    assert Door(Keys()).ask("POST", "/invocations", **JSON, **header)[0] == 400
+    assert GuardHarness(Keys(file)).ask("POST", "/invocations", root, **JSON, **header)[0] == 400
+    assert GuardHarness(Keys()).ask("POST", "/invocations", **JSON, **header)[0] == 400

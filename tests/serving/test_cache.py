@@ -19,7 +19,7 @@ from serving.cache import Cache
 from tests.support.adapters import BASE_CONFIG, make_version
 
 
-class Shelf:
+class FakeStore:
     """A store of one adapter whose bytes a test may spoil; counts what is fetched."""
 
     def __init__(self, files: Path) -> None:
@@ -40,8 +40,8 @@ def version(store: Store, tmp_path: Path) -> Version:
 
 
 @pytest.fixture
-def shelf(version: Version, tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "adapter")
+def fake_store(version: Version, tmp_path: Path) -> FakeStore:
+    return FakeStore(tmp_path / "adapter")
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def cache_of(root: Path, shelf: Shelf, max_rank: int = 16) -> Cache:
-    return Cache(root, shelf.download, base_config=BASE_CONFIG, max_rank=max_rank)
+def cache_of(root: Path, fake_store: FakeStore, max_rank: int = 16) -> Cache:
+    return Cache(root, fake_store.download, base_config=BASE_CONFIG, max_rank=max_rank)
 
 
 def names(root: Path) -> list[str]:
@@ -66,12 +66,12 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_it_fetches_once_into_a_directory_named_by_digest(version: Version, shelf: Shelf, root: Path) -> None:
-    cache = cache_of(root, shelf)
+def test_it_fetches_once_into_a_directory_named_by_digest(version: Version, fake_store: FakeStore, root: Path) -> None:
+    cache = cache_of(root, fake_store)
     directory = cache.directory(version)
     assert directory == root / version.facts.digest
     assert cache.directory(version) == directory
-    assert shelf.fetched == 1
+    assert fake_store.fetched == 1
     verify(directory, version.facts.digest, what="the cached copy")
     assert names(root) == [version.facts.digest]
 
@@ -86,71 +86,73 @@ def test_it_fetches_from_a_real_store(store: Store, version: Version, settings: 
     assert (cache.directory(version) / WEIGHTS).is_file()
 
 
-def test_what_it_gives_is_closed_for_writing(version: Version, shelf: Shelf, root: Path) -> None:
-    directory = cache_of(root, shelf).directory(version)
+def test_what_it_gives_is_closed_for_writing(version: Version, fake_store: FakeStore, root: Path) -> None:
+    directory = cache_of(root, fake_store).directory(version)
     assert not any(path.stat().st_mode & 0o222 for path in (directory, *directory.rglob("*")))
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
 def test_a_tampered_download_is_refused_and_leaves_nothing(
-    name: str, version: Version, shelf: Shelf, root: Path
+    name: str, version: Version, fake_store: FakeStore, root: Path
 ) -> None:
-    flip(shelf.files / name)
+    flip(fake_store.files / name)
     with pytest.raises(DigestMismatch, match="changed"):
-        cache_of(root, shelf).directory(version)
+        cache_of(root, fake_store).directory(version)
     assert names(root) == []
 
 
-def test_a_truncated_download_is_refused(version: Version, shelf: Shelf, root: Path) -> None:
-    weights = shelf.files / WEIGHTS
+def test_a_truncated_download_is_refused(version: Version, fake_store: FakeStore, root: Path) -> None:
+    weights = fake_store.files / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(DigestMismatch):
-        cache_of(root, shelf).directory(version)
+        cache_of(root, fake_store).directory(version)
 
 
-def test_a_missing_manifest_is_refused(version: Version, shelf: Shelf, root: Path) -> None:
-    (shelf.files / MANIFEST).unlink()
+def test_a_missing_manifest_is_refused(version: Version, fake_store: FakeStore, root: Path) -> None:
+    (fake_store.files / MANIFEST).unlink()
     with pytest.raises(DigestMismatch, match="missing"):
-        cache_of(root, shelf).directory(version)
+        cache_of(root, fake_store).directory(version)
 
 
-def test_an_extra_file_is_refused(version: Version, shelf: Shelf, root: Path) -> None:
-    (shelf.files / "adapter_model.bin").write_bytes(b"a pickle")
+def test_an_extra_file_is_refused(version: Version, fake_store: FakeStore, root: Path) -> None:
+    (fake_store.files / "adapter_model.bin").write_bytes(b"a pickle")
     with pytest.raises(DigestMismatch, match="extra"):
-        cache_of(root, shelf).directory(version)
+        cache_of(root, fake_store).directory(version)
 
 
-def test_a_manifest_that_leads_outside_is_refused(version: Version, shelf: Shelf, root: Path) -> None:
+def test_a_manifest_that_leads_outside_is_refused(version: Version, fake_store: FakeStore, root: Path) -> None:
     entry = {"path": "../../etc/passwd", "size": 1, "sha256": "0" * 64}
-    (shelf.files / MANIFEST).write_text(json.dumps({"files": [entry]}))
+    (fake_store.files / MANIFEST).write_text(json.dumps({"files": [entry]}))
     with pytest.raises(LoradockError, match="outside"):
-        cache_of(root, shelf).directory(version)
+        cache_of(root, fake_store).directory(version)
 
 
 @pytest.mark.parametrize(
     "digest", ["", "..", "../" * 3 + "etc", "A" * 64, "0" * 63, "0" * 64 + "\n", "0" * 32 + "/" + "0" * 31]
 )
-def test_a_digest_that_is_none_touches_no_path(digest: str, version: Version, shelf: Shelf, root: Path) -> None:
+def test_a_digest_that_is_none_touches_no_path(
+    digest: str, version: Version, fake_store: FakeStore, root: Path
+) -> None:
     bad = version.model_copy(update={"facts": version.facts.model_copy(update={"digest": digest})})
     with pytest.raises(BadInput):
-        cache_of(root, shelf).directory(bad)
-    assert shelf.fetched == 0
+        cache_of(root, fake_store).directory(bad)
+    assert fake_store.fetched == 0
 
 
 def test_a_link_in_a_download_is_refused_even_to_the_right_bytes(
-    version: Version, shelf: Shelf, root: Path, tmp_path: Path
+    version: Version, fake_store: FakeStore, root: Path, tmp_path: Path
 ) -> None:
-    elsewhere = (shelf.files / WEIGHTS).rename(tmp_path / "elsewhere")
-    (shelf.files / WEIGHTS).symlink_to(elsewhere)
+    elsewhere = (fake_store.files / WEIGHTS).rename(tmp_path / "elsewhere")
+    (fake_store.files / WEIGHTS).symlink_to(elsewhere)
     with pytest.raises(DigestMismatch, match="link"):
-        cache_of(root, shelf).directory(version)
+        cache_of(root, fake_store).directory(version)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "extra", "linked", "a file", "a link"])
 def test_a_damaged_copy_is_replaced_and_never_given_out(
-    damage: str, version: Version, shelf: Shelf, root: Path, tmp_path: Path
+    damage: str, version: Version, fake_store: FakeStore, root: Path, tmp_path: Path
 ) -> None:
-    cache = cache_of(root, shelf)
+    cache = cache_of(root, fake_store)
     directory = cache.directory(version)
     directory.chmod(0o755)
     weights = directory / WEIGHTS
@@ -174,43 +176,43 @@ def test_a_damaged_copy_is_replaced_and_never_given_out(
             directory.rename(tmp_path / "elsewhere")
             directory.symlink_to(tmp_path / "elsewhere")
     again = cache.directory(version)
-    assert (again, shelf.fetched) == (directory, 2)
+    assert (again, fake_store.fetched) == (directory, 2)
     assert not any(path.is_symlink() for path in (again, *again.rglob("*")))
     verify(again, version.facts.digest, what="the replaced copy")
     assert names(root) == [version.facts.digest]
 
 
 def test_a_damaged_copy_stays_out_of_use_while_the_store_is_out_of_reach(
-    version: Version, shelf: Shelf, root: Path
+    version: Version, fake_store: FakeStore, root: Path
 ) -> None:
-    cache = cache_of(root, shelf)
+    cache = cache_of(root, fake_store)
     flip(cache.directory(version) / WEIGHTS)
-    shelf.error = Unreachable("MLflow is out of reach")
+    fake_store.error = Unreachable("MLflow is out of reach")
     with pytest.raises(Unreachable):
         cache.directory(version)
-    shelf.error = None
+    fake_store.error = None
     cache.directory(version)
 
 
-def test_a_whole_copy_needs_no_store(version: Version, shelf: Shelf, root: Path) -> None:
-    cache_of(root, shelf).directory(version)
-    shelf.error = Unreachable("MLflow is out of reach")
-    assert cache_of(root, shelf).directory(version).is_dir()
+def test_a_whole_copy_needs_no_store(version: Version, fake_store: FakeStore, root: Path) -> None:
+    cache_of(root, fake_store).directory(version)
+    fake_store.error = Unreachable("MLflow is out of reach")
+    assert cache_of(root, fake_store).directory(version).is_dir()
 
 
-def test_a_download_that_breaks_off_leaves_nothing(version: Version, shelf: Shelf, root: Path) -> None:
-    shelf.error = Unreachable("the connection was cut")
+def test_a_download_that_breaks_off_leaves_nothing(version: Version, fake_store: FakeStore, root: Path) -> None:
+    fake_store.error = Unreachable("the connection was cut")
     with pytest.raises(Unreachable):
-        cache_of(root, shelf).directory(version)
+        cache_of(root, fake_store).directory(version)
     assert names(root) == []
 
 
-def test_replicas_that_fetch_at_once_download_once(version: Version, shelf: Shelf, root: Path) -> None:
+def test_replicas_that_fetch_at_once_download_once(version: Version, fake_store: FakeStore, root: Path) -> None:
     barrier = threading.Barrier(4)
     found: list[Path] = []
 
     def run() -> None:
-        cache = cache_of(root, shelf)
+        cache = cache_of(root, fake_store)
         barrier.wait(timeout=30)
         found.append(cache.directory(version))
 
@@ -220,20 +222,20 @@ def test_replicas_that_fetch_at_once_download_once(version: Version, shelf: Shel
     for thread in threads:
         thread.join(timeout=60)
     assert found == [root / version.facts.digest] * 4
-    assert shelf.fetched == 1
+    assert fake_store.fetched == 1
     assert names(root) == [version.facts.digest]
 
 
 def test_an_adapter_above_the_rank_limit_is_not_servable_here(store: Store, tmp_path: Path, root: Path) -> None:
     version = make_version(store, tmp_path / "wide", "wide", rank=32)
-    shelf = Shelf(tmp_path / "wide")
+    fake_store = FakeStore(tmp_path / "wide")
     with pytest.raises(NotServable, match="rank is 32"):
-        cache_of(root, shelf).directory(version)
-    assert cache_of(root, shelf, max_rank=32).directory(version).is_dir()
-    assert shelf.fetched == 1
+        cache_of(root, fake_store).directory(version)
+    assert cache_of(root, fake_store, max_rank=32).directory(version).is_dir()
+    assert fake_store.fetched == 1
 
 
 def test_an_adapter_of_another_shape_is_not_servable_here(store: Store, tmp_path: Path, root: Path) -> None:
     version = make_version(store, tmp_path / "other", "other", hidden=640)
     with pytest.raises(NotServable, match="640 wide"):
-        cache_of(root, Shelf(tmp_path / "other")).directory(version)
+        cache_of(root, FakeStore(tmp_path / "other")).directory(version)

@@ -17,13 +17,13 @@ from click.testing import CliRunner
 from registry import replicas
 from registry.errors import BadInput, LoradockError, NotFound, Unreachable
 from serving import cli
-from tests.support.serving.status import STATUS, Replica
+from tests.support.serving.status import STATUS, FakeReplicaHandler
 from tests.support.web import running
 
 
 @pytest.fixture
 def replica() -> Iterator[Any]:
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), FakeReplicaHandler)
     server.asked, server.answer = [], (200, json.dumps(STATUS).encode())
     server.url = f"http://127.0.0.1:{server.server_port}"
     with running(server):

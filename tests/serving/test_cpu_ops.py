@@ -315,12 +315,12 @@ def test_install_elsewhere_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     from vllm import platforms
     from vllm.lora.punica_wrapper import punica_cpu
 
-    class Elsewhere:
+    class FakePlatform:
         def is_cpu(self) -> bool:
             return False
 
     stock = punica_cpu.PunicaWrapperCPU
-    monkeypatch.setattr(platforms, "current_platform", Elsewhere(), raising=False)
+    monkeypatch.setattr(platforms, "current_platform", FakePlatform(), raising=False)
     install()
     assert punica_cpu.PunicaWrapperCPU is stock
 

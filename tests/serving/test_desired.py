@@ -98,7 +98,7 @@ def test_a_plan_belongs_to_its_own_registry(one: Version, settings: Settings, mo
         Source(Settings()).read()
 
 
-class Emptied(Store):
+class EmptyStore(Store):
     """A registry that answers and holds nothing, as after a reset of its database."""
 
     def families(self) -> tuple[Family, ...]:
@@ -107,7 +107,7 @@ class Emptied(Store):
 
 def test_an_emptied_registry_is_unknown_and_not_empty(one: Version, settings: Settings) -> None:
     Source(settings).read()
-    reading = Source(settings, connect=Emptied).read()
+    reading = Source(settings, connect=EmptyStore).read()
     assert reading.promoted.versions == {"support-bot": one}
     assert "holds none" in reading.error
 

@@ -17,7 +17,7 @@ from tests.support.serving.versions import ONE, TWO, version
 HERE = Path("/adapters/one")
 
 
-class Client:
+class FakeEngineClient:
     """Answers with three pieces, and keeps what it was asked for."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Client:
         return self.loaded.pop(number, None) is not None
 
 
-class Count:
+class FakeAtomicCounter:
     """vLLM's AtomicCounter."""
 
     value = 0
@@ -57,12 +57,14 @@ class Count:
         return self.value
 
 
-class House:
+class EngineHarness:
     def __init__(self) -> None:
         self.now = 0.0
-        self.client = Client()
+        self.client = FakeEngineClient()
         self.table: dict[str, Any] = {}
-        models = Namespace(lora_requests=self.table, lora_id_counter=Count(), base_model_paths=[Namespace(name="smol")])
+        models = Namespace(
+            lora_requests=self.table, lora_id_counter=FakeAtomicCounter(), base_model_paths=[Namespace(name="smol")]
+        )
         self.engine = Engine(self.client, models, clock=lambda: self.now)
 
     async def bring(self, item: Any, name: str = "") -> None:
@@ -78,109 +80,109 @@ def run(story: Coroutine[Any, Any, None]) -> None:
 
 def test_a_version_has_a_name_and_an_id_of_its_own() -> None:
     async def story() -> None:
-        house = House()
-        await house.bring(ONE, "bot")
-        await house.bring(TWO)
-        requests = {number: request.lora_name for number, request in house.client.loaded.items()}
+        harness = EngineHarness()
+        await harness.bring(ONE, "bot")
+        await harness.bring(TWO)
+        requests = {number: request.lora_name for number, request in harness.client.loaded.items()}
         assert requests == {1: "bot/1", 2: "bot/2"}
-        assert not any(request.load_inplace for request in house.client.loaded.values())
-        assert house.table["bot"].lora_name == "bot/1"
-        house.engine.point("bot", TWO.ref)
-        assert house.table["bot"].lora_name == "bot/2"
-        assert house.engine.pointed == {"bot": TWO.ref}
+        assert not any(request.load_inplace for request in harness.client.loaded.values())
+        assert harness.table["bot"].lora_name == "bot/1"
+        harness.engine.point("bot", TWO.ref)
+        assert harness.table["bot"].lora_name == "bot/2"
+        assert harness.engine.pointed == {"bot": TWO.ref}
 
     run(story())
 
 
 def test_a_loaded_version_is_not_resident_before_it_is_admitted() -> None:
     async def story() -> None:
-        house = House()
-        await house.engine.add(ONE, HERE)
-        assert not house.engine.resident
-        house.engine.admit(ONE.ref)
-        assert house.engine.resident.keys() == {ONE.ref}
+        harness = EngineHarness()
+        await harness.engine.add(ONE, HERE)
+        assert not harness.engine.resident
+        harness.engine.admit(ONE.ref)
+        assert harness.engine.resident.keys() == {ONE.ref}
 
     run(story())
 
 
 def test_requests_are_counted_while_they_run_and_the_base_s_are_not() -> None:
     async def story() -> None:
-        house = House()
-        await house.bring(ONE, "bot")
-        answer = house.client.generate("x", lora_request=house.table["bot"])
-        assert house.engine.resident[ONE.ref].in_flight == 0
+        harness = EngineHarness()
+        await harness.bring(ONE, "bot")
+        answer = harness.client.generate("x", lora_request=harness.table["bot"])
+        assert harness.engine.resident[ONE.ref].in_flight == 0
         await anext(answer)
-        assert house.engine.resident[ONE.ref].in_flight == 1
-        assert [piece async for piece in house.client.generate("x")] == [0, 1, 2]
-        house.now = 7.0
+        assert harness.engine.resident[ONE.ref].in_flight == 1
+        assert [piece async for piece in harness.client.generate("x")] == [0, 1, 2]
+        harness.now = 7.0
         assert [piece async for piece in answer] == [1, 2]
-        assert house.engine.resident[ONE.ref].in_flight == 0
-        assert house.engine.resident[ONE.ref].idle_since == 7.0
-        assert [request and request.lora_name for request in house.client.asked] == ["bot/1", None]
+        assert harness.engine.resident[ONE.ref].in_flight == 0
+        assert harness.engine.resident[ONE.ref].idle_since == 7.0
+        assert [request and request.lora_name for request in harness.client.asked] == ["bot/1", None]
 
     run(story())
 
 
 def test_a_client_that_leaves_is_counted_out_and_its_request_is_aborted() -> None:
     async def story() -> None:
-        house = House()
-        await house.bring(ONE, "bot")
-        answer = house.client.generate("x", lora_request=house.table["bot"])
+        harness = EngineHarness()
+        await harness.bring(ONE, "bot")
+        answer = harness.client.generate("x", lora_request=harness.table["bot"])
         await anext(answer)
         await answer.aclose()
-        assert house.engine.resident[ONE.ref].in_flight == 0
-        assert house.client.closed == 1
+        assert harness.engine.resident[ONE.ref].in_flight == 0
+        assert harness.client.closed == 1
 
     run(story())
 
 
 def test_the_drain_counts_from_the_moment_the_name_moved() -> None:
     async def story() -> None:
-        house = House()
-        await house.bring(ONE, "bot")
-        await house.bring(TWO)
-        house.now = 42.0
-        house.engine.point("bot", TWO.ref)
-        assert house.engine.resident[ONE.ref].idle_since == 42.0
+        harness = EngineHarness()
+        await harness.bring(ONE, "bot")
+        await harness.bring(TWO)
+        harness.now = 42.0
+        harness.engine.point("bot", TWO.ref)
+        assert harness.engine.resident[ONE.ref].idle_since == 42.0
 
     run(story())
 
 
 def test_a_late_request_brings_a_version_back_under_its_old_id() -> None:
     async def story() -> None:
-        house = House()
-        await house.bring(ONE, "bot")
-        late = house.client.generate("x", lora_request=house.table["bot"])
-        house.engine.unpoint("bot")
-        await house.engine.remove(ONE.ref)
-        assert not house.engine.resident
+        harness = EngineHarness()
+        await harness.bring(ONE, "bot")
+        late = harness.client.generate("x", lora_request=harness.table["bot"])
+        harness.engine.unpoint("bot")
+        await harness.engine.remove(ONE.ref)
+        assert not harness.engine.resident
         assert [piece async for piece in late] == [0, 1, 2]
-        assert house.engine.resident.keys() == {ONE.ref}, "it is loaded again, so it must be retired again"
-        await house.bring(ONE, "bot")
-        assert house.client.loaded.keys() == {1}, "one name never has two ids"
+        assert harness.engine.resident.keys() == {ONE.ref}, "it is loaded again, so it must be retired again"
+        await harness.bring(ONE, "bot")
+        assert harness.client.loaded.keys() == {1}, "one name never has two ids"
 
     run(story())
 
 
 def test_what_vllm_refuses_is_not_servable_and_leaves_nothing() -> None:
     async def story() -> None:
-        house = House()
-        house.client.error = ValueError("rank too large\nand a long trace")
+        harness = EngineHarness()
+        harness.client.error = ValueError("rank too large\nand a long trace")
         with pytest.raises(NotServable, match=r"vLLM cannot load it: rank too large$"):
-            await house.engine.add(ONE, HERE)
-        assert not house.engine.resident
-        house.client.error = None
-        await house.bring(ONE)
+            await harness.engine.add(ONE, HERE)
+        assert not harness.engine.resident
+        harness.client.error = None
+        await harness.bring(ONE)
 
     run(story())
 
 
 def test_other_bytes_under_a_number_that_was_loaded_are_refused() -> None:
     async def story() -> None:
-        house = House()
-        await house.bring(ONE)
+        harness = EngineHarness()
+        await harness.bring(ONE)
         with pytest.raises(NotServable, match="other bytes"):
-            await house.engine.add(version(number=1, digest="other"), HERE)
+            await harness.engine.add(version(number=1, digest="other"), HERE)
 
     run(story())
 

@@ -20,8 +20,8 @@ from registry.records import Version
 from serving import cli, fleet
 from serving.fleet import Asked
 from tests.support.adapters import SMOL
-from tests.support.serving.fakes import House
-from tests.support.serving.status import Replica
+from tests.support.serving.fakes import ReplicaHarness
+from tests.support.serving.status import FakeReplicaHandler
 from tests.support.serving.versions import CAT, ONE, TWO, version
 from tests.support.web import running
 
@@ -30,24 +30,24 @@ NOBODY = "http://127.0.0.1:9"
 Start = Callable[[dict[str, Any]], str]
 
 
-def status(*versions: Version, house: House | None = None) -> dict[str, Any]:
-    house = house or House(*versions)
-    asyncio.run(house.replica.start())
-    found: dict[str, Any] = json.loads(json.dumps(house.replica.status()))
+def status(*versions: Version, harness: ReplicaHarness | None = None) -> dict[str, Any]:
+    harness = harness or ReplicaHarness(*versions)
+    asyncio.run(harness.replica.start())
+    found: dict[str, Any] = json.loads(json.dumps(harness.replica.status()))
     return found
 
 
 def behind() -> dict[str, Any]:
     """Of a replica that answers with `bot/1`, and cannot take up `bot/2`, which is promoted."""
-    house = House(ONE, CAT)
-    house.cache.errors[TWO.ref] = DigestMismatch("bot/2", expected="a", found="b")
+    harness = ReplicaHarness(ONE, CAT)
+    harness.cache.errors[TWO.ref] = DigestMismatch("bot/2", expected="a", found="b")
 
     async def story() -> None:
-        house.registry.promote(TWO, CAT)
-        await house.until(lambda: house.replica.status()["quarantined"])
+        harness.registry.promote(TWO, CAT)
+        await harness.until(lambda: harness.replica.status()["quarantined"])
 
-    house.follow(story)
-    return status(house=house)
+    harness.follow(story)
+    return status(harness=harness)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def start() -> Iterator[Start]:
     stack = ExitStack()
 
     def serve(found: dict[str, Any]) -> str:
-        server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+        server: Any = ThreadingHTTPServer(("127.0.0.1", 0), FakeReplicaHandler)
         server.asked, server.answer = [], (200, json.dumps(found).encode())
         stack.enter_context(running(server))
         return f"http://127.0.0.1:{server.server_port}"
@@ -104,13 +104,13 @@ def test_the_same_trouble_everywhere_is_told_once() -> None:
 def test_replicas_of_different_bases_do_not_differ() -> None:
     other = SMOL.model_copy(update={"id": "other/base", "weights_digest": "0" * 64})
     elsewhere = CAT.model_copy(update={"facts": CAT.facts.model_copy(update={"base": other})})
-    both = [status(ONE, elsewhere), status(house=House(ONE, elsewhere, base=other))]
+    both = [status(ONE, elsewhere), status(harness=ReplicaHarness(ONE, elsewhere, base=other))]
     assert [list(found["adapters"]) for found in both] == [["bot"], ["cat"]]
     assert fleet.differing([Asked("a", both[0]), Asked("b", both[1])]) == {}
 
 
 def test_a_version_that_is_cold_on_one_replica_is_no_difference() -> None:
-    small = status(house=House(ONE, CAT, version("dog"), capacity=3))
+    small = status(harness=ReplicaHarness(ONE, CAT, version("dog"), capacity=3))
     asked = [Asked("a", status(ONE, CAT, version("dog"))), Asked("b", small)]
     assert len(small["cold"]) == 2
     assert fleet.differing(asked) == {}
@@ -127,11 +127,11 @@ def test_a_version_that_is_cold_on_one_replica_is_no_difference() -> None:
 )
 def test_what_else_makes_a_difference(change: Callable[[dict[str, Any]], Any]) -> None:
     canary = version(number=1)
-    house = House(TWO)
-    house.registry.promoted = house.registry.promoted.model_copy(
+    harness = ReplicaHarness(TWO)
+    harness.registry.promoted = harness.registry.promoted.model_copy(
         update={"versions": {"bot": TWO, "bot@canary": canary}}
     )
-    one, two = status(house=house), status(house=house)
+    one, two = status(harness=harness), status(harness=harness)
     change(two)
     assert fleet.differing([Asked("a", one), Asked("b", two)]).keys() <= {"bot", "bot@canary"}
     assert fleet.differing([Asked("a", one), Asked("b", two)])

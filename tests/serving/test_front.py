@@ -24,7 +24,7 @@ from serving.table import Table
 from tests.support.serving.versions import ONE, TWO
 
 
-class House:
+class FakeReplica:
     """A replica whose versions can be had, or not."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class House:
         self.held[ref] -= 1
 
 
-class Quotas:
+class FakeQuotas:
     full = False
 
     def admit(self, caller: Caller) -> Mapping[str, str]:
@@ -54,11 +54,11 @@ class Quotas:
         return {"x-ratelimit-remaining-requests": "7"}
 
 
-class Street:
+class FrontHarness:
     """A front, what stands behind it, and what reached that."""
 
     def __init__(self) -> None:
-        self.house, self.quotas = House(), Quotas()
+        self.house, self.quotas = FakeReplica(), FakeQuotas()
         self.caller = ANYBODY
         self.seen: list[tuple[Any, Asked | None, dict[VersionRef, int]]] = []
         self.refused: list[tuple[str, int]] = []
@@ -97,17 +97,17 @@ class Street:
 
 
 def test_a_name_becomes_its_version_which_is_held_while_it_answers() -> None:
-    street = Street()
-    answer = street.ask({"model": "bot", "prompt": "Größe", "user": "ann"})
+    harness = FrontHarness()
+    answer = harness.ask({"model": "bot", "prompt": "Größe", "user": "ann"})
     assert (answer.status_code, answer.text) == (200, "done")
     assert answer.headers["x-loradock-version"] == "bot/1"
     assert answer.headers["x-loradock-digest"] == ONE.facts.digest
     assert answer.headers["x-ratelimit-remaining-requests"] == "7"
-    ((body, asked, held),) = street.seen
+    ((body, asked, held),) = harness.seen
     assert json.loads(body) == {"model": "bot/1", "prompt": "Größe", "user": "ann"}
     assert asked == Asked("bot", "production", "")
     assert held[ONE.ref] == 1
-    assert not any(street.house.held.values())
+    assert not any(harness.house.held.values())
     assert current.get() is None
 
 
@@ -115,47 +115,47 @@ def test_a_name_becomes_its_version_which_is_held_while_it_answers() -> None:
     ("model", "expected"), [("bot@canary", "bot/2"), ("bot/2", "bot/2"), ("bot@production", "bot/1")]
 )
 def test_other_ways_to_name_a_version(model: str, expected: str) -> None:
-    street = Street()
-    assert street.ask({"model": model}).headers["x-loradock-version"] == expected
-    assert json.loads(street.seen[0][0])["model"] == expected
+    harness = FrontHarness()
+    assert harness.ask({"model": model}).headers["x-loradock-version"] == expected
+    assert json.loads(harness.seen[0][0])["model"] == expected
 
 
 @pytest.mark.parametrize("body", [{"model": "smol", "n": 1}, {"prompt": "x"}, {"model": None}, {"model": ""}])
 def test_the_base_s_requests_go_on_as_they_are(body: Any) -> None:
-    street = Street()
-    answer = street.ask(body)
+    harness = FrontHarness()
+    answer = harness.ask(body)
     assert (answer.headers["x-loradock-version"], answer.headers["x-loradock-digest"]) == ("smol", "of-the-base")
-    assert json.loads(street.seen[0][0]) == body
-    assert street.seen[0][1] == Asked("smol", "base", "")
+    assert json.loads(harness.seen[0][0]) == body
+    assert harness.seen[0][1] == Asked("smol", "base", "")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe", b'"text"'])
 def test_what_is_no_json_object_is_vllm_s_to_answer(body: bytes) -> None:
-    street = Street()
-    assert street.ask(body).status_code == 200
-    assert street.seen == [(body, None, {ONE.ref: 0, TWO.ref: 0})]
+    harness = FrontHarness()
+    assert harness.ask(body).status_code == 200
+    assert harness.seen == [(body, None, {ONE.ref: 0, TWO.ref: 0})]
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("POST", "/loradock/nudge")])
 def test_what_names_no_model_passes(method: str, path: str) -> None:
-    street = Street()
-    assert "x-loradock-version" not in street.ask({"model": "bot"}, path, method).headers
-    assert json.loads(street.seen[0][0]) == {"model": "bot"}
+    harness = FrontHarness()
+    assert "x-loradock-version" not in harness.ask({"model": "bot"}, path, method).headers
+    assert json.loads(harness.seen[0][0]) == {"model": "bot"}
 
 
 @pytest.mark.parametrize("model", ["nobody", "nobody@canary", "bot@shadow", "../bot", "x" * 300])
 def test_an_unknown_name_is_not_found_as_openai_says_it(model: str) -> None:
-    street = Street()
-    answer = street.ask({"model": model})
+    harness = FrontHarness()
+    answer = harness.ask({"model": model})
     assert answer.status_code == 404
     error = answer.json()["error"]
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", "model", "model_not_found")
-    assert street.refused == [("", 404)]
-    assert not street.seen
+    assert harness.refused == [("", 404)]
+    assert not harness.seen
 
 
 def test_a_model_that_is_no_text_is_a_bad_request() -> None:
-    assert Street().ask({"model": ["bot"]}).status_code == 400
+    assert FrontHarness().ask({"model": ["bot"]}).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -163,50 +163,50 @@ def test_a_model_that_is_no_text_is_a_bad_request() -> None:
     [(NotFound("no"), 404), (NotServable("bot/1", ["no effect"]), 503), (Unreachable("not within 60 s"), 503)],
 )
 def test_a_version_that_cannot_be_had(error: Exception, status: int) -> None:
-    street = Street()
-    street.house.error = error
-    answer = street.ask({"model": "bot"})
+    harness = FrontHarness()
+    harness.house.error = error
+    answer = harness.ask({"model": "bot"})
     assert answer.status_code == status
     assert "no effect" not in answer.text, "why is for whoever runs the replica"
-    assert not street.seen
+    assert not harness.seen
 
 
 def test_a_key_calls_what_it_may_and_learns_nothing_else() -> None:
     import re
 
-    street = Street()
-    street.caller = Caller("ann", allowed=re.compile(r"bot"))
-    assert street.ask({"model": "bot"}).status_code == 200
-    assert street.seen[-1][1] == Asked("bot", "production", "ann")
+    harness = FrontHarness()
+    harness.caller = Caller("ann", allowed=re.compile(r"bot"))
+    assert harness.ask({"model": "bot"}).status_code == 200
+    assert harness.seen[-1][1] == Asked("bot", "production", "ann")
     for model in ("bot@canary", "bot/1", "nobody", "smol"):
-        assert street.ask({"model": model}).status_code == 403, model
-    assert street.ask({"prompt": "x"}).status_code == 403, "no model is the base to vLLM"
-    assert street.refused[-1] == ("ann", 403)
+        assert harness.ask({"model": model}).status_code == 403, model
+    assert harness.ask({"prompt": "x"}).status_code == 403, "no model is the base to vLLM"
+    assert harness.refused[-1] == ("ann", 403)
 
 
 def test_a_key_that_has_used_its_quota_holds_nothing() -> None:
-    street = Street()
-    street.quotas.full = True
-    answer = street.ask({"model": "bot"})
+    harness = FrontHarness()
+    harness.quotas.full = True
+    answer = harness.ask({"model": "bot"})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
-    assert not street.seen
+    assert not harness.seen
 
 
 def test_a_version_is_let_go_when_the_answer_fails() -> None:
-    street = Street()
+    harness = FrontHarness()
 
     async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("broken")
 
-    street.front._app = breaks
+    harness.front._app = breaks
     with pytest.raises(RuntimeError):
-        street.ask({"model": "bot"})
-    assert not any(street.house.held.values())
+        harness.ask({"model": "bot"})
+    assert not any(harness.house.held.values())
     assert current.get() is None
 
 
 def test_a_client_that_leaves_while_it_still_speaks_reaches_nothing() -> None:
-    street = Street()
+    harness = FrontHarness()
 
     async def receive() -> Any:
         return {"type": "http.disconnect"}
@@ -215,5 +215,5 @@ def test_a_client_that_leaves_while_it_still_speaks_reaches_nothing() -> None:
         raise AssertionError(message)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], CALLER: ANYBODY}
-    asyncio.run(street.front(scope, receive, send))
-    assert not street.seen
+    asyncio.run(harness.front(scope, receive, send))
+    assert not harness.seen

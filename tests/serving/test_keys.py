@@ -37,14 +37,14 @@ SECONDS = 30
 SERVED = {"bot", "bot@canary", "bot/3", "other"}
 
 
-class Clock:
+class FakeClock:
     now = 1000.0
 
     def __call__(self) -> float:
         return self.now
 
 
-class Server:
+class FakeReplica:
     """What stands behind the guard here: it does with keys what a replica does, and has no model."""
 
     def __init__(self, keys: Keys) -> None:
@@ -83,16 +83,16 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
-def serve(clock: Clock) -> Iterator[Callable[[Keys], Server]]:
+def serve(clock: FakeClock) -> Iterator[Callable[[Keys], FakeReplica]]:
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(keys: Keys) -> Server:
-        served = Server(keys)
+    def start(keys: Keys) -> FakeReplica:
+        served = FakeReplica(keys)
         server = uvicorn.Server(uvicorn.Config(served.app, port=0, log_level="error", lifespan="off", ws="none"))
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -123,7 +123,9 @@ def body(error: openai.APIStatusError) -> Any:
     return error.response.json()["error"]
 
 
-def test_the_right_key_gets_an_answer_and_others_what_openai_says(file: Path, serve: Callable[[Keys], Server]) -> None:
+def test_the_right_key_gets_an_answer_and_others_what_openai_says(
+    file: Path, serve: Callable[[Keys], FakeReplica]
+) -> None:
     secret = keyfile.add(file, "ci", may=["bot", "bot@*"])
     server = serve(Keys(file))
     assert ask(server.client(secret), "bot") == "bot"
@@ -144,7 +146,7 @@ def test_the_right_key_gets_an_answer_and_others_what_openai_says(file: Path, se
     assert server.refused == [("", 401)]
 
 
-def test_an_unknown_model_is_not_found_as_openai_says_it(file: Path, serve: Callable[[Keys], Server]) -> None:
+def test_an_unknown_model_is_not_found_as_openai_says_it(file: Path, serve: Callable[[Keys], FakeReplica]) -> None:
     secret = keyfile.add(file, "all", may=["**"])
     server = serve(Keys(file))
     with pytest.raises(openai.NotFoundError) as missing:
@@ -153,7 +155,7 @@ def test_an_unknown_model_is_not_found_as_openai_says_it(file: Path, serve: Call
 
 
 def test_a_key_that_asks_too_often_waits_as_it_is_told(
-    file: Path, clock: Clock, serve: Callable[[Keys], Server]
+    file: Path, clock: FakeClock, serve: Callable[[Keys], FakeReplica]
 ) -> None:
     secret = keyfile.add(file, "ci", may=["**"], requests=["2/m", "100/h"])
     server = serve(Keys(file, clock=clock))
@@ -171,7 +173,9 @@ def test_a_key_that_asks_too_often_waits_as_it_is_told(
     assert ask(server.client(secret), "bot") == "bot"
 
 
-def test_a_days_quota_is_not_worth_repeating(file: Path, clock: Clock, serve: Callable[[Keys], Server]) -> None:
+def test_a_days_quota_is_not_worth_repeating(
+    file: Path, clock: FakeClock, serve: Callable[[Keys], FakeReplica]
+) -> None:
     secret = keyfile.add(file, "ci", may=["**"], tokens=["100/d"])
     keys = Keys(file, clock=clock)
     server = serve(keys)
@@ -273,7 +277,7 @@ def test_what_names_no_models_is_refused(pattern: object, file: Path) -> None:
     assert not file.exists()
 
 
-def test_a_shadow_costs_its_caller_nothing(file: Path, clock: Clock) -> None:
+def test_a_shadow_costs_its_caller_nothing(file: Path, clock: FakeClock) -> None:
     keyfile.add(file, "ci", may=["**"], tokens=["100/m"])
     keys = Keys(file, clock=clock)
 
@@ -288,7 +292,7 @@ def test_a_shadow_costs_its_caller_nothing(file: Path, clock: Clock) -> None:
     assert keys.admit(Caller("ci"))["x-ratelimit-remaining-tokens"] == "50"
 
 
-def test_a_changed_file_is_read_and_what_was_counted_stays(file: Path, clock: Clock) -> None:
+def test_a_changed_file_is_read_and_what_was_counted_stays(file: Path, clock: FakeClock) -> None:
     first = keyfile.add(file, "first", may=["**"], requests=["2/m"])
     keys = Keys(file, clock=clock)
     keys.admit(keys.caller(bearer(first)))

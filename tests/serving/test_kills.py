@@ -32,7 +32,7 @@ from serving.replica import Replica
 from serving.settings import ServingSettings
 from tests.support.adapters import BASE_CONFIG, NAME, SMOL, make_version, ref
 from tests.support.serving.cached import assert_whole
-from tests.support.serving.fakes import FakeEngine, FakeReferences, Told
+from tests.support.serving.fakes import FakeEngine, FakeReferences, FakeWatcher
 from tests.support.shell import processes
 
 pytestmark = pytest.mark.slow
@@ -66,7 +66,7 @@ class Steps:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Engine(FakeEngine):
+class DyingEngine(FakeEngine):
     """Takes nothing but the registered bytes, and says what it answers with."""
 
     def __init__(self, steps: Steps, out: Connection) -> None:
@@ -95,7 +95,7 @@ class Engine(FakeEngine):
         await super().remove(ref)
 
 
-class Watched(Cache):
+class DyingCache(Cache):
     """The real one, with a step after it."""
 
     steps: Steps
@@ -118,11 +118,11 @@ def _live(settings: Settings, dies_at: str, out: Connection) -> None:
         source.store().download(version.source, into, what=str(version.ref))
         steps.at("fetched", version.ref.number)
 
-    cache = Watched(settings.adapters, download, base_config=BASE_CONFIG, max_rank=16)
+    cache = DyingCache(settings.adapters, download, base_config=BASE_CONFIG, max_rank=16)
     cache.steps = steps
-    engine = Engine(steps, out)
+    engine = DyingEngine(steps, out)
     admission = Admission(cache, FakeReferences(), engine, proof="effect", precision="float32")
-    replica = Replica(source, admission, engine, SMOL, SERVING, capacity=32, watcher=Told())
+    replica = Replica(source, admission, engine, SMOL, SERVING, capacity=32, watcher=FakeWatcher())
 
     async def live() -> None:
         await replica.start()
@@ -131,7 +131,7 @@ def _live(settings: Settings, dies_at: str, out: Connection) -> None:
     asyncio.run(live())
 
 
-class Follower:
+class ReplicaProcess:
     """A replica in a process of its own."""
 
     def __init__(self, settings: Settings, dies_at: str = "") -> None:
@@ -168,8 +168,8 @@ def versions(store: Store, tmp_path: Path) -> list[Version]:
 
 
 @pytest.fixture
-def followers(settings: Settings) -> Iterator[list[Follower]]:
-    started: list[Follower] = []
+def followers(settings: Settings) -> Iterator[list[ReplicaProcess]]:
+    started: list[ReplicaProcess] = []
     yield started
     for follower in started:
         follower.kill()
@@ -181,16 +181,16 @@ def promote(store: Store, number: int) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_replica_that_is_killed_at_a_step_comes_back_and_takes_the_version_up(
-    step: str, settings: Settings, store: Store, versions: list[Version], followers: list[Follower]
+    step: str, settings: Settings, store: Store, versions: list[Version], followers: list[ReplicaProcess]
 ) -> None:
-    follower = Follower(settings, dies_at=step)
+    follower = ReplicaProcess(settings, dies_at=step)
     followers.append(follower)
     follower.until_answered_by(1)
     promote(store, 2)
     assert follower.ended() == -signal.SIGKILL
     left = assert_whole(settings.adapters)
     assert len(left) == (1 if step in ("before the fetch", "half fetched", "fetched") else 0)
-    again = Follower(settings)
+    again = ReplicaProcess(settings)
     followers.append(again)
     again.until_answered_by(2)
     assert assert_whole(settings.adapters) == []
@@ -198,11 +198,11 @@ def test_a_replica_that_is_killed_at_a_step_comes_back_and_takes_the_version_up(
 
 
 def test_replicas_that_are_killed_at_random_moments_serve_what_is_promoted_in_the_end(
-    settings: Settings, store: Store, versions: list[Version], followers: list[Follower]
+    settings: Settings, store: Store, versions: list[Version], followers: list[ReplicaProcess]
 ) -> None:
     """Two share one cache, which loses a directory now and then, as a cache may; one of them is killed each time."""
     chance = random.Random(7)  # noqa: S311 - no secret
-    pair = [Follower(settings) for _ in range(2)]
+    pair = [ReplicaProcess(settings) for _ in range(2)]
     followers += pair
     for follower in pair:
         follower.until_answered_by(1)
@@ -218,7 +218,7 @@ def test_replicas_that_are_killed_at_random_moments_serve_what_is_promoted_in_th
         victim.kill()
         assert_whole(settings.adapters)
         survivor.until_answered_by(number)
-        pair = [survivor, Follower(settings)]
+        pair = [survivor, ReplicaProcess(settings)]
         followers.append(pair[1])
         pair[1].until_answered_by(number)
     assert all(follower.process.is_alive() for follower in pair)
@@ -226,13 +226,13 @@ def test_replicas_that_are_killed_at_random_moments_serve_what_is_promoted_in_th
 
 
 def test_a_replica_that_starts_without_the_registry_serves_what_was_promoted_last(
-    settings: Settings, versions: list[Version], followers: list[Follower]
+    settings: Settings, versions: list[Version], followers: list[ReplicaProcess]
 ) -> None:
-    followers.append(Follower(settings))
+    followers.append(ReplicaProcess(settings))
     followers[0].until_answered_by(1)
     followers[0].kill()
     (settings.root / "mlflow.db").rename(settings.root / "gone.db")
-    followers.append(Follower(settings))
+    followers.append(ReplicaProcess(settings))
     followers[1].until_answered_by(1)
     assert not (settings.root / "mlflow.db").exists()
 

@@ -18,13 +18,13 @@ BOT = Asked("bot", "production", "ann")
 REQUEST = Namespace(lora_name="bot/1")
 
 
-class Params(Namespace):
-    def clone(self) -> Params:
-        return Params(**vars(self))
+class FakeSamplingParams(Namespace):
+    def clone(self) -> FakeSamplingParams:
+        return FakeSamplingParams(**vars(self))
 
 
-def params(kind: str) -> Params:
-    return Params(output_kind=Namespace(name=kind))
+def params(kind: str) -> FakeSamplingParams:
+    return FakeSamplingParams(output_kind=Namespace(name=kind))
 
 
 def output(*counts: int, finish: str | None = None, metrics: Any = None) -> Namespace:
@@ -32,7 +32,7 @@ def output(*counts: int, finish: str | None = None, metrics: Any = None) -> Name
     return Namespace(prompt_token_ids=[1, 2, 3], outputs=pieces, finished=bool(finish), metrics=metrics)
 
 
-class Client:
+class FakeEngineClient:
     def __init__(self, *outputs: Namespace) -> None:
         self.outputs, self.now = outputs, 0.0
         self.asked: list[tuple[Any, ...]] = []
@@ -54,9 +54,9 @@ class Client:
         yield Namespace(prompt_token_ids=[1], outputs=Namespace(data=[0.1]), finished=True)
 
 
-class Street:
+class MeterHarness:
     def __init__(self, *outputs: Namespace) -> None:
-        self.client = Client(*outputs)
+        self.client = FakeEngineClient(*outputs)
         self.meter = Meter(self.client, clock=lambda: self.client.now)
         self.calls: list[Call] = []
         self.meter.ended.append(self.calls.append)
@@ -77,132 +77,132 @@ class Street:
 
 
 def test_deltas_add_up_and_the_first_token_is_when_it_came() -> None:
-    street = Street(output(1), output(2), output(1, finish="stop"))
-    street.all("DELTA")
-    (call,) = street.calls
+    harness = MeterHarness(output(1), output(2), output(1, finish="stop"))
+    harness.all("DELTA")
+    (call,) = harness.calls
     assert (call.asked, call.version) == (BOT, VersionRef("bot", 1))
     assert (call.prompt_tokens, call.output_tokens, call.finish, call.outcome) == (3, 4, "stop", "ok")
     assert (call.started, call.first_token, call.ended) == (0.0, 1.0, 3.0)
 
 
 def test_an_answer_that_comes_whole_says_when_its_first_token_came() -> None:
-    street = Street(output(5, 7, finish="length", metrics=Namespace(first_token_latency=0.25)))
-    street.all("FINAL_ONLY")
-    (call,) = street.calls
+    harness = MeterHarness(output(5, 7, finish="length", metrics=Namespace(first_token_latency=0.25)))
+    harness.all("FINAL_ONLY")
+    (call,) = harness.calls
     assert (call.output_tokens, call.finish, call.first_token, call.ended) == (12, "length", 0.25, 1.0)
 
 
 def test_outputs_that_hold_all_so_far_are_not_added() -> None:
-    street = Street(output(1), output(3), output(4, finish="stop"))
-    street.all("CUMULATIVE")
-    assert street.calls[0].output_tokens == 4
+    harness = MeterHarness(output(1), output(3), output(4, finish="stop"))
+    harness.all("CUMULATIVE")
+    assert harness.calls[0].output_tokens == 4
 
 
 def test_the_base_is_measured_too_and_holds_no_version() -> None:
-    street = Street(output(1, finish="stop"))
-    street.all("DELTA", request=None)
-    assert street.calls[0].version is None
+    harness = MeterHarness(output(1, finish="stop"))
+    harness.all("DELTA", request=None)
+    assert harness.calls[0].version is None
 
 
 def test_a_client_that_leaves_is_an_abort_and_an_error_an_error() -> None:
-    street = Street(output(1), output(1, finish="stop"))
+    harness = MeterHarness(output(1), output(1, finish="stop"))
 
     async def leaves() -> None:
-        answers = street.client.generate("x", params("DELTA"), "id", lora_request=REQUEST)
+        answers = harness.client.generate("x", params("DELTA"), "id", lora_request=REQUEST)
         await anext(answers)
-        assert street.meter.running("bot/1") == 1
+        assert harness.meter.running("bot/1") == 1
         await answers.aclose()
-        assert street.meter.running("bot/1") == 0
+        assert harness.meter.running("bot/1") == 0
 
-    street.run(leaves)
-    street.client.outputs, street.client.error = (output(1),), RuntimeError("the engine is dead")
+    harness.run(leaves)
+    harness.client.outputs, harness.client.error = (output(1),), RuntimeError("the engine is dead")
     with pytest.raises(RuntimeError):
-        street.all("DELTA")
-    assert [call.outcome for call in street.calls] == ["aborted", "error"]
+        harness.all("DELTA")
+    assert [call.outcome for call in harness.calls] == ["aborted", "error"]
 
 
 def test_what_nobody_asked_for_is_counted_and_not_measured() -> None:
-    street = Street(output(1, finish="stop"))
+    harness = MeterHarness(output(1, finish="stop"))
 
     async def story() -> None:
-        async for _ in street.client.generate("x", params("DELTA"), "id", lora_request=REQUEST):
-            assert street.meter.running("bot/1") == 1
+        async for _ in harness.client.generate("x", params("DELTA"), "id", lora_request=REQUEST):
+            assert harness.meter.running("bot/1") == 1
 
-    street.run(story, asked=None)
-    assert street.calls == []
+    harness.run(story, asked=None)
+    assert harness.calls == []
 
 
 def test_a_pooling_call_has_no_tokens_of_its_own() -> None:
-    street = Street()
+    harness = MeterHarness()
 
     async def story() -> None:
-        assert [found async for found in street.client.encode("x", None, "id")]
+        assert [found async for found in harness.client.encode("x", None, "id")]
 
-    street.run(story)
-    (call,) = street.calls
+    harness.run(story)
+    (call,) = harness.calls
     assert (call.prompt_tokens, call.output_tokens, call.outcome, call.first_token) == (1, 0, "ok", 1.0)
 
 
 def test_a_listener_that_fails_harms_no_answer(caplog: pytest.LogCaptureFixture) -> None:
-    street = Street(output(1, finish="stop"))
-    street.meter.ended.insert(0, lambda _: 1 / 0)
-    street.all("DELTA")
-    assert len(street.calls) == 1
+    harness = MeterHarness(output(1, finish="stop"))
+    harness.meter.ended.insert(0, lambda _: 1 / 0)
+    harness.all("DELTA")
+    assert len(harness.calls) == 1
     assert "a listener failed" in caplog.text
 
 
-def shadowed(street: Street) -> Shadow:
-    return Shadow(street.client, lambda name: VersionRef(name, 2), lambda version: Namespace(lora_name=str(version)))
+def shadowed(harness: MeterHarness) -> Shadow:
+    return Shadow(harness.client, lambda name: VersionRef(name, 2), lambda version: Namespace(lora_name=str(version)))
 
 
-def ask(street: Street, asked: Asked = BOT, times: int = 1) -> None:
+def ask(harness: MeterHarness, asked: Asked = BOT, times: int = 1) -> None:
     async def story() -> None:
         for _ in range(times):
-            async for _ in street.client.generate("x", params("DELTA"), "id", lora_request=REQUEST):
+            async for _ in harness.client.generate("x", params("DELTA"), "id", lora_request=REQUEST):
                 pass
         for _ in range(20):
             await asyncio.sleep(0)
 
-    street.run(story, asked)
+    harness.run(story, asked)
 
 
 def test_a_shadow_gets_a_copy_and_only_its_measures_are_kept() -> None:
-    street = Street(output(2, finish="stop"))
-    shadowed(street)
-    ask(street)
-    assert [(prompt, lora) for prompt, _, _, lora in street.client.asked] == [("x", "bot/1"), ("x", "bot/2")]
-    assert street.client.asked[0][1] is not street.client.asked[1][1], "vLLM may change the parameters of a request"
-    assert {call.asked.role: call.version for call in street.calls} == {
+    harness = MeterHarness(output(2, finish="stop"))
+    shadowed(harness)
+    ask(harness)
+    assert [(prompt, lora) for prompt, _, _, lora in harness.client.asked] == [("x", "bot/1"), ("x", "bot/2")]
+    assert harness.client.asked[0][1] is not harness.client.asked[1][1], "vLLM may change the parameters of a request"
+    assert {call.asked.role: call.version for call in harness.calls} == {
         "production": VersionRef("bot", 1),
         "shadow": VersionRef("bot", 2),
     }
-    assert {call.asked.caller for call in street.calls} == {"ann"}
+    assert {call.asked.caller for call in harness.calls} == {"ann"}
 
 
 @pytest.mark.parametrize("role", ["base", "alias", "pinned", "shadow"])
 def test_only_requests_for_a_bare_name_are_copied(role: Any) -> None:
-    street = Street(output(1, finish="stop"))
-    shadowed(street)
-    ask(street, Asked("bot", role))
-    assert len(street.client.asked) == 1
+    harness = MeterHarness(output(1, finish="stop"))
+    shadowed(harness)
+    ask(harness, Asked("bot", role))
+    assert len(harness.client.asked) == 1
 
 
 def test_a_copy_that_fails_concerns_no_request() -> None:
-    street = Street(output(1, finish="stop"))
-    shadowed(street)
-    street.client.fails = "bot/2"
-    ask(street)
-    assert {(call.asked.role, call.outcome) for call in street.calls} == {("production", "ok"), ("shadow", "error")}
+    harness = MeterHarness(output(1, finish="stop"))
+    shadowed(harness)
+    harness.client.fails = "bot/2"
+    ask(harness)
+    assert {(call.asked.role, call.outcome) for call in harness.calls} == {("production", "ok"), ("shadow", "error")}
 
 
 def test_no_more_copies_run_at_once_than_a_few() -> None:
-    street = Street(output(1, finish="stop"))
-    shadow = shadowed(street)
+    harness = MeterHarness(output(1, finish="stop"))
+    shadow = shadowed(harness)
 
     async def story() -> None:
-        answers = [street.client.generate("x", params("DELTA"), "id", lora_request=REQUEST) for _ in range(9)]
+        answers = [harness.client.generate("x", params("DELTA"), "id", lora_request=REQUEST) for _ in range(9)]
         assert shadow.skipped == 5
         for answer in answers:
             assert [found async for found in answer]
 
-    street.run(story)
+    harness.run(story)

@@ -22,7 +22,7 @@ from serving.nudge import SIGNATURE, TIMESTAMP, Nudges, signed
 SECRET = "of-the-webhook"
 
 
-class Session:
+class FakeSession:
     """Takes down what MLflow would send."""
 
     def post(self, url: str, data: bytes, headers: dict[str, str], timeout: int) -> None:
@@ -30,27 +30,27 @@ class Session:
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Session:
+def sent(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     """A delivery of MLflow's own making, of an alias that moved."""
     monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
     event = WebhookEvent(WebhookEntity.MODEL_VERSION_ALIAS, WebhookAction.CREATED)
     webhook = Webhook("1", "loradock", "https://127.0.0.1/loradock/nudge", [event], 1, 1, secret=SECRET)
-    session, payload = Session(), {"name": "bot", "alias": "production", "version": "3"}
+    session, payload = FakeSession(), {"name": "bot", "alias": "production", "version": "3"}
     delivery._send_webhook_request(webhook, payload, event, session)  # type: ignore[arg-type]
     return session
 
 
-def moment(sent: Session) -> float:
+def moment(sent: FakeSession) -> float:
     return float(sent.headers[TIMESTAMP])
 
 
-def test_what_mlflow_sends_is_known(sent: Session) -> None:
+def test_what_mlflow_sends_is_known(sent: FakeSession) -> None:
     assert json.loads(sent.data)["data"]["name"] == "bot"
     for ago in (-299, 0, 299):
         assert signed(SECRET, sent.headers, sent.data, now=moment(sent) + ago)
 
 
-def test_what_is_not_mlflows_or_old_is_not(sent: Session) -> None:
+def test_what_is_not_mlflows_or_old_is_not(sent: FakeSession) -> None:
     now = moment(sent)
     assert not signed("another", sent.headers, sent.data, now=now)
     assert not signed("", sent.headers, sent.data, now=now)
@@ -64,7 +64,7 @@ def test_what_is_not_mlflows_or_old_is_not(sent: Session) -> None:
             assert not signed(SECRET, {**sent.headers, name: other}, sent.data, now=now)
 
 
-class Replica:
+class NudgeHarness:
     """The route behind a clock that stands still."""
 
     def __init__(self, keys: Keys, secret: str, now: float = 0.0) -> None:
@@ -85,22 +85,24 @@ class Replica:
         return answer.status_code, answer.json()
 
 
-def test_a_signed_nudge_needs_no_key_and_a_wrong_signature_is_not_helped_by_one(sent: Session, tmp_path: Path) -> None:
+def test_a_signed_nudge_needs_no_key_and_a_wrong_signature_is_not_helped_by_one(
+    sent: FakeSession, tmp_path: Path
+) -> None:
     file = tmp_path / "keys.json"
     key = {"authorization": f"Bearer {keyfile.add(file, 'ci', may=['bot'])}"}
-    replica = Replica(Keys(file), SECRET, moment(sent))
-    assert replica.nudge(sent.data, **sent.headers) == (202, {"polling": True})
-    assert (replica.nudge(sent.data, **{**sent.headers, **key, SIGNATURE: "v1,aaaa"}))[0] == 401
-    assert (replica.nudge(b"x" * 70_000, **sent.headers))[0] == 400
-    assert (replica.nudge())[0] == 401
-    assert replica.nudge(**key) == (202, {"polling": True})
-    assert replica.woken == 2
+    harness = NudgeHarness(Keys(file), SECRET, moment(sent))
+    assert harness.nudge(sent.data, **sent.headers) == (202, {"polling": True})
+    assert (harness.nudge(sent.data, **{**sent.headers, **key, SIGNATURE: "v1,aaaa"}))[0] == 401
+    assert (harness.nudge(b"x" * 70_000, **sent.headers))[0] == 400
+    assert (harness.nudge())[0] == 401
+    assert harness.nudge(**key) == (202, {"polling": True})
+    assert harness.woken == 2
 
 
 def test_without_keys_and_a_secret_only_this_machine_may_nudge() -> None:
-    replica = Replica(Keys(), "")
+    harness = NudgeHarness(Keys(), "")
     for client in ("127.0.0.1", "127.8.8.8", "::1"):
-        assert replica.nudge(client=client) == (202, {"polling": True})
+        assert harness.nudge(client=client) == (202, {"polling": True})
     for client in ("10.1.2.3", "fe80::1", "somewhere"):
-        assert (replica.nudge(client=client))[0] == 403
-    assert (Replica(Keys(), SECRET).nudge(client="127.0.0.1"))[0] == 401
+        assert (harness.nudge(client=client))[0] == 403
+    assert (NudgeHarness(Keys(), SECRET).nudge(client="127.0.0.1"))[0] == 401

@@ -84,7 +84,7 @@ def changed(source: Path, into: Path, change: Callable[[dict[str, Any], dict[str
     return into
 
 
-class House:
+class PromotedRegistry:
     """A registry whose versions are all promoted before the one server starts."""
 
     def __init__(self, base: LocalBase, scratch: Path) -> None:
@@ -132,10 +132,10 @@ def strange(reference: Reference) -> Reference:
 @pytest.fixture(scope="module")
 def server(base: LocalBase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     scratch = tmp_path_factory.mktemp("parity")
-    house = House(base, scratch)
-    house.fill()
+    registry = PromotedRegistry(base, scratch)
+    registry.fill()
     settings = {"LORADOCK_SERVE_POLL_SECONDS": "0.2", "LORADOCK_SERVE_RETRY_SECONDS": "1"}
-    with serving(scratch / "home", base, house.store, scratch, settings=settings) as found:
+    with serving(scratch / "home", base, registry.store, scratch, settings=settings) as found:
         yield found
 
 

@@ -35,7 +35,7 @@ def part_of(change: Change, share: float) -> Change:
     return lambda token: change(token) if random.Random(-token).random() < share else 0.0  # noqa: S311
 
 
-class Model:
+class FakeModel:
     """Answers with the base's log-probabilities and what an adapter adds, blurred by rounding."""
 
     def __init__(self, change: Change = lambda _: 0.0, noise: float = 0.0, seed: int = 0) -> None:
@@ -78,13 +78,13 @@ def judge(base: Measure, version: Measure, held_against: Reference | None = None
 @pytest.mark.parametrize("noise", [0.0, 1e-6, 0.02])
 @pytest.mark.parametrize("seed", range(10))
 def test_an_adapter_without_effect_is_told_from_rounding(noise: float, seed: int) -> None:
-    proof = judge(Model(noise=noise, seed=seed), Model(noise=noise, seed=seed + 100), reference(adapter(0.1)))
+    proof = judge(FakeModel(noise=noise, seed=seed), FakeModel(noise=noise, seed=seed + 100), reference(adapter(0.1)))
     assert "no effect" in proof.fault
 
 
 @pytest.mark.parametrize(("shift", "noise"), [(1e-3, 0.0), (1e-3, 1e-6), (0.05, 0.01), (2.0, 0.02)])
 def test_a_subtle_adapter_passes_where_its_effect_exceeds_rounding(shift: float, noise: float) -> None:
-    proof = judge(Model(noise=noise, seed=1), Model(lambda _: shift, noise, seed=2))
+    proof = judge(FakeModel(noise=noise, seed=1), FakeModel(lambda _: shift, noise, seed=2))
     assert (proof.fault, proof.parity) == ("", None)
 
 
@@ -93,18 +93,18 @@ def test_an_output_that_is_no_number_is_a_fault(value: float) -> None:
     async def broken(tokens: Sequence[int]) -> Sequence[Scored]:
         return [Scored(value, 1)] * (len(tokens) - 1)
 
-    assert judge(Model(), broken, reference(adapter(0.1))).fault == "its output is not a number"
+    assert judge(FakeModel(), broken, reference(adapter(0.1))).fault == "its output is not a number"
 
 
 def test_an_answer_of_another_length_is_a_fault() -> None:
     async def short(_: Sequence[int]) -> Sequence[Scored]:
         return [Scored(-1.0, 1)]
 
-    assert judge(Model(), short, reference(adapter(0.1))).fault
+    assert judge(FakeModel(), short, reference(adapter(0.1))).fault
 
 
 def test_a_clear_effect_takes_one_pass_of_each() -> None:
-    base, version = Model(), Model(lambda _: 1.0)
+    base, version = FakeModel(), FakeModel(lambda _: 1.0)
     judge(base, version)
     assert (base.asked, version.asked) == (len(PROMPTS), len(PROMPTS))
 
@@ -114,7 +114,7 @@ def test_a_clear_effect_takes_one_pass_of_each() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_adapter_that_was_recorded_passes_in_every_precision(noise: float, strength: float, seed: int) -> None:
     change = adapter(strength, seed)
-    proof = judge(Model(noise=noise, seed=seed), Model(change, noise, seed + 100), reference(change))
+    proof = judge(FakeModel(noise=noise, seed=seed), FakeModel(change, noise, seed + 100), reference(change))
     assert not proof.fault
 
 
@@ -135,15 +135,17 @@ def test_another_effect_than_the_recorded_one_is_a_fault_in_every_precision(
     fault: str, noise: float, seed: int
 ) -> None:
     change = adapter(0.3, seed)
-    proof = judge(Model(noise=noise, seed=seed), Model(FAULTS[fault](change), noise, seed + 100), reference(change))
+    proof = judge(
+        FakeModel(noise=noise, seed=seed), FakeModel(FAULTS[fault](change), noise, seed + 100), reference(change)
+    )
     assert "PEFT" in proof.fault
 
 
 @pytest.mark.parametrize("strength", [1e-3, 0.02, 0.3])
 def test_in_float32_a_twentieth_that_is_missing_is_a_fault(strength: float) -> None:
     change = adapter(strength)
-    served = Model(part_of(change, 0.95), EXACT, 2)
-    assert "PEFT" in judge(Model(noise=EXACT, seed=1), served, reference(change), "float32").fault
+    served = FakeModel(part_of(change, 0.95), EXACT, 2)
+    assert "PEFT" in judge(FakeModel(noise=EXACT, seed=1), served, reference(change), "float32").fault
 
 
 @pytest.mark.parametrize("strength", [0.3, 2.0, 8.0])
@@ -151,17 +153,19 @@ def test_the_rounding_of_a_strong_effect_grows_with_it_in_few_bits(strength: flo
     """On vLLM in bfloat16, by up to 3.3 % of an effect of 8 nats."""
     change, rounding = adapter(strength), adapter(0.033 * strength, seed=5)
     found = reference(change, margin=0.0)
-    few = Model(lambda token: change(token) + rounding(token), COARSE, 2)
-    assert not judge(Model(noise=COARSE, seed=1), few, found, "bfloat16").fault
-    exact = Model(lambda token: change(token) + rounding(token), EXACT, 2)
-    assert "PEFT says" in judge(Model(noise=EXACT, seed=1), exact, found, "float32").fault
+    few = FakeModel(lambda token: change(token) + rounding(token), COARSE, 2)
+    assert not judge(FakeModel(noise=COARSE, seed=1), few, found, "bfloat16").fault
+    exact = FakeModel(lambda token: change(token) + rounding(token), EXACT, 2)
+    assert "PEFT says" in judge(FakeModel(noise=EXACT, seed=1), exact, found, "float32").fault
 
 
 def test_scaling_and_missing_parts_are_told_apart() -> None:
     change = adapter(0.3)
-    doubled = judge(Model(), Model(lambda token: 2 * change(token)), reference(change))
+    doubled = judge(FakeModel(), FakeModel(lambda token: 2 * change(token)), reference(change))
     assert "200% of what PEFT says" in doubled.fault
-    strayed = judge(Model(), Model(lambda token: change(token) + adapter(0.1, seed=5)(token)), reference(change))
+    strayed = judge(
+        FakeModel(), FakeModel(lambda token: change(token) + adapter(0.1, seed=5)(token)), reference(change)
+    )
     assert "missing, or in another place" in strayed.fault
 
 
@@ -170,37 +174,37 @@ def test_a_base_that_answers_otherwise_is_a_fault_of_the_base(precision: str, ga
     """As where the reference was recorded on a base in 4 bits."""
     change = adapter(0.3)
     noise = gap / math.sqrt(2 / math.pi)
-    proof = judge(Model(noise=noise, seed=1), Model(change, noise, 2), reference(change), precision)
+    proof = judge(FakeModel(noise=noise, seed=1), FakeModel(change, noise, 2), reference(change), precision)
     assert "its base answers otherwise here than in its reference" in proof.fault
 
 
 def test_the_same_gap_is_no_fault_where_the_base_is_served_in_few_bits() -> None:
     change = adapter(1.0)
-    proof = judge(Model(noise=0.5, seed=1), Model(change, 0.5, 2), reference(change), "quantized")
+    proof = judge(FakeModel(noise=0.5, seed=1), FakeModel(change, 0.5, 2), reference(change), "quantized")
     assert not proof.fault
 
 
 @pytest.mark.parametrize(("noise", "fault"), [(EXACT, True), (COARSE, False)])
 def test_another_greedy_choice_is_a_fault_where_rounding_does_not_explain_it(noise: float, fault: bool) -> None:
     change = adapter(0.3)
-    served = Model(change, noise, 2)
+    served = FakeModel(change, noise, 2)
     served.ranks[PROMPTS[0][-1]] = 2
-    proof = judge(Model(noise=noise, seed=1), served, reference(change, margin=0.1))
+    proof = judge(FakeModel(noise=noise, seed=1), served, reference(change, margin=0.1))
     assert bool(proof.fault) == fault
     assert not fault or "a margin of 0.1 nats" in proof.fault
 
 
 def test_a_rank_in_the_prompt_says_nothing() -> None:
     change = adapter(0.3)
-    served = Model(change)
+    served = FakeModel(change)
     served.ranks[PROMPTS[0][1]] = 500
-    assert not judge(Model(), served, reference(change)).fault
+    assert not judge(FakeModel(), served, reference(change)).fault
 
 
 def test_the_figures_are_those_of_the_verdict() -> None:
     change = adapter(0.3)
-    figures = judge(Model(noise=COARSE, seed=1), Model(change, COARSE, 2), reference(change)).figures
+    figures = judge(FakeModel(noise=COARSE, seed=1), FakeModel(change, COARSE, 2), reference(change)).figures
     assert figures["size"] == pytest.approx(1, abs=0.1)
     assert figures["gap"] == pytest.approx(figures["base_gap"], rel=0.5)
     assert figures.keys() == {"effect", "noise", "gap", "base_gap", "size", "doubt"}
-    assert judge(Model(), Model(change)).figures.keys() == {"effect", "noise"}
+    assert judge(FakeModel(), FakeModel(change)).figures.keys() == {"effect", "noise"}

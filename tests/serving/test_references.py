@@ -16,7 +16,7 @@ from tests.support.serving.versions import ONE
 KNOWN = reference(adapter=ONE.facts.digest)
 
 
-class Registry:
+class FakeRegistry:
     """One that can go away."""
 
     def __init__(self, *known: Reference) -> None:
@@ -30,7 +30,7 @@ class Registry:
 
 
 def test_one_that_was_kept_is_there_without_the_registry(tmp_path: Path) -> None:
-    registry = Registry(KNOWN)
+    registry = FakeRegistry(KNOWN)
     references = References(tmp_path / "references", SMOL, registry.find)
     assert references.of(ONE) == KNOWN
     assert not (tmp_path / "references").exists()
@@ -40,7 +40,7 @@ def test_one_that_was_kept_is_there_without_the_registry(tmp_path: Path) -> None
 
 
 def test_unknown_is_told_from_out_of_reach(tmp_path: Path) -> None:
-    registry = Registry()
+    registry = FakeRegistry()
     references = References(tmp_path, SMOL, registry.find)
     assert references.of(ONE) is None
     registry.gone = True
@@ -50,7 +50,7 @@ def test_unknown_is_told_from_out_of_reach(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "{}"])
 def test_a_file_that_cannot_be_read_is_fetched_again(content: str, tmp_path: Path) -> None:
-    references = References(tmp_path, SMOL, Registry(KNOWN).find)
+    references = References(tmp_path, SMOL, FakeRegistry(KNOWN).find)
     references.keep(KNOWN)
     (file,) = tmp_path.iterdir()
     file.write_text(content)
@@ -60,11 +60,11 @@ def test_a_file_that_cannot_be_read_is_fetched_again(content: str, tmp_path: Pat
 
 
 def test_another_base_s_is_not_taken(tmp_path: Path) -> None:
-    References(tmp_path, SMOL, Registry().find).keep(KNOWN)
+    References(tmp_path, SMOL, FakeRegistry().find).keep(KNOWN)
     for change in ({"weights_digest": "0" * 64}, {"config_digest": "0" * 64}):
-        assert References(tmp_path, SMOL.model_copy(update=change), Registry().find).of(ONE) is None
+        assert References(tmp_path, SMOL.model_copy(update=change), FakeRegistry().find).of(ONE) is None
 
 
 def test_a_directory_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    References(tmp_path / "file", SMOL, Registry().find).keep(KNOWN)
+    References(tmp_path / "file", SMOL, FakeRegistry().find).keep(KNOWN)

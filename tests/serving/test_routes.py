@@ -37,7 +37,7 @@ UNWANTED = re.compile(r"lora_adapter|/adapters|/pause|/sleep|/wake_up|weight|/re
 """What loads adapters, or is there in vLLM's development mode only."""
 
 
-class Replica:
+class RoutesHarness:
     """The application, its keys and its routes."""
 
     def __init__(self, app: Any, *, plain: str, admin: str) -> None:
@@ -53,7 +53,7 @@ class Replica:
 
 
 @pytest.fixture(scope="module")
-def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoutesHarness]:
     file = tmp_path_factory.mktemp("keys") / "keys.json"
     plain = keyfile.add(file, "plain", may=["**"])
     with pytest.MonkeyPatch.context() as patch:
@@ -62,7 +62,7 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
         patch.setenv("LORADOCK_SERVE_KEYS", str(file))
         app = build(["--api-key", "vllms-own"])
         app.state.loradock_nudges = Nudges(app.state.loradock_keys, "of-the-webhook", wake=lambda: None)
-        yield Replica(app, plain=plain, admin="vllms-own")
+        yield RoutesHarness(app, plain=plain, admin="vllms-own")
 
 
 def build(arguments: list[str]) -> Any:
@@ -82,14 +82,14 @@ def build(arguments: list[str]) -> Any:
     return build_app(args, ("generate",))
 
 
-def test_without_a_key_nothing_is_open_but_what_a_probe_or_a_person_reads(replica: Replica) -> None:
+def test_without_a_key_nothing_is_open_but_what_a_probe_or_a_person_reads(replica: RoutesHarness) -> None:
     asked = {pair: replica.ask(*pair) for pair in replica.routes}
     assert {path for (method, path), status in asked.items() if status != 401} == OPEN
     assert {method for (method, _), status in asked.items() if status != 401} == {"GET"}
     assert {pair: replica.ask(*pair, key="wrong") for pair in replica.routes} == asked
 
 
-def test_only_an_admins_key_opens_what_runs_the_server(replica: Replica) -> None:
+def test_only_an_admins_key_opens_what_runs_the_server(replica: RoutesHarness) -> None:
     asked = {pair: replica.ask(*pair, key=replica.plain) for pair in replica.routes}
     assert {pair for pair, status in asked.items() if status == 403} == ADMIN & set(replica.routes)
     assert 401 not in asked.values()
@@ -97,21 +97,21 @@ def test_only_an_admins_key_opens_what_runs_the_server(replica: Replica) -> None
     assert not {401, 403} & set(as_admin.values())
 
 
-def test_there_is_no_route_that_loads_adapters_or_changes_weights(replica: Replica) -> None:
+def test_there_is_no_route_that_loads_adapters_or_changes_weights(replica: RoutesHarness) -> None:
     assert [path for _, path in replica.routes if UNWANTED.search(path)] == []
     assert {("POST", "/v1/completions"), ("GET", "/loradock/status"), ("POST", "/loradock/nudge")} <= set(
         replica.routes
     )
 
 
-def test_a_refusal_looks_like_openais_on_every_route(replica: Replica) -> None:
+def test_a_refusal_looks_like_openais_on_every_route(replica: RoutesHarness) -> None:
     for path in ("/v1/completions", "/tokenize", "/scale_elastic_ep"):
         answer = replica.client.post(path, json={})
         assert answer.json()["error"]["code"] == "invalid_api_key"
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_vllms_page_of_metrics_shows_ours(replica: Replica) -> None:
+def test_vllms_page_of_metrics_shows_ours(replica: RoutesHarness) -> None:
     replica.client.post("/v1/completions", json={})
     page = replica.client.get("/metrics").text
     assert "# TYPE loradock_requests_total counter" in page

@@ -31,16 +31,16 @@ from serving.cache import Cache
 from serving.desired import Source
 from tests.support.adapters import BASE_CONFIG, make_version
 from tests.support.mlflow_server import MLflowServer
-from tests.support.serving.lying import SEARCH, VERSION, Proxy, proxy
+from tests.support.serving.faulty_proxy import SEARCH, VERSION, FaultyProxy, proxy
 from tests.support.serving.shallow import Shallow, shallow, whole
 
 slow = pytest.mark.slow
 
 
 @dataclass
-class House:
+class FaultsHarness:
     server: Shallow
-    registry: Proxy
+    registry: FaultyProxy
     artifacts: Path
     """Of the MLflow server."""
 
@@ -89,7 +89,7 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> Iterator[House]:
+def running(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> Iterator[FaultsHarness]:
     scratch = tmp_path_factory.mktemp("faults")
     home = scratch / "home"
     with ExitStack() as stack:
@@ -104,7 +104,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> Iter
         stack.enter_context(small_disk(home / "adapters"))
         environ = {"MLFLOW_TRACKING_URI": registry.url, "LORADOCK_SERVE_RETRY_SECONDS": "0.5"}
         server = stack.enter_context(shallow(home, base, store, scratch, environ))
-        yield House(server, registry, scratch / "artifacts")
+        yield FaultsHarness(server, registry, scratch / "artifacts")
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def small_disk(at: Path) -> Iterator[bool]:
 
 
 @pytest.fixture
-def house(running: House) -> Iterator[House]:
+def harness(running: FaultsHarness) -> Iterator[FaultsHarness]:
     with running.others_are_answered():
         yield running
     running.registry.honest()
@@ -146,19 +146,19 @@ def full(directory: Path) -> Iterator[None]:
 @slow
 @pytest.mark.parametrize("damage", ["deleted", "changed"])
 def test_files_that_are_deleted_or_changed_in_use_harm_no_request_and_are_fetched_again(
-    damage: str, house: House
+    damage: str, harness: FaultsHarness
 ) -> None:
-    server = house.server
-    one, two = house.bot(damage)
+    server = harness.server
+    one, two = harness.bot(damage)
     said = server.complete(damage)
     with server.stream(damage, 200) as events:
         first = json.loads(next(events))
-        house.cached(one).chmod(0o755)
+        harness.cached(one).chmod(0o755)
         if damage == "deleted":
-            shutil.rmtree(house.cached(one))
+            shutil.rmtree(harness.cached(one))
         else:
-            (house.cached(one) / WEIGHTS).chmod(0o644)
-            (house.cached(one) / WEIGHTS).write_bytes(b"nothing of use")
+            (harness.cached(one) / WEIGHTS).chmod(0o644)
+            (harness.cached(one) / WEIGHTS).write_bytes(b"nothing of use")
         rest = [*events]
     assert (first["model"], whole(rest)) == (f"{damage}/1", 200)
     assert server.complete(damage) == said
@@ -166,79 +166,81 @@ def test_files_that_are_deleted_or_changed_in_use_harm_no_request_and_are_fetche
     server.until(lambda status: f"{damage}/1" not in status["resident"])
     server.until_answered_by(server.promote(one))
     assert server.complete(damage) == said
-    verify(house.cached(one), one.facts.digest, what="the copy that was fetched again")
+    verify(harness.cached(one), one.facts.digest, what="the copy that was fetched again")
 
 
 @slow
-def test_a_full_disk_holds_a_version_back_until_there_is_room(house: House) -> None:
-    one, two = house.bot("roomy")
-    with full(house.server.home / "adapters"):
-        house.server.promote(two)
-        assert "no space left" in house.held_back(two)
-        assert house.server.complete("roomy")[0] == str(one.ref)
-    house.server.until_answered_by(two)
+def test_a_full_disk_holds_a_version_back_until_there_is_room(harness: FaultsHarness) -> None:
+    one, two = harness.bot("roomy")
+    with full(harness.server.home / "adapters"):
+        harness.server.promote(two)
+        assert "no space left" in harness.held_back(two)
+        assert harness.server.complete("roomy")[0] == str(one.ref)
+    harness.server.until_answered_by(two)
 
 
 @slow
-def test_other_bytes_in_the_store_take_no_traffic(house: House) -> None:
-    one, two = house.bot("spoilt")
-    stored = house.stored(two)
+def test_other_bytes_in_the_store_take_no_traffic(harness: FaultsHarness) -> None:
+    one, two = harness.bot("spoilt")
+    stored = harness.stored(two)
     good = stored.read_bytes()
     stored.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    house.server.promote(two)
-    assert "does not hold the bytes that were registered" in house.held_back(two)
-    assert house.server.complete("spoilt")[0] == str(one.ref)
+    harness.server.promote(two)
+    assert "does not hold the bytes that were registered" in harness.held_back(two)
+    assert harness.server.complete("spoilt")[0] == str(one.ref)
     stored.write_bytes(good)
-    house.server.until_answered_by(two)
+    harness.server.until_answered_by(two)
 
 
 @slow
-def test_a_slow_registry_holds_up_moves_and_no_request(house: House) -> None:
-    _, two = house.bot("patient")
-    house.registry.delay = 1.5
-    house.server.promote(two)
-    house.server.until(lambda status: status["registry"]["staleness_seconds"] > 1)
-    assert house.server.status()["registry"]["reachable"]
-    house.server.until_answered_by(two)
+def test_a_slow_registry_holds_up_moves_and_no_request(harness: FaultsHarness) -> None:
+    _, two = harness.bot("patient")
+    harness.registry.delay = 1.5
+    harness.server.promote(two)
+    harness.server.until(lambda status: status["registry"]["staleness_seconds"] > 1)
+    assert harness.server.status()["registry"]["reachable"]
+    harness.server.until_answered_by(two)
 
 
 @slow
 @pytest.mark.parametrize("answer", [b"<html>", b"{}", b'{"registered_models": "x"}', b'[{"name": 1}]', None])
-def test_a_registry_that_is_gone_or_talks_nonsense_changes_nothing(answer: bytes | None, house: House) -> None:
+def test_a_registry_that_is_gone_or_talks_nonsense_changes_nothing(
+    answer: bytes | None, harness: FaultsHarness
+) -> None:
     name = f"calm-{len(answer or b'')}"
-    one, two = house.bot(name)
+    one, two = harness.bot(name)
     if answer is None:
-        house.registry.gone = True
+        harness.registry.gone = True
     else:
-        house.registry.change = lambda path, body: answer if SEARCH in path else body
-    house.server.promote(two)
-    house.server.until(lambda status: not status["registry"]["reachable"])
-    assert house.server.complete(name)[0] == str(one.ref)
-    house.registry.honest()
-    house.server.until_answered_by(two)
-    assert house.server.status()["registry"]["reachable"]
+        harness.registry.change = lambda path, body: answer if SEARCH in path else body
+    harness.server.promote(two)
+    harness.server.until(lambda status: not status["registry"]["reachable"])
+    assert harness.server.complete(name)[0] == str(one.ref)
+    harness.registry.honest()
+    harness.server.until_answered_by(two)
+    assert harness.server.status()["registry"]["reachable"]
 
 
 @slow
-def test_an_adapter_that_is_missing_from_the_registrys_answer_stays(house: House) -> None:
-    one, two = house.bot("missing")
-    _, other = house.bot("moving")
+def test_an_adapter_that_is_missing_from_the_registrys_answer_stays(harness: FaultsHarness) -> None:
+    one, two = harness.bot("missing")
+    _, other = harness.bot("moving")
 
     def fewer(answer: Any) -> Any:
         kept = [model for model in answer["registered_models"] if model["name"] != "missing"]
         return answer | {"registered_models": kept}
 
-    house.registry.changed(SEARCH, fewer)
-    house.server.promote(two)
-    house.server.until_answered_by(house.server.promote(other))  # what is read meanwhile is followed
-    assert house.server.complete("missing")[0] == str(one.ref)
-    house.registry.honest()
-    house.server.until_answered_by(two)
+    harness.registry.changed(SEARCH, fewer)
+    harness.server.promote(two)
+    harness.server.until_answered_by(harness.server.promote(other))  # what is read meanwhile is followed
+    assert harness.server.complete("missing")[0] == str(one.ref)
+    harness.registry.honest()
+    harness.server.until_answered_by(two)
 
 
 @slow
-def test_a_digest_that_the_registry_makes_up_takes_no_traffic(house: House) -> None:
-    one, two = house.bot("forged")
+def test_a_digest_that_the_registry_makes_up_takes_no_traffic(harness: FaultsHarness) -> None:
+    one, two = harness.bot("forged")
 
     def forged(answer: Any) -> Any:
         tags = answer["model_version"]["tags"]
@@ -246,30 +248,30 @@ def test_a_digest_that_the_registry_makes_up_takes_no_traffic(house: House) -> N
         assert changed != tags
         return {"model_version": answer["model_version"] | {"tags": changed}}
 
-    house.registry.changed(VERSION, forged)
-    house.server.promote(two)
-    assert "does not hold the bytes that were registered" in house.held_back(two)
-    assert house.server.complete("forged")[0] == str(one.ref)
-    assert not (house.server.home / "adapters" / ("0" * 64)).exists()
-    house.registry.honest()
-    house.server.until_answered_by(two)
+    harness.registry.changed(VERSION, forged)
+    harness.server.promote(two)
+    assert "does not hold the bytes that were registered" in harness.held_back(two)
+    assert harness.server.complete("forged")[0] == str(one.ref)
+    assert not (harness.server.home / "adapters" / ("0" * 64)).exists()
+    harness.registry.honest()
+    harness.server.until_answered_by(two)
 
 
 @slow
-def test_an_adapter_that_is_called_as_the_base_is_refused(house: House) -> None:
-    name = house.server.base.name
-    said = house.server.complete(name)
-    version = house.server.promote(house.server.make(name))
-    status = house.server.until(lambda found: name in found["refused"])
+def test_an_adapter_that_is_called_as_the_base_is_refused(harness: FaultsHarness) -> None:
+    name = harness.server.base.name
+    said = harness.server.complete(name)
+    version = harness.server.promote(harness.server.make(name))
+    status = harness.server.until(lambda found: name in found["refused"])
     assert "the base model itself" in status["refused"][name]["reason"]
-    assert house.server.complete(name) == said
-    assert str(version.ref) not in house.server.status()["resident"]
+    assert harness.server.complete(name) == said
+    assert str(version.ref) not in harness.server.status()["resident"]
 
 
 @slow
-def test_clients_that_hang_up_leave_nothing_behind(house: House) -> None:
-    server = house.server
-    one, two = house.bot("abandoned")
+def test_clients_that_hang_up_leave_nothing_behind(harness: FaultsHarness) -> None:
+    server = harness.server
+    one, two = harness.bot("abandoned")
     with ExitStack() as stack:
         for _ in range(4):
             next(stack.enter_context(server.stream("abandoned", 240, choices=8)))  # twice what runs at once
@@ -301,7 +303,7 @@ def test_a_full_disk_leaves_nothing_half_done(store: Store, tmp_path: Path, disk
     assert cache.directory(version).is_dir()
 
 
-class Forgetful(Store):
+class ForgetfulStore(Store):
     """Leaves families out of its answers."""
 
     forgets: str = ""
@@ -316,7 +318,7 @@ def test_a_family_that_is_missing_stays_as_it_was_and_one_whose_alias_goes_does_
     for name in ("bot", "cat"):
         version = make_version(store, tmp_path / name, name)
         promotion.promote(store, version.ref, "production", actor="tester")
-    forgetful = Forgetful(settings)
+    forgetful = ForgetfulStore(settings)
     source = Source(settings, connect=lambda _: forgetful)
     honest = source.read().promoted
     forgetful.forgets = "cat"

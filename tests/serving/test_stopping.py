@@ -74,7 +74,7 @@ asyncio.run(main())
 """
 
 
-class Small:
+class SmallServer:
     """An application behind the middleware that `SCRIPT` has, as vLLM runs its own."""
 
     def __init__(self, seconds: float) -> None:
@@ -92,8 +92,8 @@ class Small:
 
 
 @pytest.fixture(params=[30.0])
-def small(request: pytest.FixtureRequest) -> Iterator[Small]:
-    started = Small(request.param)
+def small(request: pytest.FixtureRequest) -> Iterator[SmallServer]:
+    started = SmallServer(request.param)
     yield started
     started.process.kill()
     started.process.wait()
@@ -106,7 +106,7 @@ def until_it_stops(url: str) -> None:
         time.sleep(0.01)
 
 
-def test_what_runs_ends_whole_what_comes_is_answered_and_then_it_stops(small: Small) -> None:
+def test_what_runs_ends_whole_what_comes_is_answered_and_then_it_stops(small: SmallServer) -> None:
     with httpx.stream("GET", f"{small.url}/stream") as answer:
         pieces = answer.iter_bytes(1)
         assert next(pieces) == b"x"
@@ -117,7 +117,7 @@ def test_what_runs_ends_whole_what_comes_is_answered_and_then_it_stops(small: Sm
     assert small.process.wait(timeout=30) == 0
 
 
-def test_a_client_that_keeps_its_connection_is_told_to_leave_it(small: Small) -> None:
+def test_a_client_that_keeps_its_connection_is_told_to_leave_it(small: SmallServer) -> None:
     with httpx.Client() as client, client.stream("GET", f"{small.url}/endless") as endless:
         assert "connection" not in endless.headers
         assert "connection" not in client.get(small.url).headers
@@ -126,7 +126,7 @@ def test_a_client_that_keeps_its_connection_is_told_to_leave_it(small: Small) ->
         assert client.get(small.url).headers["connection"] == "close"
 
 
-def test_a_second_sigterm_waits_for_nothing(small: Small) -> None:
+def test_a_second_sigterm_waits_for_nothing(small: SmallServer) -> None:
     with httpx.stream("GET", f"{small.url}/endless") as answer:
         next(answer.iter_bytes(1))
         small.process.send_signal(signal.SIGTERM)
@@ -136,7 +136,7 @@ def test_a_second_sigterm_waits_for_nothing(small: Small) -> None:
 
 
 @pytest.mark.parametrize("small", [0.2], indirect=True)
-def test_what_does_not_end_within_the_time_is_not_waited_for(small: Small) -> None:
+def test_what_does_not_end_within_the_time_is_not_waited_for(small: SmallServer) -> None:
     with httpx.stream("GET", f"{small.url}/endless") as answer:
         next(answer.iter_bytes(1))
         small.process.send_signal(signal.SIGTERM)

@@ -27,7 +27,7 @@ FORGOTTEN = 40
 """Seconds after which HAProxy, by its own defaults, takes an address out that no name server tells anymore."""
 
 
-class _Answers(BaseHTTPRequestHandler):
+class _FakeReplicaHandler(BaseHTTPRequestHandler):
     """Answers one request of a connection, and closes it when another comes, as one does whose patience just ended."""
 
     protocol_version = "HTTP/1.1"
@@ -52,7 +52,7 @@ def port() -> Iterator[int]:
     found = free_port(*ADDRESSES)
     with ExitStack() as stack:
         for address in ADDRESSES:
-            stack.enter_context(running(ThreadingHTTPServer((address, found), _Answers)))
+            stack.enter_context(running(ThreadingHTTPServer((address, found), _FakeReplicaHandler)))
         yield found
 
 

@@ -45,7 +45,7 @@ LARGE = {
 DIRECT = {"MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true", "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "true"}
 
 
-class Bucket:
+class FakeS3:
     """An S3 server with one bucket."""
 
     def __init__(self, directory: Path) -> None:
@@ -67,7 +67,7 @@ class Bucket:
                 break
             except httpx.HTTPError:
                 time.sleep(0.1)
-        self.s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+        self.s3.create_bucket(FakeS3=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
 
     @property
     def log(self) -> str:
@@ -82,23 +82,23 @@ class Bucket:
     def objects(self, version: Version) -> dict[str, dict[str, Any]]:
         """What lies there of a version, by the file's name."""
         model = version.source.removeprefix("models:/")
-        found = self.s3.list_objects_v2(Bucket=BUCKET, Prefix="of-the-team/").get("Contents", [])
+        found = self.s3.list_objects_v2(FakeS3=BUCKET, Prefix="of-the-team/").get("Contents", [])
         return {Path(one["Key"]).name: one for one in found if f"/{model}/" in one["Key"]}
 
     def read(self, one: Mapping[str, Any]) -> bytes:
-        return bytes(self.s3.get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read())
+        return bytes(self.s3.get_object(FakeS3=BUCKET, Key=one["Key"])["Body"].read())
 
 
 @dataclass(frozen=True)
 class Team:
-    bucket: Bucket
+    bucket: FakeS3
     mlflow: TeamServer
 
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     directory = tmp_path_factory.mktemp("s3")
-    bucket = Bucket(directory)
+    bucket = FakeS3(directory)
     profile = KEYS | {"region": REGION, "endpoint_url": bucket.url}
     (directory / "aws").write_text("\n".join(["[default]", *(f"{key} = {value}" for key, value in profile.items())]))
     mlflow = TeamServer(

@@ -89,20 +89,20 @@ def test_a_base_that_does_not_fit_says_the_same(
             assert one.bare == pytest.approx(other.bare, abs=1e-5)
 
 
-class Said(list[str]):
+class RecordingSay(list[str]):
     def __call__(self, text: str) -> None:
         self.append(text)
 
 
 def recorded(store: Store, version: Version, local: LocalBase) -> Reference:
-    recording.record(store, (version,), Said(), str(local.path))
+    recording.record(store, (version,), RecordingSay(), str(local.path))
     found = store.find_reference(version.facts.digest, local.base)
     assert found is not None
     return found
 
 
 def test_the_entry_point_records_a_version_once(store: Store, local: LocalBase, tmp_path: Path) -> None:
-    version, said = make_version(store, tmp_path / "one", base=local.base), Said()
+    version, said = make_version(store, tmp_path / "one", base=local.base), RecordingSay()
     for _ in range(2):
         recording.record(store, (version,), said, str(local.path))
     assert said == [f"recording what PEFT says with {version.ref} on {local.base.id}"]
@@ -122,7 +122,7 @@ def test_an_adapter_of_a_quantised_base_is_heard_on_the_base_in_full(
 
 
 def test_damaged_bytes_are_not_heard(store: Store, local: LocalBase, settings: Settings, tmp_path: Path) -> None:
-    version, said = make_version(store, tmp_path / "one", base=local.base), Said()
+    version, said = make_version(store, tmp_path / "one", base=local.base), RecordingSay()
     (weights,) = settings.artifacts.rglob(artifact.WEIGHTS)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x07")
     with pytest.raises(DigestMismatch):

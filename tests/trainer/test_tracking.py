@@ -13,7 +13,7 @@ from registry.store import Store
 from trainer import tracking
 
 
-class Flaky:
+class FlakyClient:
     """An MLflow client on a line that can be cut."""
 
     def __init__(self, client: Any) -> None:
@@ -27,7 +27,7 @@ class Flaky:
 
 
 def test_what_was_measured_while_mlflow_was_away_arrives_later_once(store: Store) -> None:
-    store.client = line = Flaky(store.client)  # type: ignore[assignment]
+    store.client = line = FlakyClient(store.client)  # type: ignore[assignment]
     run = tracking.Run(store, tracking.create(store, "tiny"))
     run.measured(1, {"loss": 3.0})
     line.cut = True

@@ -14,7 +14,7 @@ from registry.errors import Conflict, HistoryDamaged, NotFound
 from registry.settings import Settings
 from registry.store import Store
 from tests.support.adapters import NAME, aliases, make_version, ref
-from tests.support.registry.mortal import Killed, Mortal
+from tests.support.registry.killed import Killed, KilledAtCall
 
 PER_RUN = 4
 
@@ -49,12 +49,12 @@ def test_a_history_of_several_runs_is_one(three: Store, moves: int) -> None:
 def test_reading_the_end_asks_for_one_run_however_long_the_history(three: Store) -> None:
     move_about(three, 11)
     client = three.client
-    three.client = counted = Mortal(client)
+    three.client = counted = KilledAtCall(client)
     history.read(three, NAME, whole=False)
     assert counted.calls == ["search_registered_models", "get_run", "get_run"]
     three.client = client
     three.version(ref(1))
-    three.client = counted = Mortal(client)
+    three.client = counted = KilledAtCall(client)
     history.read(three, NAME, whole=False, alias="production")
     assert counted.calls == ["get_model_version_by_alias", "get_run", "get_run"]
     three.client = client
@@ -96,11 +96,11 @@ def test_whoever_is_killed_while_a_run_is_made_leaves_a_history_that_goes_on(thr
     move_about(three, PER_RUN)
     promoted = PER_RUN
     for step in range(100):
-        three.client = mortal = Mortal(client, step, after=after)
+        three.client = killed = KilledAtCall(client, step, after=after)
         with contextlib.suppress(Killed):
             promotion.promote(three, ref(promoted % 3 + 1), "production", actor="the dead")
         three.client = client
-        if step >= len(mortal.calls):
+        if step >= len(killed.calls):
             break
         promotion.promote(three, ref((promoted + 1) % 3 + 1), "production", actor="the next")
         past = history.read(three, NAME)
@@ -144,7 +144,7 @@ def test_a_version_that_took_an_alias_meanwhile_is_not_removed(three: Store) -> 
 
 
 def test_two_policies_at_once_do_not_overwrite_each_other(three: Store) -> None:
-    class Slow:
+    class SlowStore:
         overtaken = False
 
         def __getattr__(self, name: str) -> Any:
@@ -156,6 +156,6 @@ def test_two_policies_at_once_do_not_overwrite_each_other(three: Store) -> None:
                 entries.set_policy(three, NAME, "staging: {}", actor="the quick")
             return three.append(*args, **options)
 
-    slow: Any = Slow()
+    slow: Any = SlowStore()
     with pytest.raises(Conflict, match="changed by the quick"):
         entries.set_policy(slow, NAME, "production: {}", actor="the slow")

@@ -47,7 +47,7 @@ ADAPTERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
 )
 
 
-class Engine:
+class FakeEngine:
     """Says who was asked what, in an order of its own; holds its caller to what vLLM needs."""
 
     def __init__(
@@ -88,23 +88,23 @@ class Engine:
         return [(number, Outcome(said, "stop", Usage(prompt_tokens=3, completion_tokens=2)))]
 
 
-class Boot:
+class FakeBoot:
     """Makes the engine, and keeps it and what it was made with."""
 
     def __init__(self, **kind: Any) -> None:
         self.kind = kind
-        self.engine: Engine | None = None
+        self.engine: FakeEngine | None = None
         self.ranks: list[int] = []
 
     def __call__(
         self, local: LocalBase, ranks: Sequence[int], *, max_loras: int | None, extra: Sequence[str]
-    ) -> Engine:
+    ) -> FakeEngine:
         self.ranks = list(ranks)
-        self.engine = Engine(max_loras or 16, **self.kind)
+        self.engine = FakeEngine(max_loras or 16, **self.kind)
         return self.engine
 
 
-def never(local: LocalBase, ranks: Sequence[int], *, max_loras: int | None, extra: Sequence[str]) -> Engine:
+def never(local: LocalBase, ranks: Sequence[int], *, max_loras: int | None, extra: Sequence[str]) -> FakeEngine:
     raise AssertionError("there is nothing to answer")
 
 
@@ -174,7 +174,7 @@ def test_every_row_gets_its_line_in_the_inputs_order(
         {"model": "cat/1", "prompt": "too long"},
         {"model": "bot@production", "messages": [{"role": "user", "content": "D"}]},
     ]
-    wish, boot = job(asked, sampling=Sampling(max_tokens=9)), Boot()
+    wish, boot = job(asked, sampling=Sampling(max_tokens=9)), FakeBoot()
     done = run(wish, settings, boot=boot)
     usage = {"prompt_tokens": 3, "completion_tokens": 2}
     said = [
@@ -207,7 +207,10 @@ def test_every_row_gets_its_line_in_the_inputs_order(
 
 def test_more_adapters_than_slots_come_one_by_one(job: Callable[..., Job], settings: Settings) -> None:
     names = ["bot", "cat", "dog", "eel"]
-    wish, boot = job([{"model": names[index % 4], "prompt": str(index)} for index in range(24)], max_loras=2), Boot()
+    wish, boot = (
+        job([{"model": names[index % 4], "prompt": str(index)} for index in range(24)], max_loras=2),
+        FakeBoot(),
+    )
     run(wish, settings, boot=boot)
     assert boot.engine
     assert boot.engine.started == sorted(range(24), key=lambda index: (index % 4, index))
@@ -274,7 +277,7 @@ def test_refs_that_cannot_answer_are_refused_together(job: Callable[..., Job], s
 def test_a_version_that_cannot_serve_stops_the_run_before_any_row(job: Callable[..., Job], settings: Settings) -> None:
     wish = job([{"model": "bot", "prompt": "x"}, {"model": "cat", "prompt": "x"}])
     with pytest.raises(NotServable, match="cat/1 cannot be served: no effect"):
-        run(wish, settings, boot=Boot(refused="cat"))
+        run(wish, settings, boot=FakeBoot(refused="cat"))
     assert left(wish) == set()
     with pytest.raises(NotServable, match="dora/1"):
         run(job([{"model": "dora", "prompt": "x"}]), settings, boot=never)
@@ -299,7 +302,7 @@ def test_a_version_is_held_against_its_reference(job: Callable[..., Job], settin
             probes=(probe,),
         )
         store.record_reference(references[ref])
-    boot = Boot()
+    boot = FakeBoot()
     run(wish, settings, boot=boot)
     assert boot.engine
     assert boot.engine.loaded == references
@@ -310,10 +313,10 @@ def test_a_run_that_broke_off_goes_on_with_the_versions_that_it_began_with(
 ) -> None:
     wish = job([{"model": "bot", "prompt": str(index)} for index in range(20)])
     with pytest.raises(LoradockError, match="out of memory"):
-        run(wish, settings, boot=Boot(dies_after=7, mark="first: "))
+        run(wish, settings, boot=FakeBoot(dies_after=7, mark="first: "))
     assert left(wish) == {"out.jsonl.partial", "out.jsonl.manifest.json"}
     move_on(settings)
-    boot = Boot(mark="second: ")
+    boot = FakeBoot(mark="second: ")
     done = run(wish, settings, boot=boot)
     assert "bot@production stands at bot/2 by now; this run goes on with bot/1" in caplog.text
     assert done.kept == 7
@@ -331,11 +334,11 @@ def test_a_run_goes_on_without_the_registry(
 ) -> None:
     wish = job([{"model": "bot", "prompt": str(index)} for index in range(9)])
     with pytest.raises(LoradockError, match="out of memory"):
-        run(wish, settings, boot=Boot(dies_after=3))
+        run(wish, settings, boot=FakeBoot(dies_after=3))
     gone = Settings(home=settings.home, tracking_uri="http://127.0.0.1:1")
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     try:
-        assert run(wish, gone, boot=Boot()).answered == 9
+        assert run(wish, gone, boot=FakeBoot()).answered == 9
         assert "whether aliases moved is not known" in caplog.text
         with pytest.raises(Unreachable):
             run(job([{"model": "bot", "prompt": "other"}], restart=True), gone, boot=never)
@@ -346,7 +349,7 @@ def test_a_run_goes_on_without_the_registry(
 def test_only_what_was_written_to_its_end_counts(job: Callable[..., Job], settings: Settings) -> None:
     wish = job([{"model": "bot", "prompt": str(index)} for index in range(4)])
     with pytest.raises(LoradockError, match="out of memory"):
-        run(wish, settings, boot=Boot(dies_after=3, mark="first: "))
+        run(wish, settings, boot=FakeBoot(dies_after=3, mark="first: "))
     journal = partial_for(wish.output)
     whole = journal.read_bytes()
     second = whole.index(b"\n") + 1
@@ -354,7 +357,7 @@ def test_only_what_was_written_to_its_end_counts(job: Callable[..., Job], settin
         wish.output.unlink(missing_ok=True)
         journal.write_bytes(whole[:size])
         kept = whole[:size].count(b"\n")
-        assert run(wish, settings, boot=Boot(mark="second: ")).kept == kept
+        assert run(wish, settings, boot=FakeBoot(mark="second: ")).kept == kept
         answers = output(wish)
         assert [row["index"] for row in answers] == [0, 1, 2, 3]
         assert sum(row["text"].startswith("first: ") for row in answers) == kept
@@ -365,7 +368,7 @@ def test_another_input_or_setting_is_refused_and_restart_begins_anew(
 ) -> None:
     rows = [{"model": "bot", "prompt": str(index)} for index in range(3)]
     wish = job(rows)
-    run(wish, settings, boot=Boot(mark="first: "))
+    run(wish, settings, boot=FakeBoot(mark="first: "))
     before = wish.output.read_bytes()
     for options, word in (
         ({"sampling": Sampling(max_tokens=256, temperature=0.5)}, "--temperature"),
@@ -380,16 +383,16 @@ def test_another_input_or_setting_is_refused_and_restart_begins_anew(
     assert wish.output.read_bytes() == before
     move_on(settings)
     again = job(rows, restart=True)
-    assert run(again, settings, boot=Boot(mark="second: ")).models == {"bot@production": "bot/2"}
+    assert run(again, settings, boot=FakeBoot(mark="second: ")).models == {"bot@production": "bot/2"}
     assert all(row["text"].startswith("second: bot/2") for row in output(again))
 
 
 def test_a_failed_restart_leaves_what_was_there(job: Callable[..., Job], settings: Settings) -> None:
     wish = job([{"model": "bot", "prompt": "x"}])
-    run(wish, settings, boot=Boot())
+    run(wish, settings, boot=FakeBoot())
     before = wish.output.read_bytes()
     with pytest.raises(NotServable):
-        run(job([{"model": "bot", "prompt": "y"}], restart=True), settings, boot=Boot(refused="bot"))
+        run(job([{"model": "bot", "prompt": "y"}], restart=True), settings, boot=FakeBoot(refused="bot"))
     assert wish.output.read_bytes() == before
     assert left(wish) == {"out.jsonl", "out.jsonl.manifest.json"}
 
@@ -403,7 +406,7 @@ def test_somebody_elses_file_is_not_written_over(job: Callable[..., Job], settin
     manifest.path_for(wish.output).write_text("{}")
     with pytest.raises(BadInput, match="cannot be read as the manifest"):
         run(wish, settings, boot=never)
-    run(job([{"prompt": "x"}], restart=True), settings, boot=Boot())
+    run(job([{"prompt": "x"}], restart=True), settings, boot=FakeBoot())
     with wish.output.open("a") as file:
         file.write("notes of mine\n")
     with pytest.raises(BadInput, match="was changed since it was written"):
@@ -412,9 +415,9 @@ def test_somebody_elses_file_is_not_written_over(job: Callable[..., Job], settin
 
 def test_failed_rows_are_answered_again_only_when_asked(job: Callable[..., Job], settings: Settings) -> None:
     rows = [{"prompt": "a"}, {"prompt": "too long"}, {"prompt": "c"}]
-    assert run(job(rows), settings, boot=Boot(mark="first: ")).failed == 1
+    assert run(job(rows), settings, boot=FakeBoot(mark="first: ")).failed == 1
     assert run(job(rows), settings, boot=never).failed == 1
-    boot = Boot(mark="second: ")
+    boot = FakeBoot(mark="second: ")
     wish = job(rows, retry_failed=True)
     done = run(wish, settings, boot=boot)
     assert (done.failed, done.kept) == (1, 2)
@@ -425,18 +428,18 @@ def test_failed_rows_are_answered_again_only_when_asked(job: Callable[..., Job],
 def test_two_processes_do_not_answer_the_same_rows(job: Callable[..., Job], settings: Settings) -> None:
     wish = job([{"prompt": "x"}])
 
-    class Second(Boot):
-        def __call__(self, *args: Any, **options: Any) -> Engine:
+    class BootThatRunsAnother(FakeBoot):
+        def __call__(self, *args: Any, **options: Any) -> FakeEngine:
             with pytest.raises(LoradockError, match="another process writes"):
                 run(wish, settings, boot=never)
             return super().__call__(*args, **options)
 
-    assert run(wish, settings, boot=Second()).answered == 1
+    assert run(wish, settings, boot=BootThatRunsAnother()).answered == 1
 
 
 def _killed(wish: Job, mark: str, home: str) -> None:
     os.environ["LORADOCK_HOME"] = home  # the process it was forked from may be another test's
-    run(wish, Settings(), boot=Boot(pause=0.002, mark=mark))
+    run(wish, Settings(), boot=FakeBoot(pause=0.002, mark=mark))
 
 
 @pytest.mark.slow
@@ -465,7 +468,7 @@ def test_a_run_killed_at_any_moment_loses_nothing_and_answers_nothing_twice(
         assert len(now) == len(lines) >= enough
         assert kept.items() <= now.items()
         kept = now
-    done: Done = run(wish, settings, boot=Boot(mark="last: "))
+    done: Done = run(wish, settings, boot=FakeBoot(mark="last: "))
     assert done.kept == len(kept)
     lines = wish.output.read_bytes().splitlines()
     assert [json.loads(line)["index"] for line in lines] == list(range(count))
@@ -477,7 +480,7 @@ def test_what_the_command_is_told_is_what_is_run(
     job: Callable[..., Job], settings: Settings, base: LocalBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wish = job([{"prompt": "x"}, {"prompt": "too long"}])
-    boot = Boot()
+    boot = FakeBoot()
     monkeypatch.setattr("serving.batch.run", partial(run, boot=boot))
     words = ["--base", str(base.path), "--input", str(wish.input), "--output", str(wish.output)]
     words += ["--max-tokens", "5", "--temperature", "0", "--stop", "a", "--stop", "b", "--json", "--", "--seed=3"]

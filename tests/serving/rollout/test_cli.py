@@ -23,7 +23,7 @@ from registry.store import Store
 from registry.store.rollouts import EXPERIMENT
 from serving.rollout_cli import rollout
 from tests.support.adapters import NAME, aliases, make_version, ref
-from tests.support.serving.canaries import FakeReplica, replica
+from tests.support.serving.fake_replica import FakeReplica, replica
 
 pytestmark = pytest.mark.slow
 

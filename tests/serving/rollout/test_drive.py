@@ -22,10 +22,10 @@ from serving.rollout.record import Record
 from serving.rollout.task import Outcome, Task
 from serving.rollout.watching import Replicas
 from tests.support.adapters import NAME, aliases, make_version, ref
-from tests.support.serving.canaries import FakeReplica, replica
+from tests.support.serving.fake_replica import FakeReplica, replica
 
 
-class Away(Moves):
+class UnreachableMoves(Moves):
     """A registry that is away each time for so many calls of one kind."""
 
     def __init__(self, store: Store, settings: Settings, *, checks: int = 0, withdrawals: int = 0) -> None:
@@ -47,7 +47,7 @@ class Away(Moves):
 
 
 @dataclass
-class Heard:
+class FakeShown:
     told: list[str] = field(default_factory=list)
     shown: list[float] = field(default_factory=list)
 
@@ -66,7 +66,7 @@ def versions(store: Store, tmp_path: Path) -> Store:
     return store
 
 
-def drive(running: FakeReplica, moves: Moves, heard: Heard, settings: Settings) -> Outcome:
+def drive(running: FakeReplica, moves: Moves, heard: FakeShown, settings: Settings) -> Outcome:
     task = Task(
         ref=ref(2),
         rules=Rules(steps=(0.2, 0.5), answers=20, seconds=0.0, within=60.0),
@@ -86,9 +86,9 @@ def drive(running: FakeReplica, moves: Moves, heard: Heard, settings: Settings) 
 def test_one_that_was_promoted_when_the_registry_went_away_is_not_taken_for_anothers(
     versions: Store, settings: Settings
 ) -> None:
-    heard = Heard()
+    heard = FakeShown()
     with replica(settings, {}) as running:
-        outcome = drive(running, Away(versions, settings, checks=3, withdrawals=2), heard, settings)
+        outcome = drive(running, UnreachableMoves(versions, settings, checks=3, withdrawals=2), heard, settings)
     assert outcome.result == "promoted"
     assert sum("nothing moves until it answers" in line for line in heard.told) == 2
     assert aliases(versions) == {"production": 2, "canary": 2}
@@ -96,9 +96,9 @@ def test_one_that_was_promoted_when_the_registry_went_away_is_not_taken_for_anot
 
 
 def test_a_bad_canary_loses_its_share_as_soon_as_the_registry_answers(versions: Store, settings: Settings) -> None:
-    heard = Heard()
+    heard = FakeShown()
     with replica(settings, {2: {"error": 0.9}}) as running:
-        outcome = drive(running, Away(versions, settings, withdrawals=5), heard, settings)
+        outcome = drive(running, UnreachableMoves(versions, settings, withdrawals=5), heard, settings)
     assert outcome.result == "rolled back"
     assert outcome.reason.startswith("error: ")
     assert any("nothing moves until it answers" in line for line in heard.told)
@@ -109,11 +109,11 @@ def test_a_bad_canary_loses_its_share_as_soon_as_the_registry_answers(versions: 
 def test_without_mlflows_runs_it_goes_on_unrecorded(
     versions: Store, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Broken(Rollouts):
+    class UnreachableRollouts(Rollouts):
         def begin(self, *_: object) -> str:
             raise Unreachable("MLflow is out of reach")
 
-    record = Record(lambda: Broken(settings), "a rollout")
+    record = Record(lambda: UnreachableRollouts(settings), "a rollout")
     record.begin({}, {})
     record.end("promoted", "{}")
     assert record.run_id == ""

@@ -135,7 +135,7 @@ def _run(settings: Settings, name: str, racer: Racer, start: Barrier, out: Conne
     store = Store(settings)
     store.family(name)  # the first call makes the connection
     start.wait(LONGEST)
-    store.client = _Client(store.client, racer, start)
+    store.client = _RacingClient(store.client, racer, start)
     for _ in range(racer.rounds):
         out.send(_attempt(store, name, racer))
 
@@ -153,7 +153,7 @@ def _attempt(store: Store, name: str, racer: Racer) -> Attempt:
     return Attempt(racer.number, time.perf_counter() - began, **told)
 
 
-class _Client:
+class _RacingClient:
     """An MLflow client whose owner dies at one of its calls, or waits for all others before its first write."""
 
     def __init__(self, client: Any, racer: Racer, start: Barrier) -> None:

@@ -61,7 +61,7 @@ class FakeReferences:
         raise AssertionError
 
 
-class Told:
+class FakeWatcher:
     """What a replica tells of itself."""
 
     def __init__(self) -> None:
@@ -157,11 +157,16 @@ class FakeEngine:
         return [*prompt.encode()]
 
 
-class House:
+class ReplicaHarness:
     """A replica and what it stands on."""
 
     def __init__(self, *versions: Version, base: Base = SMOL, capacity: int = 32) -> None:
-        self.registry, self.cache, self.engine, self.told = FakeRegistry(*versions), FakeCache(), FakeEngine(), Told()
+        self.registry, self.cache, self.engine, self.told = (
+            FakeRegistry(*versions),
+            FakeCache(),
+            FakeEngine(),
+            FakeWatcher(),
+        )
         admission = Admission(self.cache, FakeReferences(), self.engine, proof=FAST.proof, precision="float32")
         self.replica = Replica(self.registry, admission, self.engine, base, FAST, capacity=capacity, watcher=self.told)
 

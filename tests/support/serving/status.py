@@ -18,7 +18,7 @@ STATUS: dict[str, Any] = {
 }
 
 
-class Replica(BaseHTTPRequestHandler):
+class FakeReplicaHandler(BaseHTTPRequestHandler):
     """Answers as a test tells its server to."""
 
     server: Any

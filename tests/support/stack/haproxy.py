@@ -30,11 +30,11 @@ ASKED_AGAIN = 5
 """Seconds until HAProxy is told again to reload."""
 
 
-class Names(socketserver.ThreadingUDPServer):
+class FakeNameServer(socketserver.ThreadingUDPServer):
     """A DNS server that knows these addresses for every name."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
-        super().__init__(("127.0.0.1", 0), _Question)
+        super().__init__(("127.0.0.1", 0), _QuestionHandler)
         self.addresses = addresses
         self.after: float | None = 0
         """Seconds that each answer takes; there is none without."""
@@ -45,8 +45,8 @@ class Names(socketserver.ThreadingUDPServer):
         self.server_close()
 
 
-class _Question(socketserver.BaseRequestHandler):
-    server: Names
+class _QuestionHandler(socketserver.BaseRequestHandler):
+    server: FakeNameServer
 
     def handle(self) -> None:
         if self.server.after is None:
@@ -66,7 +66,7 @@ class HAProxy:
     """The load balancer of the compose file before replicas that all listen on one port of their own addresses."""
 
     def __init__(self, directory: Path, addresses: Sequence[str], port: int) -> None:
-        self.directory, self.names = directory, Names(addresses)
+        self.directory, self.names = directory, FakeNameServer(addresses)
         threading.Thread(target=self.names.serve_forever).start()
         endpoint, inside = free_port(), free_port()
         self.url, self.inside = f"http://127.0.0.1:{endpoint}", f"http://127.0.0.1:{inside}"

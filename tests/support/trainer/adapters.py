@@ -33,7 +33,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Shop:
+class AdapterMaker:
     """A store and the base that its adapters are for."""
 
     settings: Settings
@@ -89,9 +89,9 @@ def _whole(directory: Path) -> Path:
     return directory
 
 
-def shop(settings: Settings, store: Store, base: Path, scratch: Path) -> Shop:
+def adapter_maker(settings: Settings, store: Store, base: Path, scratch: Path) -> AdapterMaker:
     """A store whose adapters are for the base in a directory."""
-    return Shop(settings, store, LocalBase(base, identify(base, base_id=base.name)), scratch)
+    return AdapterMaker(settings, store, LocalBase(base, identify(base, base_id=base.name)), scratch)
 
 
 def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:

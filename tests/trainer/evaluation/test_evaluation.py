@@ -42,7 +42,7 @@ METHOD = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 
 
 @dataclass(frozen=True)
-class House:
+class TrainedStore:
     """A store with two trained versions, the first of which is in production."""
 
     settings: Settings
@@ -64,7 +64,7 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path, empty_store: Path) -> House:
+def trained_store(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path, empty_store: Path) -> TrainedStore:
     directory = tmp_path_factory.mktemp("evaluated")
     settings = Settings(home=directory / "home")
     settings.home.mkdir()
@@ -78,39 +78,43 @@ def house(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path, empty_sto
         outcomes.append(trained(source, rows, settings))
         made.append(versions.register(store, outcomes[-1].run_id, NAME))
     promotion.promote(store, made[0].ref, "production", actor="tester")
-    return House(settings, store, shallow_dir, directory, (outcomes[0], outcomes[1]), (made[0], made[1]))
+    return TrainedStore(settings, store, shallow_dir, directory, (outcomes[0], outcomes[1]), (made[0], made[1]))
 
 
 @pytest.fixture(scope="module")
-def measured(house: House) -> run.Outcome:
-    (house.directory / "mine.py").write_text("def long(prediction, reference, prompt): return len(prediction)\n")
-    wanted = metrics.parse(["loss", "exact_match", "rouge", f"{house.directory / 'mine.py'}:long:lower"])
-    return house.evaluate(metrics=wanted)
+def measured(trained_store: TrainedStore) -> run.Outcome:
+    (trained_store.directory / "mine.py").write_text(
+        "def long(prediction, reference, prompt): return len(prediction)\n"
+    )
+    wanted = metrics.parse(["loss", "exact_match", "rouge", f"{trained_store.directory / 'mine.py'}:long:lower"])
+    return trained_store.evaluate(metrics=wanted)
 
 
 @pytest.mark.slow
-def test_the_losses_are_those_that_the_trainer_measured(house: House, measured: run.Outcome) -> None:
+def test_the_losses_are_those_that_the_trainer_measured(trained_store: TrainedStore, measured: run.Outcome) -> None:
     found = measured.evidence
-    assert found.value("loss", "candidate") == pytest.approx(house.outcomes[1].eval_loss, abs=1e-3)
-    assert found.value("loss", "incumbent") == pytest.approx(house.outcomes[0].eval_loss, abs=1e-3)
-    assert found.value("loss", "base") == pytest.approx(house.outcomes[1].eval_loss_before, abs=1e-3)
-    assert found.value("loss", "candidate") != pytest.approx(house.outcomes[0].eval_loss, abs=2e-3)
+    assert found.value("loss", "candidate") == pytest.approx(trained_store.outcomes[1].eval_loss, abs=1e-3)
+    assert found.value("loss", "incumbent") == pytest.approx(trained_store.outcomes[0].eval_loss, abs=1e-3)
+    assert found.value("loss", "base") == pytest.approx(trained_store.outcomes[1].eval_loss_before, abs=1e-3)
+    assert found.value("loss", "candidate") != pytest.approx(trained_store.outcomes[0].eval_loss, abs=2e-3)
 
 
 @pytest.mark.slow
-def test_only_what_was_held_out_of_the_training_is_used(house: House, measured: run.Outcome) -> None:
-    rows = data.load(Data.model_validate({"path": str(house.directory / "rows.jsonl")}), house.directory)
+def test_only_what_was_held_out_of_the_training_is_used(trained_store: TrainedStore, measured: run.Outcome) -> None:
+    rows = data.load(
+        Data.model_validate({"path": str(trained_store.directory / "rows.jsonl")}), trained_store.directory
+    )
     _, held_out = rows.split(0.3)
     assert measured.evidence.rows == heldout.hashes(replace(rows, rows=held_out))
     assert measured.evidence.data_digest == replace(rows, rows=held_out).digest
 
 
 @pytest.mark.slow
-def test_the_registry_finds_it_as_evidence(house: House, measured: run.Outcome) -> None:
-    (found,) = house.store.find_evidence(NAME, house.versions[1].facts.digest)
+def test_the_registry_finds_it_as_evidence(trained_store: TrainedStore, measured: run.Outcome) -> None:
+    (found,) = trained_store.store.find_evidence(NAME, trained_store.versions[1].facts.digest)
     assert found == measured.evidence
-    assert found.incumbent == house.versions[0].facts.digest
-    assert found.base == identify(house.base_dir, base_id="base").weights_digest
+    assert found.incumbent == trained_store.versions[0].facts.digest
+    assert found.base == identify(trained_store.base_dir, base_id="base").weights_digest
     assert (found.through, set(found.metrics)) == ("transformers", {"loss", "exact_match", "rouge", "long"})
     assert {name: scores.better for name, scores in found.metrics.items() if scores.better == "lower"} == {
         "loss": "lower",
@@ -120,8 +124,10 @@ def test_the_registry_finds_it_as_evidence(house: House, measured: run.Outcome) 
 
 
 @pytest.mark.slow
-def test_its_run_shows_a_table_a_picture_and_what_decided_the_figures(house: House, measured: run.Outcome) -> None:
-    client, run_id = house.store.client, measured.evidence.run_id
+def test_its_run_shows_a_table_a_picture_and_what_decided_the_figures(
+    trained_store: TrainedStore, measured: run.Outcome
+) -> None:
+    client, run_id = trained_store.store.client, measured.evidence.run_id
     found = client.get_run(run_id)
     assert (found.info.run_name, found.info.status) == (f"{NAME}/2 on rows.jsonl", "FINISHED")
     assert client.get_experiment(found.info.experiment_id).name == EXPERIMENT
@@ -129,7 +135,7 @@ def test_its_run_shows_a_table_a_picture_and_what_decided_the_figures(house: Hou
         found.data.params.items() >= {"version": f"{NAME}/2", "incumbent": f"{NAME}/1", "max_new_tokens": "6"}.items()
     )
     assert len(found.data.params["metric.long.sha256"]) == 64
-    assert str(house.directory) not in json.dumps([found.data.params, found.data.tags])
+    assert str(trained_store.directory) not in json.dumps([found.data.params, found.data.tags])
     assert Path(client.download_artifacts(run_id, "evaluation.png")).read_bytes().startswith(b"\x89PNG")
     table = json.loads(Path(client.download_artifacts(run_id, "rows.json")).read_text())
     assert table["columns"][:6] == ["row", "prompt", "reference", "candidate", "incumbent", "base"]
@@ -140,14 +146,16 @@ def test_its_run_shows_a_table_a_picture_and_what_decided_the_figures(house: Hou
 
 
 @pytest.mark.slow
-def test_answers_are_those_of_plain_peft_one_at_a_time(house: House, measured: run.Outcome, tmp_path: Path) -> None:
+def test_answers_are_those_of_plain_peft_one_at_a_time(
+    trained_store: TrainedStore, measured: run.Outcome, tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
-    client = house.store.client
+    client = trained_store.store.client
     table = json.loads(Path(client.download_artifacts(measured.evidence.run_id, "rows.json")).read_text())
-    house.store.download(house.versions[1].source, tmp_path, what="the adapter")
-    model = AutoModelForCausalLM.from_pretrained(house.base_dir)
-    tokenizer = AutoTokenizer.from_pretrained(house.base_dir)
+    trained_store.store.download(trained_store.versions[1].source, tmp_path, what="the adapter")
+    model = AutoModelForCausalLM.from_pretrained(trained_store.base_dir)
+    tokenizer = AutoTokenizer.from_pretrained(trained_store.base_dir)
     model = PeftModel.from_pretrained(model, tmp_path).eval()
     for _, _, reference, candidate, *_ in table["data"][:3]:
         number = reference.split()[1]
@@ -158,82 +166,90 @@ def test_answers_are_those_of_plain_peft_one_at_a_time(house: House, measured: r
 
 
 @pytest.mark.slow
-def test_without_an_incumbent_and_with_the_incumbent_itself(house: House) -> None:
+def test_without_an_incumbent_and_with_the_incumbent_itself(trained_store: TrainedStore) -> None:
     said: list[str] = []
-    alone = house.evaluate(limit=2, say=said.append)
+    alone = trained_store.evaluate(limit=2, say=said.append)
     assert len(alone.evidence.weights) == 2
-    same = house.evaluate(f"{NAME}@production", limit=2)
+    same = trained_store.evaluate(f"{NAME}@production", limit=2)
     scores = same.evidence.metrics["loss"]
     assert scores.candidate == scores.incumbent
     assert same.evidence.incumbent == same.evidence.candidate
     with pytest.raises(NotFound, match="has no alias 'staging'"):
-        house.evaluate(against="staging")
-    other = make_version(house.store, house.directory / "alone", "alone", base=house.versions[0].facts.base)
+        trained_store.evaluate(against="staging")
+    other = make_version(
+        trained_store.store, trained_store.directory / "alone", "alone", base=trained_store.versions[0].facts.base
+    )
     said.clear()
-    found = house.evaluate(str(other.ref), limit=2, say=said.append)
+    found = trained_store.evaluate(str(other.ref), limit=2, say=said.append)
     assert (found.incumbent, found.evidence.incumbent, found.evidence.metrics["loss"].incumbent) == (None, "", ())
     assert any("there is no incumbent" in line for line in said)
 
 
 @pytest.mark.slow
 def test_other_bytes_another_base_and_no_base_are_refused_before_anything_is_loaded(
-    house: House, base_dir: Path, tmp_path: Path
+    trained_store: TrainedStore, base_dir: Path, tmp_path: Path
 ) -> None:
     directory = write_adapter(tmp_path / "bad", seed=9)
     version = versions.register(
-        house.store, log_adapter(house.store, directory, base=house.versions[0].facts.base), "bad"
+        trained_store.store,
+        log_adapter(trained_store.store, directory, base=trained_store.versions[0].facts.base),
+        "bad",
     )
-    location = house.store.client.get_logged_model(version.source.removeprefix("models:/")).artifact_location
+    location = trained_store.store.client.get_logged_model(version.source.removeprefix("models:/")).artifact_location
     with Path(f"{location.removeprefix('file://')}/adapter_config.json").open("a") as file:
         file.write(" ")
     with pytest.raises(DigestMismatch, match=r"adapter_config\.json changed"):
-        house.evaluate(str(version.ref))
+        trained_store.evaluate(str(version.ref))
     with pytest.raises(WrongBase, match="was trained on SmolLM2-2-layers"):
-        house.evaluate(base=str(base_dir))
+        trained_store.evaluate(base=str(base_dir))
     with pytest.raises(NotFound) as raised:
-        house.evaluate(base=None)
+        trained_store.evaluate(base=None)
     assert "--base DIR" in raised.value.hint
 
 
 @pytest.mark.slow
-def test_a_failing_metric_leaves_a_failed_run_and_no_evidence(house: House, tmp_path: Path) -> None:
+def test_a_failing_metric_leaves_a_failed_run_and_no_evidence(trained_store: TrainedStore, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def bad(prediction, reference, prompt): raise KeyError('x')\n")
-    before = house.store.find_evidence(NAME, house.versions[1].facts.digest)
+    before = trained_store.store.find_evidence(NAME, trained_store.versions[1].facts.digest)
     with pytest.raises(BadInput, match=r"the metric bad fails on row 1, .*KeyError: 'x'"):
-        house.evaluate(metrics=metrics.parse([f"{tmp_path / 'mine.py'}:bad"]), limit=1)
-    experiment = house.store.client.get_experiment_by_name(EXPERIMENT)
-    newest = house.store.client.search_runs([experiment.experiment_id], max_results=1)[0]
+        trained_store.evaluate(metrics=metrics.parse([f"{tmp_path / 'mine.py'}:bad"]), limit=1)
+    experiment = trained_store.store.client.get_experiment_by_name(EXPERIMENT)
+    newest = trained_store.store.client.search_runs([experiment.experiment_id], max_results=1)[0]
     assert newest.info.status == "FAILED"
     assert "the metric bad fails" in newest.data.tags["loradock.reason"]
-    assert house.store.find_evidence(NAME, house.versions[1].facts.digest) == before
+    assert trained_store.store.find_evidence(NAME, trained_store.versions[1].facts.digest) == before
 
 
 @pytest.mark.slow
-def test_plain_text_is_measured_by_loss_alone(house: House, tmp_path: Path) -> None:
+def test_plain_text_is_measured_by_loss_alone(trained_store: TrainedStore, tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text('{"text": "It is what it is."}\n{"text": "It was."}\n')
-    found = house.evaluate(data=str(tmp_path / "text.jsonl"))
+    found = trained_store.evaluate(data=str(tmp_path / "text.jsonl"))
     assert len(found.evidence.weights) == 2
     with pytest.raises(BadInput, match="plain texts"):
-        house.evaluate(data=str(tmp_path / "text.jsonl"), metrics=metrics.parse(["rouge"]))
+        trained_store.evaluate(data=str(tmp_path / "text.jsonl"), metrics=metrics.parse(["rouge"]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "ia3", "prompt_tuning", "adaption_prompt", "pissa"])
-def test_the_base_is_itself_again_after_every_kind_of_adapter(name: str, house: House, tmp_path: Path) -> None:
+def test_the_base_is_itself_again_after_every_kind_of_adapter(
+    name: str, trained_store: TrainedStore, tmp_path: Path
+) -> None:
     """A PiSSA start that was not put back changes the base's weights, and LLaMA-Adapter cannot be taken off."""
     adapters = {}
     for subject, kind, seed in (("candidate", name, 1), ("incumbent", "lora", 2)):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(house.base_dir)
+        model = AutoModelForCausalLM.from_pretrained(trained_store.base_dir)
         wrapped = methods.wrap(model, methods.configure(Method.model_validate({"type": kind}), model))
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.02 * torch.randn_like(parameter)
         wrapped.save_pretrained(tmp_path / subject, save_embedding_layers=False)
         adapters[subject] = tmp_path / subject
-    local = contestants.base_of(house.versions[0], str(house.base_dir), house.settings)
-    scorer = Local(local, contestants.as_trained(house.versions[0], {}), adapters)  # type: ignore[arg-type]
-    rows = data.load(Data.model_validate({"path": str(house.directory / "rows.jsonl")}), house.directory)
+    local = contestants.base_of(trained_store.versions[0], str(trained_store.base_dir), trained_store.settings)
+    scorer = Local(local, contestants.as_trained(trained_store.versions[0], {}), adapters)  # type: ignore[arg-type]
+    rows = data.load(
+        Data.model_validate({"path": str(trained_store.directory / "rows.jsonl")}), trained_store.directory
+    )
     _, items = heldout.items(replace(rows, rows=rows.rows[:3]), scorer.tokenizer, scorer.max_length, lambda _: None)
 
     def nats(subject: str) -> list[float]:
@@ -259,10 +275,10 @@ def test_a_conversation_is_one_row_and_its_turns_count_by_their_tokens() -> None
 
 
 @pytest.mark.slow
-def test_copies_count_once_and_what_is_too_long_is_told(house: House, tmp_path: Path) -> None:
+def test_copies_count_once_and_what_is_too_long_is_told(trained_store: TrainedStore, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(house.base_dir)
+    tokenizer = AutoTokenizer.from_pretrained(trained_store.base_dir)
     short = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Arr."}]}
     long = {
         "messages": [
@@ -273,7 +289,7 @@ def test_copies_count_once_and_what_is_too_long_is_told(house: House, tmp_path: 
     }
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in (short, long, short)))
     said: list[str] = []
-    rows = heldout.load(str(tmp_path / "rows.jsonl"), house.versions[0], {}, limit=None, say=said.append)
+    rows = heldout.load(str(tmp_path / "rows.jsonl"), trained_store.versions[0], {}, limit=None, say=said.append)
     kept, items = heldout.items(rows, tokenizer, 64, said.append)
     assert [item.row for item in items] == [0, 1]
     assert len(kept.rows) == 2
@@ -285,10 +301,10 @@ def test_copies_count_once_and_what_is_too_long_is_told(house: House, tmp_path: 
 
 
 @pytest.mark.slow
-def test_rows_that_were_all_trained_on_are_refused(house: House) -> None:
-    rows = str(house.directory / "rows.jsonl")
+def test_rows_that_were_all_trained_on_are_refused(trained_store: TrainedStore) -> None:
+    rows = str(trained_store.directory / "rows.jsonl")
     with pytest.raises(BadInput, match="was trained on all rows"):
-        heldout.load(rows, house.versions[0], {"recipe.data.heldout": "0.0"}, limit=None, say=lambda _: None)
+        heldout.load(rows, trained_store.versions[0], {"recipe.data.heldout": "0.0"}, limit=None, say=lambda _: None)
 
 
 def test_every_option_has_help() -> None:
@@ -305,9 +321,9 @@ def loradock(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_command_prints_what_it_found(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORADOCK_HOME", str(house.settings.home))
-    rows, base = str(house.directory / "rows.jsonl"), str(house.base_dir)
+def test_the_command_prints_what_it_found(trained_store: TrainedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORADOCK_HOME", str(trained_store.settings.home))
+    rows, base = str(trained_store.directory / "rows.jsonl"), str(trained_store.base_dir)
     done = loradock(f"{NAME}/2", "--data", rows, "--base", base, "--limit", "2", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -331,12 +347,17 @@ def test_the_command_prints_what_it_found(house: House, monkeypatch: pytest.Monk
     ],
 )
 def test_what_cannot_be_meant_is_told(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str], code: int, said: str
+    trained_store: TrainedStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: list[str],
+    code: int,
+    said: str,
 ) -> None:
-    monkeypatch.setenv("LORADOCK_HOME", str(house.settings.home))
+    monkeypatch.setenv("LORADOCK_HOME", str(trained_store.settings.home))
     (tmp_path / "empty.jsonl").write_text("")
     write_rows(tmp_path, 3)
-    given = ["--data", str(tmp_path / "rows.jsonl"), "--base", str(house.base_dir)]
+    given = ["--data", str(tmp_path / "rows.jsonl"), "--base", str(trained_store.base_dir)]
     given += [part.format(empty=tmp_path / "empty.jsonl") for part in changes]
     with pytest.raises(LoradockError, match=said) as raised:
         command.main([f"{NAME}/2", *given], standalone_mode=False)
@@ -353,8 +374,8 @@ def test_a_base_that_was_quantised_in_training_is_held_so_again(
     outcome = trained(source, rows, settings)
     version = versions.register(store, outcome.run_id, NAME)
     assert version.facts.base.quantization == "nf4"
-    house = House(settings, store, shallow_dir, tmp_path, (outcome, outcome), (version, version))
-    found = house.evaluate(str(version.ref)).evidence
+    trained_store = TrainedStore(settings, store, shallow_dir, tmp_path, (outcome, outcome), (version, version))
+    found = trained_store.evaluate(str(version.ref)).evidence
     assert found.value("loss", "candidate") == pytest.approx(outcome.eval_loss, abs=1e-3)
     assert found.value("loss", "base") == pytest.approx(outcome.eval_loss_before, abs=1e-3)
     assert store.client.get_run(found.run_id).data.params["base.quantization"] == "nf4"

@@ -14,7 +14,7 @@ from registry.records import Version
 from registry.refs import parse_version
 from registry.settings import Settings
 from registry.store import Store
-from tests.support.trainer.adapters import Shop, deltas, rows, shop
+from tests.support.trainer.adapters import AdapterMaker, adapter_maker, deltas, rows
 from trainer.weights import combination, combine, sweep
 from trainer.weights.combination import Combined, Task
 from trainer.weights.combine import METHODS, Mix
@@ -27,7 +27,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> dic
     """Two of rank 4, one of rank 2 with another scaling, and a DoRA."""
     scratch = tmp_path_factory.mktemp("adapters")
     local = LocalBase(shallow_dir, identify(shallow_dir, base_id=shallow_dir.name))
-    made = Shop(Settings(), None, local, scratch)  # type: ignore[arg-type]  # only files are made
+    made = AdapterMaker(Settings(), None, local, scratch)  # type: ignore[arg-type]  # only files are made
     targets = ["q_proj", "down_proj"]
     return {
         "a": made.adapter("a", "lora", r=4, target_modules=targets, seed=1),
@@ -38,22 +38,22 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> dic
 
 
 @pytest.fixture
-def here(settings: Settings, store: Store, shallow_dir: Path, tmp_path: Path) -> Shop:
-    return shop(settings, store, shallow_dir, tmp_path)
+def here(settings: Settings, store: Store, shallow_dir: Path, tmp_path: Path) -> AdapterMaker:
+    return adapter_maker(settings, store, shallow_dir, tmp_path)
 
 
 @pytest.fixture
-def parents(here: Shop, adapters: dict[str, Path]) -> dict[str, Version]:
+def parents(here: AdapterMaker, adapters: dict[str, Path]) -> dict[str, Version]:
     return {name: here.version(directory, name) for name, directory in adapters.items()}
 
 
-def mixed(here: Shop, *names: str, **changes: object) -> Combined:
+def mixed(here: AdapterMaker, *names: str, **changes: object) -> Combined:
     refs = tuple(parse_version(f"{name}/1") for name in names)
     task = replace(Task(refs, "mix", base=str(here.local.path)), **changes)  # type: ignore[arg-type]
     return combination.combine_versions(task, here.settings, lambda _: None)
 
 
-def fetched(here: Shop, outcome: Combined) -> Path:
+def fetched(here: AdapterMaker, outcome: Combined) -> Path:
     into = here.scratch / outcome.version.replace("/", "-")
     into.mkdir()
     ref = parse_version(outcome.version)
@@ -78,7 +78,7 @@ def fetched(here: Shop, outcome: Combined) -> Path:
     ],
 )
 def test_each_method_tells_how_far_it_is_from_the_weighted_sum(
-    method: str, low: float, high: float, here: Shop, parents: dict[str, Version], adapters: dict[str, Path]
+    method: str, low: float, high: float, here: AdapterMaker, parents: dict[str, Version], adapters: dict[str, Path]
 ) -> None:
     outcome = mixed(here, "a", "b", method=method, weights=((0.7, 0.3),))
     one, other, found = (deltas(path) for path in (adapters["a"], adapters["b"], fetched(here, outcome)))
@@ -104,7 +104,9 @@ def test_every_method_is_tried_above() -> None:
     assert {row[0] for row in mark.args[1]} == set(METHODS)
 
 
-def test_other_ranks_and_scalings_are_added_exactly_or_to_a_rank(here: Shop, parents: dict[str, Version]) -> None:
+def test_other_ranks_and_scalings_are_added_exactly_or_to_a_rank(
+    here: AdapterMaker, parents: dict[str, Version]
+) -> None:
     exact = mixed(here, "small", "a")
     assert (exact.method, exact.rank, exact.weights) == ("cat", 6, (0.5, 0.5))
     assert exact.error < 1e-6
@@ -113,14 +115,14 @@ def test_other_ranks_and_scalings_are_added_exactly_or_to_a_rank(here: Shop, par
     assert 1e-4 < limited.error < mixed(here, "small", "a", method="svd", rank=3).error
 
 
-def test_what_is_drawn_follows_from_the_seed(here: Shop, parents: dict[str, Version]) -> None:
+def test_what_is_drawn_follows_from_the_seed(here: AdapterMaker, parents: dict[str, Version]) -> None:
     first = mixed(here, "a", "b", method="dare_linear_svd", densities=(0.5,), seed=3)
     again = mixed(here, "a", "b", method="dare_linear_svd", densities=(0.5,), seed=3)
     other = mixed(here, "a", "b", method="dare_linear_svd", densities=(0.5,), seed=4)
     assert (first.version, again.version, other.version) == ("mix/1", "mix/1", "mix/2")
 
 
-def test_a_sweep_keeps_the_best_and_shows_the_grid(here: Shop, parents: dict[str, Version]) -> None:
+def test_a_sweep_keeps_the_best_and_shows_the_grid(here: AdapterMaker, parents: dict[str, Version]) -> None:
     data = rows(here.scratch, 4)
     outcome = mixed(
         here, "a", "b", method="ties_svd", sweep=True, data=data, weights=((0.5, 0.5), (1, 1)), densities=(0.3, 0.9)
@@ -171,7 +173,9 @@ def test_by_default_the_exact_method_is_taken_where_the_rank_allows() -> None:
     assert combine.plan("ties", Mix(), (8, 8), 16).density == combine.DENSITY
 
 
-def test_parents_that_do_not_go_together(here: Shop, parents: dict[str, Version], adapters: dict[str, Path]) -> None:
+def test_parents_that_do_not_go_together(
+    here: AdapterMaker, parents: dict[str, Version], adapters: dict[str, Path]
+) -> None:
     with pytest.raises(Refused, match="DoRA") as raised:
         mixed(here, "a", "dora")
     assert "loradock convert dora/1" in raised.value.hint

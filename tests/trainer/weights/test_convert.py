@@ -19,7 +19,7 @@ from registry.records import Version
 from registry.refs import parse_version
 from registry.settings import Settings
 from registry.store import Store
-from tests.support.trainer.adapters import Shop, deltas, rows, shop
+from tests.support.trainer.adapters import AdapterMaker, adapter_maker, deltas, rows
 from trainer.weights import convert
 from trainer.weights.cli import convert as convert_command
 from trainer.weights.cli import merge as merge_command
@@ -29,16 +29,16 @@ TARGETS = {"target_modules": ["q_proj", "down_proj"]}
 
 
 @pytest.fixture
-def here(settings: Settings, store: Store, shallow_dir: Path, tmp_path: Path) -> Shop:
-    return shop(settings, store, shallow_dir, tmp_path)
+def here(settings: Settings, store: Store, shallow_dir: Path, tmp_path: Path) -> AdapterMaker:
+    return adapter_maker(settings, store, shallow_dir, tmp_path)
 
 
-def converted(here: Shop, version: Version, **changes: object) -> Converted:
+def converted(here: AdapterMaker, version: Version, **changes: object) -> Converted:
     task = replace(Task(version.ref, base=str(here.local.path)), **changes)  # type: ignore[arg-type]
     return convert.convert(task, here.settings, lambda _: None)
 
 
-def apart(here: Shop, outcome: Converted, original: Path) -> float:
+def apart(here: AdapterMaker, outcome: Converted, original: Path) -> float:
     """How far any logit of the converted adapter, as plain PEFT loads it, is from the original's."""
     into = here.scratch / outcome.version.replace("/", "-")
     into.mkdir()
@@ -75,7 +75,7 @@ def apart(here: Shop, outcome: Converted, original: Path) -> float:
     ],
 )
 def test_methods_of_low_rank_are_converted_without_loss(
-    method: str, said: dict[str, Any], rank: int, here: Shop
+    method: str, said: dict[str, Any], rank: int, here: AdapterMaker
 ) -> None:
     version = here.make("bot", method, **TARGETS, **{key: value for key, value in said.items() if key != "para"})
     outcome = converted(here, version, energy=0.999999999)
@@ -87,7 +87,7 @@ def test_methods_of_low_rank_are_converted_without_loss(
 
 
 @pytest.mark.slow
-def test_what_has_no_low_rank_loses_the_less_the_higher_the_rank(here: Shop) -> None:
+def test_what_has_no_low_rank_loses_the_less_the_higher_the_rank(here: AdapterMaker) -> None:
     version = here.make("bot", "dora", r=4, **TARGETS)
     found = [converted(here, version, rank=rank, bound=1.0) for rank in (2, 16, 128)]
     assert found[0].error > found[1].error > found[2].error > 0
@@ -100,7 +100,7 @@ def test_what_has_no_low_rank_loses_the_less_the_higher_the_rank(here: Shop) -> 
 
 
 @pytest.mark.slow
-def test_the_error_is_what_is_left_of_the_change_of_weights(here: Shop) -> None:
+def test_the_error_is_what_is_left_of_the_change_of_weights(here: AdapterMaker) -> None:
     version = here.make("bot", "lora", r=8, **TARGETS)
     outcome = converted(here, version, rank=2, bound=1.0, name="small", data=rows(here.scratch, 4))
     assert (outcome.version, outcome.rank) == ("small/1", 2)
@@ -124,7 +124,7 @@ def test_the_error_is_what_is_left_of_the_change_of_weights(here: Shop) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_a_start_from_the_base_is_put_back_exactly(start: str, here: Shop) -> None:
+def test_a_start_from_the_base_is_put_back_exactly(start: str, here: AdapterMaker) -> None:
     version = here.version(here.raw("bot", "lora", r=4, init_lora_weights=start, **TARGETS), "bot")
     assert version.findings
     outcome = converted(here, version)
@@ -133,7 +133,7 @@ def test_a_start_from_the_base_is_put_back_exactly(start: str, here: Shop) -> No
 
 
 @pytest.mark.slow
-def test_more_than_the_bound_is_lost_only_when_told(here: Shop) -> None:
+def test_more_than_the_bound_is_lost_only_when_told(here: AdapterMaker) -> None:
     version = here.make("bot", "ia3")
     with pytest.raises(Refused, match="is lost") as raised:
         converted(here, version, rank=2)
@@ -161,7 +161,7 @@ def test_more_than_the_bound_is_lost_only_when_told(here: Shop) -> None:
     ],
 )
 def test_what_cannot_be_converted_is_refused_with_the_reason(
-    kind: str, said: dict[str, Any], error: type[Exception], words: str, here: Shop
+    kind: str, said: dict[str, Any], error: type[Exception], words: str, here: AdapterMaker
 ) -> None:
     version = here.version(here.raw("bot", kind, **said), "bot")
     with pytest.raises(error, match=words):
@@ -170,7 +170,7 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(
 
 
 @pytest.mark.slow
-def test_other_bytes_are_refused(here: Shop) -> None:
+def test_other_bytes_are_refused(here: AdapterMaker) -> None:
     version = here.make("bot", "dora", r=4, **TARGETS)
     location = here.store.client.get_logged_model(version.source.removeprefix("models:/")).artifact_location
     (Path(location.removeprefix("file://")) / "stray.txt").write_text("x")

@@ -30,7 +30,7 @@ from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
 from tests.support.adapters import log_adapter
-from tests.support.trainer.adapters import Shop, merged_by_peft, rows, shop, weights_in
+from tests.support.trainer.adapters import AdapterMaker, adapter_maker, merged_by_peft, rows, weights_in
 from trainer import base, catalogue
 from trainer.evaluation import contestants
 from trainer.weights import fold, parents, quantized, staging
@@ -64,21 +64,21 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> Path
 
 
 @pytest.fixture
-def here(settings: Settings, store: Store, shallow_dir: Path, tmp_path: Path) -> Shop:
-    return shop(settings, store, shallow_dir, tmp_path)
+def here(settings: Settings, store: Store, shallow_dir: Path, tmp_path: Path) -> AdapterMaker:
+    return adapter_maker(settings, store, shallow_dir, tmp_path)
 
 
-def merge(here: Shop, version: Version, **changes: object) -> Merged:
+def merge(here: AdapterMaker, version: Version, **changes: object) -> Merged:
     task = replace(Task(version.ref, base=str(here.local.path)), **changes)  # type: ignore[arg-type]
     return fold.merge(task, here.settings, lambda _: None)
 
 
-def versions_of(here: Shop) -> list[str]:
+def versions_of(here: AdapterMaker) -> list[str]:
     return [str(version.ref) for family in here.store.families() for version in here.store.versions(family.name)]
 
 
 @pytest.mark.parametrize("method", MERGED)
-def test_module_by_module_is_what_peft_merges_on_the_whole_model(method: str, here: Shop) -> None:
+def test_module_by_module_is_what_peft_merges_on_the_whole_model(method: str, here: AdapterMaker) -> None:
     directory = here.adapter("x", method)
     kind = json.loads((directory / "adapter_config.json").read_text())["peft_type"].lower()
     layers = Layers(here.local, directory, kind)
@@ -95,9 +95,9 @@ def test_module_by_module_is_what_peft_merges_on_the_whole_model(method: str, he
 
 
 def test_a_model_of_several_files_is_merged_file_by_file_and_registered(
-    here: Shop, sharded: Path, tmp_path: Path
+    here: AdapterMaker, sharded: Path, tmp_path: Path
 ) -> None:
-    here = shop(here.settings, here.store, sharded, tmp_path)
+    here = adapter_maker(here.settings, here.store, sharded, tmp_path)
     version = here.make("bot", "lora", **LORA)
     out = tmp_path / "merged"
     outcome = merge(here, version, out=out)
@@ -132,14 +132,16 @@ def _ref(text: str) -> fold.VersionRef:
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float32", 1e-4), ("float16", 2e-2), ("bfloat16", 0.15)])
-def test_in_each_precision_it_is_within_the_bound(dtype: str, relative: float, here: Shop) -> None:
+def test_in_each_precision_it_is_within_the_bound(dtype: str, relative: float, here: AdapterMaker) -> None:
     outcome = merge(here, here.make("bot", "dora", **LORA), dtype=dtype, out=here.scratch / "out")
     assert outcome.likeness.relative < relative < fold.BOUNDS[dtype] * 1.01 + 1e-3
     assert {str(value.dtype) for value in weights_in(here.scratch / "out").values()} == {f"torch.{dtype}"}
     assert json.loads((here.scratch / "out" / "config.json").read_text())["dtype"] == dtype
 
 
-def test_what_speaks_otherwise_is_refused_and_leaves_nothing(here: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_speaks_otherwise_is_refused_and_leaves_nothing(
+    here: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(fold.BOUNDS, "bfloat16", 1e-5)  # type: ignore[misc]
     version = here.make("bot", "lora", **LORA)
     with pytest.raises(Refused, match="speaks otherwise"):
@@ -150,7 +152,9 @@ def test_what_speaks_otherwise_is_refused_and_leaves_nothing(here: Shop, monkeyp
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
-def test_a_head_and_embeddings_that_were_one_are_two_where_the_adapter_parts_them(target: str, here: Shop) -> None:
+def test_a_head_and_embeddings_that_were_one_are_two_where_the_adapter_parts_them(
+    target: str, here: AdapterMaker
+) -> None:
     said = {"modules_to_save": ["lm_head"]} if target == "lm_head" else {"target_modules": ["q_proj", "embed_tokens"]}
     directory = here.raw("bot", "lora", **({"r": 4, "target_modules": ["q_proj"]} | said))
     outcome = merge(here, here.version(directory, "bot"), out=here.scratch / "out")
@@ -166,19 +170,19 @@ def test_a_head_and_embeddings_that_were_one_are_two_where_the_adapter_parts_the
         assert float((adapted(ids).logits - found).abs().max()) < 1e-3
 
 
-def test_trained_tokens_keep_head_and_embeddings_one(here: Shop) -> None:
+def test_trained_tokens_keep_head_and_embeddings_one(here: AdapterMaker) -> None:
     outcome = merge(here, here.make("bot", "trainable_tokens"), out=here.scratch / "out")
     assert outcome.likeness.relative < 1e-4
     assert "lm_head.weight" not in weights_in(here.scratch / "out")
 
 
-def quantized_version(here: Shop) -> Version:
+def quantized_version(here: AdapterMaker) -> Version:
     version = here.version(here.adapter("bot", "lora", **LORA), "bot", quantization="nf4")
     here.store.client.log_param(version.facts.run_id, "recipe.training.dtype", "float32")
     return version
 
 
-def test_weights_that_were_in_four_bits_come_back_to_the_last_bit(here: Shop) -> None:
+def test_weights_that_were_in_four_bits_come_back_to_the_last_bit(here: AdapterMaker) -> None:
     version = quantized_version(here)
     recipe = contestants.as_trained(version, {"recipe.training.dtype": "float32"})
     assert recipe.quantization
@@ -192,7 +196,7 @@ def test_weights_that_were_in_four_bits_come_back_to_the_last_bit(here: Shop) ->
     )
 
 
-def test_where_an_adapter_of_a_quantised_base_goes_is_the_users_choice(here: Shop) -> None:
+def test_where_an_adapter_of_a_quantised_base_goes_is_the_users_choice(here: AdapterMaker) -> None:
     version, data = quantized_version(here), rows(here.scratch)
     with pytest.raises(BadInput, match="say what it goes into"):
         merge(here, version)
@@ -215,7 +219,7 @@ def test_where_an_adapter_of_a_quantised_base_goes_is_the_users_choice(here: Sho
         merge(here, plain, into="dequantized")
 
 
-def test_a_policy_that_asks_for_figures_asks_before_a_merge_too(here: Shop) -> None:
+def test_a_policy_that_asks_for_figures_asks_before_a_merge_too(here: AdapterMaker) -> None:
     version = here.make("bot", "lora", **LORA)
     entries.set_policy(here.store, "bot", "production:\n  better_than_base: {loss: 0}\n", actor="tester")
     with pytest.raises(GateFailed) as raised:
@@ -225,7 +229,7 @@ def test_a_policy_that_asks_for_figures_asks_before_a_merge_too(here: Shop) -> N
     assert merge(here, version, insist=True).version == "bot-merged/1"
 
 
-def test_what_cannot_be_merged_is_refused_with_the_reason(here: Shop, base_dir: Path) -> None:
+def test_what_cannot_be_merged_is_refused_with_the_reason(here: AdapterMaker, base_dir: Path) -> None:
     prompt = here.raw("prompt", "prompt_tuning", num_virtual_tokens=4)
     with pytest.raises(Refused, match="prompt_tuning, which leaves the base's weights as they are"):
         merge(here, _registered(here, prompt, "prompt"))
@@ -244,7 +248,7 @@ def test_what_cannot_be_merged_is_refused_with_the_reason(here: Shop, base_dir: 
     assert not (here.scratch / "out").exists()
 
 
-def _registered(here: Shop, directory: Path, name: str) -> Version:
+def _registered(here: AdapterMaker, directory: Path, name: str) -> Version:
     return versions.register(here.store, log_adapter(here.store, directory, base=here.local.base), name)
 
 
@@ -267,7 +271,7 @@ def file_limit(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_disk_that_fills_up_is_told_in_a_line_and_leaves_nothing(here: Shop) -> None:
+def test_a_disk_that_fills_up_is_told_in_a_line_and_leaves_nothing(here: AdapterMaker) -> None:
     version = here.make("bot", "lora", **LORA)
     with file_limit(40 * 2**20), pytest.raises(LoradockError, match="there is no room left"):
         merge(here, version, out=here.scratch / "out")
@@ -275,7 +279,7 @@ def test_a_disk_that_fills_up_is_told_in_a_line_and_leaves_nothing(here: Shop) -
     assert not [path for path in here.scratch.iterdir() if "out" in path.name]
 
 
-def test_one_that_is_killed_registers_nothing_and_can_be_run_again(here: Shop) -> None:
+def test_one_that_is_killed_registers_nothing_and_can_be_run_again(here: AdapterMaker) -> None:
     version, out = here.make("bot", "lora", **LORA), here.scratch / "out"
     command = ["bot/1", "--base", str(here.local.path), "--out", str(out)]
     code = f"from trainer.weights.cli import merge; merge.main({command}, standalone_mode=False)"
@@ -306,7 +310,7 @@ def test_the_weights_of_a_large_base_are_not_in_memory() -> None:
         ("lora", {"modules_to_save": ["lm_head"], **LORA}),
     ],
 )
-def test_a_model_read_as_it_runs_says_the_same(method: str, said: dict[str, Any], here: Shop) -> None:
+def test_a_model_read_as_it_runs_says_the_same(method: str, said: dict[str, Any], here: AdapterMaker) -> None:
     adapter = here.raw("x", method, **said) if "modules_to_save" in said else here.adapter("x", method, **said)
     ids = torch.arange(100, 120)[None]
     with torch.inference_mode(), warnings.catch_warnings():
@@ -318,10 +322,10 @@ def test_a_model_read_as_it_runs_says_the_same(method: str, said: dict[str, Any]
             assert all(value.isnan().any() for value in read.parameters() if value.dim() == 1 and not directory)
 
 
-def test_a_merged_model_is_a_base_for_the_next(here: Shop) -> None:
+def test_a_merged_model_is_a_base_for_the_next(here: AdapterMaker) -> None:
     merge(here, here.make("bot", "lora", **LORA), out=here.scratch / "out")
     found = identify(here.scratch / "out", base_id="out")
     assert not found.same_weights(here.local.base)
-    next_ = shop(here.settings, here.store, here.scratch / "out", here.scratch)
+    next_ = adapter_maker(here.settings, here.store, here.scratch / "out", here.scratch)
     assert next_.local == LocalBase(here.scratch / "out", found)
     assert merge(next_, next_.make("next", "lora", **LORA)).likeness.relative < 1e-4

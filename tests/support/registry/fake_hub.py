@@ -31,7 +31,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass
-class Fault:
+class HubFault:
     """Something that goes wrong with the requests that a pattern finds in `METHOD /path`."""
 
     pattern: str
@@ -46,7 +46,7 @@ class Fault:
     """What happens at that moment."""
 
 
-class Answer(Exception):
+class HubAnswer(Exception):
     """What is answered in place of a result."""
 
     def __init__(self, status: int, code: str = "", message: str = "", **more: Any) -> None:
@@ -56,12 +56,12 @@ class Answer(Exception):
 
 
 @dataclass
-class Hub:
+class FakeHub:
     """The repositories, who asked for what, and what goes wrong."""
 
     root: Path
     url: str = ""
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[HubFault] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     """`METHOD /path` of every request, in order."""
     lock: Lock = field(default_factory=Lock)
@@ -86,7 +86,7 @@ class Hub:
         """A repository: whether it is private or gated, and its commits, oldest first."""
         path = self.repository(name, kind)
         if not path.is_file():
-            raise Answer(404, "RepoNotFound", "Repository not found")
+            raise HubAnswer(404, "RepoNotFound", "Repository not found")
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
@@ -153,13 +153,13 @@ class Hub:
 
     def fail(self, pattern: str, status: int = 0, **more: Any) -> None:
         """Let requests go wrong from now on."""
-        self.faults.append(Fault(pattern, status, **more))
+        self.faults.append(HubFault(pattern, status, **more))
 
 
 @contextmanager
-def hub(root: Path) -> Iterator[Hub]:
+def hub(root: Path) -> Iterator[FakeHub]:
     """A Hub on a port of its own."""
-    state = Hub(root)
+    state = FakeHub(root)
     handler = type("Handler", (_Handler,), {"hub": state})
     with running(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         state.url = f"http://127.0.0.1:{server.server_port}"
@@ -168,7 +168,7 @@ def hub(root: Path) -> Iterator[Hub]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    hub: Hub
+    hub: FakeHub
 
     def handle_any(self) -> None:
         parts = urlsplit(self.path)
@@ -186,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             with self.hub.lock:
                 status, headers, content = self.route(unquote(parts.path))
-        except Answer as answer:
+        except HubAnswer as answer:
             status, headers, content = answer.status, answer.headers, json.dumps(answer.body).encode()
         if fault and fault.when == "after":
             fault.act()
@@ -196,14 +196,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815  # names that http.server gives
 
-    def fault(self, line: str) -> Fault | None:
+    def fault(self, line: str) -> HubFault | None:
         for fault in self.hub.faults:
             if fault.times and re.search(fault.pattern, line):
                 fault.times -= 1
                 return fault
         return None
 
-    def go_wrong(self, fault: Fault) -> None:
+    def go_wrong(self, fault: HubFault) -> None:
         self.close_connection = True
         if fault.status:
             self.respond(fault.status, fault.headers, fault.body)
@@ -226,21 +226,21 @@ class _Handler(BaseHTTPRequestHandler):
                 if isinstance(found, tuple):
                     return found
                 return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
-        raise Answer(404, "", f"no such page: {path}")
+        raise HubAnswer(404, "", f"no such page: {path}")
 
     def may_write(self, name: str) -> None:
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            raise Answer(401, "", "Invalid credentials in Authorization header")
+            raise HubAnswer(401, "", "Invalid credentials in Authorization header")
         if not name.startswith("org/"):
-            raise Answer(403, "", f"You don't have the rights to write to {name}")
+            raise HubAnswer(403, "", f"You don't have the rights to write to {name}")
 
     def seen(self, name: str, kind: str) -> dict[str, Any]:
         token = self.headers.get("Authorization")
         if token not in (None, f"Bearer {TOKEN}"):
-            raise Answer(401, "", "Invalid credentials in Authorization header")
+            raise HubAnswer(401, "", "Invalid credentials in Authorization header")
         found = self.hub.read(name, kind)
         if found["private"] and not (token and name.startswith("org/")):
-            raise Answer(404, "RepoNotFound", "Repository not found")
+            raise HubAnswer(404, "RepoNotFound", "Repository not found")
         return found
 
     def at(self, name: str, kind: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -249,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
         for commit in reversed(found["commits"]):
             if wanted in ("main", commit["id"]):
                 return found, commit
-        raise Answer(404, "RevisionNotFound", "Invalid rev id")
+        raise HubAnswer(404, "RevisionNotFound", "Invalid rev id")
 
     def info(self, kind: str, name: str, revision: str | None = None) -> Any:
         found, commit = self.at(name, kind, revision)
@@ -303,9 +303,9 @@ class _Handler(BaseHTTPRequestHandler):
     def resolve(self, name: str, revision: str, path: str, kind: str | None = None) -> Any:
         found, commit = self.at(name, kind or "models", revision)
         if found["gated"]:
-            raise Answer(403, "GatedRepo", "Access to it is restricted")
+            raise HubAnswer(403, "GatedRepo", "Access to it is restricted")
         if path not in commit["files"]:
-            raise Answer(404, "EntryNotFound", "Entry not found")
+            raise HubAnswer(404, "EntryNotFound", "Entry not found")
         entry = commit["files"][path]
         tag = entry.get("sha256") or entry["oid"]
         headers = {"ETag": f'"{tag}"', "X-Repo-Commit": commit["id"], "Accept-Ranges": "bytes"}
@@ -323,7 +323,7 @@ class _Handler(BaseHTTPRequestHandler):
         if any(not index.get("name") or not all(one["metrics"] for one in index["results"]) for index in indexes):
             faults.append('"model-index" is not valid')
         if faults:
-            raise Answer(400, errors=[{"message": fault} for fault in faults], warnings=[])
+            raise HubAnswer(400, errors=[{"message": fault} for fault in faults], warnings=[])
         return {"errors": [], "warnings": []}
 
     def create(self) -> Any:
@@ -331,7 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{asked['organization']}/{asked['name']}"
         self.may_write(name)
         if self.hub.repository(name).is_file():
-            raise Answer(409, "", "You already created this model repo", url=f"{self.hub.url}/{name}")
+            raise HubAnswer(409, "", "You already created this model repo", url=f"{self.hub.url}/{name}")
         self.hub.make(name, private=asked.get("visibility") == "private")
         return {"url": f"{self.hub.url}/{name}"}
 
@@ -368,7 +368,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def store(self, oid: str) -> Any:
         if hashlib.sha256(self.body).hexdigest() != oid:
-            raise Answer(400, "", "the content is another one")
+            raise HubAnswer(400, "", "the content is another one")
         self.hub.keep(self.body, large=True)
         return 200, {}, b""
 
@@ -376,7 +376,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.may_write(name)
         wanted = json.loads(self.body)
         if not (self.hub.root / "contents" / wanted["oid"]).is_file():
-            raise Answer(404, "", "it was not uploaded")
+            raise HubAnswer(404, "", "it was not uploaded")
         return {}
 
     def commit(self, kind: str, name: str, revision: str) -> Any:
@@ -394,12 +394,12 @@ class _Handler(BaseHTTPRequestHandler):
             elif item["key"] == "lfsFile":
                 content = self.hub.root / "contents" / value["oid"]
                 if not content.is_file():
-                    raise Answer(400, "", "a large file was not uploaded")
+                    raise HubAnswer(400, "", "a large file was not uploaded")
                 files[value["path"]] = self.hub.keep(content.read_bytes(), large=True)
             else:
                 files[value["path"]] = None
         if header.get("parentCommit", newest["id"]) != newest["id"]:
-            raise Answer(412, "", "A commit has happened since. Please refresh and try again.")
+            raise HubAnswer(412, "", "A commit has happened since. Please refresh and try again.")
         made = self.hub.change(name, files, title=header["summary"], message=header["description"], kind=kind)
         return {"commitUrl": f"{self.hub.url}/{name}/commit/{made}", "commitOid": made}
 

@@ -9,14 +9,14 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches SIGKILL."""
 
 
-class Mortal:
+class KilledAtCall:
     """Counts its calls, and dies just before, or just after, the n-th, counted from 0."""
 
-    def __init__(self, immortal: Any, dies_at: int | None = None, *, after: bool = False) -> None:
-        self._immortal, self._dies_at, self._after, self.calls = immortal, dies_at, after, list[str]()
+    def __init__(self, wrapped: Any, dies_at: int | None = None, *, after: bool = False) -> None:
+        self._wrapped, self._dies_at, self._after, self.calls = wrapped, dies_at, after, list[str]()
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._immortal, name)
+        found = getattr(self._wrapped, name)
         return self._counted(name, found) if callable(found) else found
 
     def _counted(self, name: str, call: Any) -> Any:

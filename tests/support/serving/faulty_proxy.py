@@ -17,7 +17,7 @@ SEARCH = "/registered-models/search"
 VERSION = "/model-versions/get"
 
 
-class Proxy(ThreadingHTTPServer):
+class FaultyProxy(ThreadingHTTPServer):
     """Hands every request on to `target`, and every answer back, as long as it is told nothing else."""
 
     daemon_threads = True
@@ -48,7 +48,7 @@ class Proxy(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Proxy
+    server: FaultyProxy
     protocol_version = "HTTP/1.1"
 
     def answer(self) -> None:
@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def proxy(target: str) -> Iterator[Proxy]:
-    server = Proxy(target)
+def proxy(target: str) -> Iterator[FaultyProxy]:
+    server = FaultyProxy(target)
     with server.client, running(server):
         yield server
