@@ -23,6 +23,7 @@ from registry.refs import AliasRef, VersionRef
 from registry.settings import Settings
 from registry.store import Store, candidates
 from registry.store.lineage import Publication, publication_tag
+from tests.support import warm
 from tests.support.adapters import NAME, aliases, log_adapter, make_version, put, ref, write_adapter
 from tests.support.mlflow_server import MLflowServer
 from tests.support.registry.killed import Killed, KilledAtCall
@@ -357,8 +358,12 @@ class Promoters:
 
     def __init__(self) -> None:
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", PROMOTER, f"p{number}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            warm.Popen(
+                [sys.executable, "-c", PROMOTER, f"p{number}"],
+                kind="registry",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             for number in range(4)
         ]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from registry.artifact import verify
 from registry.errors import Conflict, NotFound, Unreachable
 from registry.refs import VersionRef
 from registry.store import Store
+from tests.support import warm
 from tests.support.adapters import log_adapter, make_version, write_adapter
 from tests.support.mlflow_server import MLflowServer
 
@@ -52,20 +51,9 @@ def test_what_is_not_there_is_not_found_over_http(remote: Store) -> None:
 
 def test_the_command_prints_data_alone_to_stdout(remote: Store, tmp_path: Path) -> None:
     run_id = log_adapter(remote, write_adapter(tmp_path / "a", seed=7))
-    done = subprocess.run(
-        [
-            Path(sys.executable).with_name("loradock"),
-            "register",
-            run_id,
-            "--name",
-            "cli-bot",
-            "--no-reference",
-            "--json",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    words = ["register", run_id, "--name", "cli-bot", "--no-reference", "--json"]
+    done = warm.run([warm.LORADOCK, *words], kind="registry")
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["version"] == "cli-bot/1"
     assert done.stderr == ""
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +16,7 @@ from click.testing import CliRunner
 from registry import replicas
 from registry.errors import BadInput, LoradockError, NotFound, Unreachable
 from serving import cli
+from tests.support import warm
 from tests.support.serving.status import STATUS, FakeReplicaHandler
 from tests.support.web import running
 
@@ -89,9 +89,6 @@ def test_only_http_is_asked(url: str) -> None:
 
 
 def test_the_exit_code_of_nobody_there_is_6() -> None:
-    program = Path(sys.executable).with_name("loradock")
-    done = subprocess.run(
-        [program, "status", "--url", "http://127.0.0.1:9"], capture_output=True, text=True, check=False
-    )
+    done = warm.run([warm.LORADOCK, "status", "--url", "http://127.0.0.1:9"], kind="registry")
     assert done.returncode == 6
     assert "no replica answers" in done.stderr

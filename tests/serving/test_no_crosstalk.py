@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import warm
 from tests.support.serving import exact
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
@@ -121,14 +121,8 @@ def run(base_dir: Path, adapters: list[tuple[int, str]], tmp_path_factory: pytes
             "VLLM_PLUGINS": "",
             **exact.ENVIRON,
         } | ({} if exact.ON_GPU else {"VLLM_TARGET_DEVICE": "cpu"})
-        process = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            input=json.dumps(job),
-            env=environment,
-            text=True,
-            capture_output=True,
-            timeout=900,
-            check=False,
+        process = warm.run(
+            [sys.executable, "-c", SCRIPT], kind="serving", given=json.dumps(job), env=environment, timeout=900
         )
         assert process.returncode == 0, process.stderr[-4000:]
         answers: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -23,6 +19,7 @@ from registry.base import LocalBase
 from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store
+from tests.support import warm
 from tests.support.adapters import make_version
 from tests.support.serving.server import KEY, Server, serving
 
@@ -262,21 +259,15 @@ def test_the_registry_goes_and_comes_back_while_requests_are_answered(server: Se
 
 
 def test_the_command_line_shows_the_replica(server: Server) -> None:
-    program = Path(sys.executable).with_name("loradock")
-    environ = os.environ | {"VLLM_API_KEY": KEY}
-    done = subprocess.run(
-        [program, "status", "--url", server.url, "--json"], env=environ, capture_output=True, text=True, check=True
-    )
+    words = ["status", "--url", server.url, "--json"]
+    done = warm.run([warm.LORADOCK, *words], kind="registry", env=os.environ | {"VLLM_API_KEY": KEY})
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["adapters"]["first"]["version"] == str(VersionRef("first", 1))
 
 
 def test_a_second_server_on_the_same_port_is_told_so_at_once(server: Server) -> None:
-    program = Path(sys.executable).with_name("loradock")
     port = server.url.rsplit(":", 1)[1]
-    started = time.monotonic()
-    done = subprocess.run(
-        [program, "serve", "--base", server.base.base.id, "--port", port], capture_output=True, text=True, check=False
-    )
+    done = warm.run([warm.LORADOCK, "serve", "--base", server.base.base.id, "--port", port], kind="serving", timeout=30)
     assert done.returncode == 2
     assert "address already in use" in done.stderr
-    assert time.monotonic() - started < 30
+    assert "Resolved architecture" not in done.stdout, "before vLLM looks at the model"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
 
+from tests.support import warm
 from trainer.cli import train
 
 RECIPE = "name: tiny\nbase: no/such\ndata: {path: rows.jsonl, heldout: 0.5}\n"
@@ -16,8 +16,7 @@ ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "co
 
 
 def loradock(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from registry.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    return warm.run([warm.LORADOCK, *arguments], kind="trainer")
 
 
 def test_every_option_has_help() -> None:

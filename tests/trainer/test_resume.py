@@ -17,6 +17,7 @@ from registry.errors import LoradockError
 from registry.records import Base
 from registry.settings import Settings
 from registry.store import Store
+from tests.support import warm
 from tests.support.trainer.training import TRAINING, trained, written
 from trainer import scattered, tracking, workdir
 from trainer.data import Rows
@@ -34,7 +35,7 @@ def command(source: RecipeFile, *options: str) -> list[str]:
 
 def killed_after_a_checkpoint(source: RecipeFile, settings: Settings) -> str:
     """Train until a checkpoint stands and steps were made beyond it, and end it with SIGKILL; returns the run."""
-    process = subprocess.Popen(command(source), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = warm.Popen(command(source), kind="trainer", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     try:
         while time.monotonic() < deadline and process.poll() is None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from registry.cli import VERBS, cli, main
 from registry.errors import NotServable
 from registry.store import Store
+from tests.support import warm
 from tests.support.adapters import log_adapter, make_version, write_adapter
 
 HEAVY = {"torch", "mlflow", "vllm", "transformers", "peft", "trl"}
@@ -21,8 +22,7 @@ HEAVY = {"torch", "mlflow", "vllm", "transformers", "peft", "trl"}
 
 def loradock(*words: str) -> subprocess.CompletedProcess[str]:
     """The command itself, as a shell sees it."""
-    program = Path(sys.executable).with_name("loradock")
-    return subprocess.run([program, *words], capture_output=True, text=True, check=False, timeout=120)
+    return warm.run([warm.LORADOCK, *words], kind="registry", timeout=120)
 
 
 def commands() -> dict[str, click.Command]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,11 @@ from registry.cli import settings as verb
 from registry.errors import BadInput
 from registry.settings import FromEnvironment, Settings
 from registry.store import connection
+from tests.support import warm
 
 
 def loradock(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("loradock")
-    return subprocess.run(
-        [program, *words], env=os.environ | environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    return warm.run([warm.LORADOCK, *words], kind="registry", env=os.environ | environment, timeout=120)
 
 
 def rows(monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, dict[str, Any]]:

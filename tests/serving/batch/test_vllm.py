@@ -18,6 +18,7 @@ from registry import promotion, recording
 from registry.base import resolve
 from registry.settings import Settings
 from registry.store import Store
+from tests.support import warm
 from tests.support.adapters import make_version
 from tests.support.serving import exact
 
@@ -119,7 +120,9 @@ def found(shallow_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     command += [*("--max-tokens", str(TOKENS), "--temperature", "0", "--", *VLLM)]
     partial = output.with_name("out.jsonl.partial")
     with log.open("w") as sink:
-        process = subprocess.Popen([sys.executable, "-c", GENERATE, *command], env=environ, stdout=sink, stderr=sink)
+        process = warm.Popen(
+            [sys.executable, "-c", GENERATE, *command], kind="serving", env=environ, stdout=sink, stderr=sink
+        )
     deadline = time.monotonic() + 400
     while not partial.exists() or partial.read_bytes().count(b"\n") < 4:
         assert process.poll() is None, log.read_text()[-4000:]
@@ -132,9 +135,16 @@ def found(shallow_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     job = {"base": str(shallow_dir), "input": str(source), "output": str(output), "result": str(result)}
     given = json.dumps(job | {"tokens": TOKENS, "vllm": VLLM, "rows": ROWS})
     with log.open("w") as sink:
-        subprocess.run(
-            [sys.executable, "-c", RESUME], env=environ, input=given, text=True, stdout=sink, stderr=sink, check=False
+        process = warm.Popen(
+            [sys.executable, "-c", RESUME],
+            kind="serving",
+            env=environ,
+            stdin=subprocess.PIPE,
+            text=True,
+            stdout=sink,
+            stderr=sink,
         )
+        process.communicate(given)
     assert result.exists(), log.read_text()[-4000:]
     told = json.loads(result.read_text())
     lines = output.read_text().splitlines()

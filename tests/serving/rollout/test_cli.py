@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from registry.settings import Settings
 from registry.store import Store
 from registry.store.rollouts import EXPERIMENT
 from serving.rollout_cli import rollout
+from tests.support import warm
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.serving.fake_replica import FakeReplica, replica
 
@@ -269,7 +269,10 @@ def test_one_that_was_killed_goes_on_where_it_stood_and_tests_anew(
         code = "from serving.rollout_cli import rollout; rollout()"
         options = (*QUICK, "--min-requests", "100000")
         command = [sys.executable, "-c", code, str(ref(2)), "--url", running.url, "--steps", "25%,50%", *options]
-        with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        with (
+            (tmp_path / "log").open("wb") as log,
+            warm.Popen(command, kind="registry", stdout=log, stderr=log) as process,
+        ):
             deadline = time.monotonic() + 60
             while share(versions) != 0.25:
                 assert process.poll() is None, (tmp_path / "log").read_text()

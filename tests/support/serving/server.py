@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -23,6 +22,7 @@ from registry import promotion
 from registry.base import LocalBase
 from registry.records import Version
 from registry.store import Store
+from tests.support import warm
 from tests.support.adapters import SMOL, make_version
 from tests.support.clients import at_work
 from tests.support.ports import free_port
@@ -165,11 +165,10 @@ def serving(
         "VLLM_API_KEY": KEY,
         **exact.ENVIRON,
     }
-    program = Path(sys.executable).with_name("loradock")
-    command = [program, "serve", "--base", base.base.id, "--port", str(port), "--"]
+    command = [warm.LORADOCK, "serve", "--base", base.base.id, "--port", str(port), "--"]
     command += ["--max-model-len", "512", *exact.OPTIONS, *options]
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, env=environ, stdout=sink, stderr=subprocess.STDOUT)
+        process = warm.Popen(command, kind="serving", env=environ, stdout=sink, stderr=subprocess.STDOUT)
     server = Server(f"http://127.0.0.1:{port}", home, log, process, base, store, scratch)
     try:
         server.until_ready()

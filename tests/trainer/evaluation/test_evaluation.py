@@ -26,6 +26,7 @@ from registry.refs import parse_ref
 from registry.settings import Settings
 from registry.store import Store
 from registry.store.evidence import EXPERIMENT
+from tests.support import warm
 from tests.support.adapters import SMOL, log_adapter, make_version, write_adapter
 from tests.support.trainer.training import trained, write_rows, written
 from trainer import data, methods
@@ -315,9 +316,7 @@ def test_every_option_has_help() -> None:
 def loradock(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = "from trainer.evaluation.cli import evaluate; from registry import cli; cli.cli.add_command(evaluate); "
     code += "import click; cli.Root.get_command = click.Group.get_command; cli.main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, "evaluate", *arguments], capture_output=True, text=True, check=False
-    )
+    return warm.run([sys.executable, "-c", code, "evaluate", *arguments], kind="trainer")
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -29,6 +28,7 @@ from registry.errors import BadInput, DigestMismatch, GateFailed, LoradockError,
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
+from tests.support import warm
 from tests.support.adapters import log_adapter
 from tests.support.trainer.adapters import AdapterMaker, adapter_maker, merged_by_peft, rows, weights_in
 from trainer import base, catalogue
@@ -283,7 +283,7 @@ def test_one_that_is_killed_registers_nothing_and_can_be_run_again(here: Adapter
     version, out = here.make("bot", "lora", **LORA), here.scratch / "out"
     command = ["bot/1", "--base", str(here.local.path), "--out", str(out)]
     code = f"from trainer.weights.cli import merge; merge.main({command}, standalone_mode=False)"
-    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stderr=subprocess.DEVNULL)
+    process = warm.Popen([sys.executable, "-c", code], kind="trainer", stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(here.scratch.glob(".out-*/*.safetensors")):
         assert process.poll() is None
