@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-fast lint lock docs clean test-stack
+.PHONY: install demo test test-all test-fast lint lock docs clean test-stack
 
 install: $(INSTALLED)
 
@@ -18,10 +18,14 @@ $(INSTALLED): pyproject.toml requirements/cpu.txt requirements/gpu.txt requireme
 demo: install  ## the whole loop, once: train, register, promote, serve, flip, roll back
 	@$(BIN)/python examples/demo.py
 
-# Trainings share the processors; vLLM takes them all, and so do the demo's and the pages' servers.
-test: test-fast  ## everything
-	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests/registry tests/trainer
-	@$(BIN)/python -m pytest -m slow --ignore tests/registry --ignore tests/trainer
+# Two files at a time, whatever the machine: each may start servers that take gigabytes.
+SLOW := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: test-fast  ## what an installation has to show: the quick ones, and each room's whole story on the real components
+	@$(SLOW) -m "slow and story"
+
+test-all: test-fast  ## everything
+	@$(SLOW) -m slow
 
 test-fast: lint  ## the quick ones, without training and vLLM: for the loop while you work
 	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8

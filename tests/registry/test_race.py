@@ -32,6 +32,7 @@ def versions(store: Store, tmp_path: Path) -> Store:
 
 
 @pytest.mark.slow
+@pytest.mark.story
 def test_of_32_processes_that_decided_on_the_same_state_one_wins_and_the_others_name_it(versions: Store) -> None:
     racers = [Racer(number + 2, expect=1, together=True) for number in range(PROMOTERS)]
     found = race(versions.settings, NAME, racers)

@@ -137,10 +137,12 @@ def mended(run: Any) -> dict[str, Any]:
     return answers
 
 
+@pytest.mark.story
 def test_together_as_alone(mended: dict[str, Any]) -> None:
     assert mended["together"] == mended["alone"]
 
 
+@pytest.mark.story
 def test_every_adapter_changes_the_answer(mended: dict[str, Any]) -> None:
     """Or equal answers would prove nothing."""
     by_adapters = [tokens for tokens, (_, rank) in zip(mended["alone"], REQUESTS, strict=True) if rank]

@@ -34,7 +34,7 @@ from tests.support.ports import free_port
 from tests.support.serving.server import KEY
 from tests.support.serving.shallow import SETTINGS, told
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.minutes]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray" / "serve.yaml"
 START_SECONDS, MOVE_SECONDS = 600, 120

@@ -23,7 +23,7 @@ from tests.support import warm
 from tests.support.adapters import make_version
 from tests.support.serving.server import KEY, Server, serving
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.story]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tests.support.adapters import make_version
 from tests.support.serving.cached import assert_whole
 from tests.support.serving.shallow import Shallow, launch, told, whole
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.story]
 
 
 class Pair:

@@ -16,7 +16,7 @@ from tests.support.trainer.training import NF4, TRAINING, loss_of, stored, train
 from trainer import catalogue
 from trainer.methods import QUANTIZED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.minutes]
 
 NAMED = {
     # method: (LoRA's rank as it is stored, what else the stored configuration says)

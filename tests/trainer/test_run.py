@@ -25,7 +25,7 @@ from trainer import data, recipe_file, room, run
 from trainer.data import Rows
 from trainer.recipe_file import RecipeFile
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.story]
 
 RECIPE = """\
 # a comment that is kept

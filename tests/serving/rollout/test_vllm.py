@@ -25,7 +25,7 @@ from serving.rollout_cli import rollout
 from tests.support.clients import at_work
 from tests.support.serving.server import KEY, Server, serving
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.minutes]
 
 CLIENTS = 4
 LIKE_THE_BASE: dict[str, Any] = {"scale": 0.5}

@@ -92,6 +92,7 @@ def measured(trained_store: TrainedStore) -> run.Outcome:
 
 
 @pytest.mark.slow
+@pytest.mark.story
 def test_the_losses_are_those_that_the_trainer_measured(trained_store: TrainedStore, measured: run.Outcome) -> None:
     found = measured.evidence
     assert found.value("loss", "candidate") == pytest.approx(trained_store.outcomes[1].eval_loss, abs=1e-3)
