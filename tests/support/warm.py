@@ -192,6 +192,7 @@ def _obey(order: Mapping[str, Any], files: Sequence[int]) -> None:
         sys.modules["torch"].set_num_threads(int(threads))
     os.environ.clear()
     os.environ.update(order["environ"])
+    setproctitle.setproctitle(" ".join(order["command"]))
     util.spawnv_passfds = _forked_for_multiprocessing
     sys.path[0] = order["cwd"]
     main = sys.modules["__main__"] = types.ModuleType("__main__")

@@ -44,7 +44,9 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_method_of_the_mission(name: str, home: Path, tmp_path: Path, base_dir: Path) -> None:
+def test_a_method_of_the_mission(name: str, home: Path, tmp_path: Path, base_dir: Path, shallow_dir: Path) -> None:
+    """Those that most people use, and one whose ranks depend on the base, on the whole of it; others on two layers."""
+    base_dir = base_dir if name in ("lora", "qlora", "adalora") else shallow_dir
     quantized = {"quantization": NF4} if name in ("qlora", "loftq") else {}
     source, rows = written(tmp_path, base_dir, rows=12, method=name, **quantized)
     outcome = trained(source, rows, Settings())
