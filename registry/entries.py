@@ -17,6 +17,7 @@ from registry.history import History, link, read
 from registry.records import Move, PolicyChange, Removal, Traffic
 from registry.refs import AliasRef
 from registry.store import Store
+from registry.store.families import owned
 
 E = TypeVar("E", Move, PolicyChange, Removal, Traffic)
 
@@ -33,7 +34,11 @@ def write(
     actor: str,
     reason: str,
 ) -> E:
-    """Write the next entry; `decide` raises where what others wrote in between speaks against it."""
+    """Write the next entry; `decide` raises where what others wrote in between speaks against it.
+
+    Raises Taken where the family is not loradock's.
+    """
+    owned(past.family)
     if len(reason) > _MAX_REASON:
         raise BadInput(f"a reason has at most {_MAX_REASON} characters; this one has {len(reason)}")
     nonce = secrets.token_hex(8)

@@ -7,6 +7,7 @@
     │   ├── GateFailed       a family's policy asks for more than it shows
     │   ├── HistoryDamaged   an entry of a history was edited, or is missing
     │   ├── NotServable      the adapter's own files rule it out
+    │   ├── Taken            something else has the name in MLflow
     │   └── WrongBase        trained on another base model
     ├── Conflict       4  somebody else moved it first
     │   └── Drifted          somebody moved it past loradock
@@ -93,6 +94,17 @@ class GateFailed(Refused):
             hint="what failed says what to do; `--force --reason WHY` moves it all the same, and stands in the history",
         )
         self.ref, self.alias, self.problems = ref, alias, tuple(verdicts)
+
+
+class Taken(Refused):
+    """A name in MLflow that something else than loradock made, `what`."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(
+            f"{name!r} cannot be an adapter: in MLflow it is {what}",
+            hint="take another name; `loradock register RUN_ID --name NAME` makes a version of a run's adapter under any",
+        )
+        self.name, self.what = name, what
 
 
 class HistoryDamaged(Refused):

@@ -26,9 +26,10 @@ def register(store: Store, run_id: str, name: str) -> Version:
     """Make a version of the adapter that a run logged; the same bytes give the same version, however often.
 
     Its bytes are fetched and hashed first. What rules it out for serving is kept with it as findings. Killed at any
-    step it leaves nothing that is seen, and can be called again. Raises NotFound, BadInput, DigestMismatch, Conflict,
+    step it leaves nothing that is seen, and can be called again. Raises NotFound, BadInput, DigestMismatch, Taken,
     Unreachable, or LoradockError when the disk is full or a clean-up deletes these bytes.
     """
+    store.usable(name)
     source, facts = store.adapter_of(run_id)
     with _downloaded(store, source, what=f"run {run_id}") as directory:
         artifact.verify(directory, facts.digest, what=f"the adapter of run {run_id}")
@@ -108,6 +109,7 @@ def import_directory(
     Raises BadInput for a directory without an adapter, Refused for a configuration or a pickle that says more than is
     understood, NotServable for tensors that do not fit the base, and what `register` raises.
     """
+    store.usable(name)
     found = layouts.find(directory, checkpoint)
     if found.pickled and not convert_pickle:
         raise BadInput(

@@ -16,7 +16,7 @@ from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
 from registry.cli.record import reference_option
 from registry.cli.shared import base_option, row
-from registry.errors import DigestMismatch, Drifted, HistoryDamaged, NotFound, Refused
+from registry.errors import DigestMismatch, Drifted, NotFound, Refused
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
@@ -138,7 +138,7 @@ def _verify_all(store: Store, names: Sequence[str], as_json: bool) -> None:
 def _faults_of_history(store: Store, name: str) -> list[str]:
     try:
         past = histories.read(store, name)
-    except HistoryDamaged as error:
+    except Refused as error:
         return [str(error)]
     return [str(Drifted(name, drift.alias, recorded=drift.recorded, found=drift.found)) for drift in past.drifts]
 

@@ -9,6 +9,7 @@ from registry.artifact import MANIFEST
 from registry.errors import BadInput
 from registry.records import Facts
 from registry.store.connection import Connection, translated
+from registry.store.copies import followed
 from registry.store.tags import facts_from, tags_of
 
 _MODEL: Final = "loradock.adapter"
@@ -29,7 +30,7 @@ class Adapters(Connection):
             run = self.client.get_run(facts.run_id)
             model = self.client.create_logged_model(
                 run.info.experiment_id,
-                name=name,
+                name=name.replace(".", "-"),  # a label, and MLflow takes no dot in it
                 source_run_id=facts.run_id,
                 tags=tags_of(facts),
                 model_type="peft-adapter",
@@ -60,7 +61,8 @@ class Adapters(Connection):
         """Fetch an adapter's files into an empty directory. The caller verifies them."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+        model_id = followed(self, source).removeprefix("models:/")
         with translated(self.uri, f"file of {what}"):
-            location = self.client.get_logged_model(source.removeprefix("models:/")).artifact_location
+            location = self.client.get_logged_model(model_id).artifact_location
             # Not mlflow.artifacts.download_artifacts: it follows `models:/m-...` into the process's default store.
             get_artifact_repository(location, tracking_uri=self.uri).download_artifacts("", dst_path=str(into))

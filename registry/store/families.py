@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.errors import Conflict, LoradockError, NotFound
+from registry.errors import LoradockError, NotFound, Taken
 from registry.records import Version
 from registry.refs import AliasRef, VersionRef
 from registry.settings import Settings
 from registry.store.connection import Connection, experiment_id, masked, translated
+from registry.store.copies import is_copy
 from registry.store.tags import PREFIX, facts_from
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ TRAFFIC: Final = "loradock.traffic"
 FINDINGS: Final = "loradock.findings"
 LEDGERS: Final = "loradock-ledgers"
 """The experiment whose runs hold each family's history."""
+_IS_PROMPT: Final = "tags.`mlflow.prompt.is_prompt` = 'true'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +56,35 @@ class Families(Connection):
         """Make a registered model and its ledger; of several who try at once, one makes it and all return the same."""
         from mlflow.exceptions import MlflowException
 
-        if (found := self.find_family(name)) is None:
-            with translated(self.uri):
-                ledger = self.new_ledger(name)
-                try:
-                    self.client.create_registered_model(name, tags={LEDGER: ledger})
-                except MlflowException as error:
-                    self.client.delete_run(ledger)
-                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                        raise
-            found = self.family(name)
-        if not found.ledger:
-            raise Conflict(name, expected="a family of loradock's", found="a registered model that something else made")
-        return found
+        if (found := self.usable(name)) is not None:
+            return found
+        with translated(self.uri):
+            ledger = self.new_ledger(name)
+            try:
+                self.client.create_registered_model(name, tags={LEDGER: ledger})
+            except MlflowException as error:
+                self.client.delete_run(ledger)
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+        return self.usable(name) or self.family(name)
+
+    def usable(self, name: str) -> Family | None:
+        """The family called `name`, or None where there is none yet; raises Taken where something else has the name.
+
+        MLflow keeps its prompts among its registered models, and shows them to nobody who does not ask for prompts.
+        """
+        if (found := self.find_family(name)) is not None:
+            return owned(found)
+        with translated(self.uri):
+            prompts = self.client.search_registered_models(f"name = '{name}' AND {_IS_PROMPT}", max_results=1)
+        if prompts:
+            raise Taken(name, "a prompt, and prompts share their names with registered models")
+        return None
 
     def new_ledger(self, name: str) -> str:
         """A run for a part of a family's history, by its id."""
         ledgers = experiment_id(self.client, self.settings, LEDGERS)
-        run_id: str = self.client.create_run(ledgers, run_name=f"{name} history").info.run_id
+        run_id: str = self.client.create_run(ledgers, run_name=ledger_title(name)).info.run_id
         self.client.set_terminated(run_id)
         return run_id
 
@@ -121,7 +134,7 @@ class Families(Connection):
         """One version; raises NotFound."""
         with translated(self.uri, f"version {str(ref)!r}"):
             found = self.client.get_model_version(ref.name, str(ref.number))
-            if LEDGER in found.tags:
+            if LEDGER in found.tags and not is_copy(found.source or ""):  # a copy has the tags of another family
                 self._ledgers[ref.name] = found.tags[LEDGER]
             return version_from(found)
 
@@ -202,6 +215,18 @@ def search_versions(
             yield from page
             if not (token := page.token):
                 return
+
+
+def owned(family: Family) -> Family:
+    """The family itself; raises Taken for a registered model that loradock did not make, which has no history."""
+    if not family.ledger:
+        raise Taken(family.name, "a registered model that something else made")
+    return family
+
+
+def ledger_title(name: str) -> str:
+    """What the runs of a family's history are called."""
+    return f"{name} history"
 
 
 def _family_from(model: Any) -> Family:

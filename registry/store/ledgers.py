@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
 
+from registry.errors import Refused
 from registry.store.connection import translated
-from registry.store.families import Families, Family
+from registry.store.families import Families, Family, ledger_title
 
 ENTRIES: Final = 100
 """How many entries a run holds: reading one of 100 takes MLflow 14 ms, one of 5,000 takes 343."""
@@ -121,6 +122,11 @@ class Ledgers(Families):
     def _parts(self, family: Family, *, whole: bool) -> Iterator[tuple[str, Mapping[str, str]]]:
         with translated(self.uri, f"history of {family.name!r}"):
             run_id, run = family.ledger, self.client.get_run(family.ledger)
+            if (title := run.info.run_name) != ledger_title(family.name):
+                raise Refused(
+                    f"{family.name!r} names run {run_id} as its history, and that is called {title!r}",
+                    hint=f"rename in MLflow what was renamed there: the run is {ledger_title(family.name)!r}",
+                )
             if not whole and _NEWEST in run.data.tags:
                 run_id = run.data.tags[_NEWEST]
                 run = self.client.get_run(run_id)

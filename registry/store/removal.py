@@ -11,6 +11,7 @@ from registry.errors import LoradockError, NotFound
 from registry.records import Version
 from registry.refs import VersionRef
 from registry.store.connection import Connection, translated
+from registry.store.copies import followed, is_copy
 from registry.store.families import search_versions, version_from
 from registry.store.lineage import Publication, publications_in
 from registry.store.tags import PREFIX
@@ -59,11 +60,13 @@ class Removals(Connection):
         return tuple(sorted(VersionRef(item.name, int(item.version)) for item in found))
 
     def condemn(self, source: str) -> bool:
-        """Mark bytes as about to go; False when they are gone.
+        """Mark bytes as about to go; False when they are gone, and for a copy, which has none of its own.
 
         Who registers them meanwhile makes the version first and looks for the mark then (`condemned`), as whoever
         deletes them sets the mark first and looks for versions then (`users`): one of the two sees the other.
         """
+        if is_copy(source):
+            return False
         model_id = source.removeprefix("models:/")
         try:
             with translated(self.uri, f"adapter {model_id!r}"):
@@ -75,8 +78,8 @@ class Removals(Connection):
 
     def condemned(self, source: str) -> bool:
         """Whether bytes are about to go, or gone."""
-        model_id = source.removeprefix("models:/")
         try:
+            model_id = followed(self, source).removeprefix("models:/")
             with translated(self.uri, f"adapter {model_id!r}"):
                 return _CONDEMNED in self.client.get_logged_model(model_id).tags
         except NotFound:

@@ -16,7 +16,7 @@ from registry import promotion, versions
 from registry.artifact import CONFIG, MANIFEST, WEIGHTS, build_manifest, verify
 from registry.base import LocalBase
 from registry.cli import cli
-from registry.errors import BadInput, Conflict, DigestMismatch, NotFound, NotServable, Refused
+from registry.errors import BadInput, DigestMismatch, NotFound, NotServable, Refused, Taken
 from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store, candidates
@@ -98,7 +98,7 @@ def test_a_run_without_adapter_and_no_run_at_all(store: Store) -> None:
 
 def test_a_registered_model_that_something_else_made_is_left_alone(store: Store, tmp_path: Path) -> None:
     store.client.create_registered_model("support-bot")
-    with pytest.raises(Conflict, match="something else"):
+    with pytest.raises(Taken, match="something else"):
         make_version(store, tmp_path / "a")
     assert store.versions("support-bot") == ()
 

@@ -78,6 +78,7 @@ def combine_versions(task: Task, settings: Settings, say: Say) -> Combined:
     if task.sweep and not task.data:
         raise BadInput("--sweep needs --data", hint="give held-out rows, by whose loss the best is chosen")
     store = Store(settings)
+    store.usable(task.name)
     versions = [promotion.resolve(store, ref) for ref in task.refs]
     _on_one_base(versions)
     local = contestants.base_of(versions[0], task.base, settings)

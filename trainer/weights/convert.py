@@ -128,6 +128,7 @@ def convert(task: Task, settings: Settings, say: Say) -> Converted:
     store = Store(settings)
     version = promotion.resolve(store, task.ref)
     name = parse_name(task.name or f"{version.ref.name}-lora")
+    store.usable(name)
     trained = store.parameters_of(version.facts.run_id)
     local = contestants.base_of(version, task.base, settings)
     bench = losses.bench(task.data, version, trained, task.rows, say)

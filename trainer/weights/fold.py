@@ -84,6 +84,7 @@ def merge(task: Task, settings: Settings, say: Say) -> Merged:
     store = Store(settings)
     version = promotion.resolve(store, task.ref)
     name = parse_name(task.name or f"{version.ref.name}-merged")
+    store.usable(name)
     trained = store.parameters_of(version.facts.run_id)
     recipe = contestants.as_trained(version, trained)
     into = _into(task, version)
