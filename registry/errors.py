@@ -102,7 +102,7 @@ class Taken(Refused):
     def __init__(self, name: str, what: str) -> None:
         super().__init__(
             f"{name!r} cannot be an adapter: in MLflow it is {what}",
-            hint="take another name; `loradock register RUN_ID --name NAME` makes a version of a run's adapter under any",
+            hint="take another name: `loradock register RUN_ID --name NAME` gives a run's adapter any",
         )
         self.name, self.what = name, what
 

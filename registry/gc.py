@@ -153,7 +153,9 @@ def collect(
         going = [held.version for held in known.held if held.version.ref in goes]
         for version in going:
             number = version.ref.number
-            if number in written and not _standing(histories.read(store, name, whole=False), number):
+            if number in written and not (
+                _standing(histories.read(store, name, whole=False), number) or store.aliases_of(version.ref)
+            ):
                 yield delete(store, version)
         numbers = tuple(version.ref.number for version in going if version.ref.number not in written)[:_BATCH]
         if not numbers:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -159,9 +159,15 @@ def read(store: Store, name: str, *, whole: bool = True, alias: str = "") -> His
         found = History(family, _chain(name, ledger, whole=whole), ledger, alias)
         if not found.drifts:
             return found
-        family, before = store.family(name, alias=alias), ledger
+        family, before = _confirmed(store, store.family(name, alias=alias), found), ledger
         if (ledger := store.ledger(family, whole=whole)) == before:
             return History(family, found.entries, ledger, alias)
+
+
+def _confirmed(store: Store, family: Family, found: History) -> Family:
+    """The family, with the aliases that a search left out and history has asked for one by one."""
+    lost = [drift.alias for drift in found.drifts if drift.alias not in family.aliases]
+    return replace(family, aliases={**family.aliases, **store.standing(family.name, lost)}) if lost else family
 
 
 def link(entry: str) -> str:

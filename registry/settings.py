@@ -65,6 +65,8 @@ class Settings(FromEnvironment):
     """What can be made again: base models that were converted."""
     tracking_uri: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI")
     """An MLflow server, in place of the embedded store under `LORADOCK_HOME`."""
+    workspace: str = Field(default="", validation_alias="MLFLOW_WORKSPACE")
+    """The workspace of that server; empty for its default one."""
     experiment: str = Field(default="loradock", validation_alias="MLFLOW_EXPERIMENT_NAME")
     """The experiment that training runs go to."""
     actor: str = Field(default_factory=getpass.getuser)
@@ -80,6 +82,11 @@ class Settings(FromEnvironment):
     def store_uri(self) -> str:
         """The tracking and registry URI in force."""
         return self.tracking_uri or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def registry(self) -> str:
+        """What tells one registry from another: a server has as many as it has workspaces."""
+        return f"{self.store_uri} in workspace {self.workspace}" if self.workspace else self.store_uri
 
     @property
     def replica_urls(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from registry import scratch
 from registry.errors import LoradockError, Unreachable
 from registry.records import Base, Record, Version
-from registry.refs import CANARY, PRODUCTION, SHADOW, AliasRef, VersionRef
+from registry.refs import CANARY, PRODUCTION, SHADOW, AliasRef, VersionRef, parse_ref
 from registry.settings import Settings
 from registry.store import Family, Store, masked
 from registry.traffic import Share, shares
@@ -28,6 +28,8 @@ from registry.traffic import Share, shares
 _MANY: Final = 20
 """From so many versions on, searching for them takes less than asking for each."""
 _SQLITE: Final = "sqlite:///"
+
+BASE_NAME: Final = "the base model itself answers under this name"
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +73,19 @@ def for_base(promoted: Promoted, base: Base, *, served_as: frozenset[str]) -> De
     targets: dict[str, Version] = {}
     refused: dict[str, Refusal] = {}
     for name, version in sorted(promoted.versions.items()):
-        trained_on = version.facts.base
-        if version.ref.name in served_as:
-            refused[name] = Refusal(version, "the base model itself is served under this name")
-        elif not trained_on.same_weights(base):
-            refused[name] = Refusal(version, f"it was trained on {trained_on.id}, which is not the base served here")
+        if reason := why_refused(version, base, served_as=served_as):
+            refused[name] = Refusal(version, reason)
         else:
             targets[name] = version
     return Desired(targets, refused, promoted.shares)
+
+
+def why_refused(version: Version, base: Base, *, served_as: frozenset[str]) -> str:
+    """Why a version never answers where `base` does under the names `served_as`; empty where it may."""
+    if version.ref.name in served_as:
+        return BASE_NAME
+    trained_on = version.facts.base
+    return "" if trained_on.same_weights(base) else f"it was trained on {trained_on.id}, which is not the base here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +121,13 @@ class Source:
         self._complaints: Collection[str] = ()
         """What was wrong with the newest answer."""
         # The file belongs to one registry: pointing a replica at another one must not bring back the first one's plan.
-        which = hashlib.sha256(settings.store_uri.encode()).hexdigest()[:12]
+        which = hashlib.sha256(settings.registry.encode()).hexdigest()[:12]
         self._path = settings.root / f"promoted-{which}.json"
 
     @property
     def registry(self) -> str:
         """Where the registry is, without a password."""
-        return masked(self._settings.store_uri)
+        return masked(self._settings.registry)
 
     def read(self) -> Reading:
         """Ask the registry what is promoted, or fall back on the last good answer.
@@ -170,10 +177,17 @@ class Source:
                     found |= _kept(known, name)
             if held := _shares(family, found):
                 given[family.name] = held
+        self._confirm(store, _taken_off(known, families))
         lost = _without(known, {family.name for family in families})
         gone = sorted({version.ref.name for version in lost.versions.values()})
         self._complain([*complaints, *(f"{name} is missing from what {self.registry} answers" for name in gone)])
         return Promoted(versions=found | lost.versions, shares=given | lost.shares)
+
+    def _confirm(self, store: Store, gone: Iterable[AliasRef]) -> None:
+        """Raise Unreachable where an alias that one search has not is there: one that failed half may have none."""
+        for ref in gone:
+            if store.standing(ref.name, (ref.alias,)):
+                raise Unreachable(f"MLflow at {self.registry} answers without {ref}, which is there")
 
     def _complain(self, complaints: Collection[str]) -> None:
         """Log each that was not true of the answer before."""
@@ -228,6 +242,15 @@ class Source:
             scratch.replace(self._path, promoted.canonical())
         except OSError as error:  # a full disk must not stop a replica that can serve
             log.warning("the plan cannot be kept in %s for a restart: %s", self._path, error)
+
+
+def _taken_off(known: Promoted | None, families: Iterable[Family]) -> Iterator[AliasRef]:
+    """The aliases that had a version, and that their family is answered without."""
+    aliases = {family.name: family.aliases for family in families}
+    for name in known.versions if known else ():
+        ref = parse_ref(name)
+        if isinstance(ref, AliasRef) and ref.alias not in aliases.get(ref.name, {ref.alias: 0}):
+            yield ref
 
 
 def _without(known: Promoted | None, families: Collection[str]) -> Promoted:

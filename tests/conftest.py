@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `loradock train` sets it; read when torch is loaded
 if beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // beside)))
-for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "LORADOCK_HOME", "LORADOCK_ACTOR"):
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_WORKSPACE", "MLFLOW_EXPERIMENT_NAME", "LORADOCK_HOME", "LORADOCK_ACTOR"):
     os.environ.pop(name, None)
 
 from registry.base import LocalBase, resolve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -102,11 +102,7 @@ class Families(Connection):
         version of the family was read before, in a time that does not grow.
         """
         if alias and name in self._ledgers:
-            try:
-                at = {alias: self.version_at(AliasRef(name, alias)).ref.number}
-            except NotFound:
-                at = {}
-            return Family(name, at, self._ledgers[name])
+            return Family(name, self.standing(name, (alias,)), self._ledgers[name])
         with translated(self.uri):
             # Not get_registered_model, which takes several times as long.
             found = self.client.search_registered_models(f"name = '{name}'", max_results=1)
@@ -169,6 +165,17 @@ class Families(Connection):
                 if error.error_code == "INVALID_PARAMETER_VALUE":  # MLflow's word for an alias that is not there
                     raise NotFound(f"there is no alias {str(ref)!r} in {masked(self.uri)}") from error
                 raise
+
+    def standing(self, name: str, aliases: Iterable[str]) -> dict[str, int]:
+        """Where those of a family's aliases stand that stand anywhere, each asked for by itself.
+
+        A search whose second query fails has families without aliases. Nothing may be taken from anybody by that alone.
+        """
+        found = {}
+        for alias in aliases:
+            with suppress(NotFound):
+                found[alias] = self.version_at(AliasRef(name, alias)).ref.number
+        return found
 
     def versions(self, name: str) -> tuple[Version, ...]:
         """Every version of a family, oldest first."""

@@ -9,6 +9,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, Final
 
 from registry.settings import Settings
@@ -29,7 +30,8 @@ def matching(settings: Settings, start: str) -> list[str]:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_SECONDS)) as database:
             return _refs(start, _families_in(database), lambda name: _versions_in(database, name))
     if uri.startswith(("http://", "https://")):
-        return _refs(start, _families_at(uri), lambda name: _versions_at(uri, name))
+        asked = partial(_asked, uri, settings.workspace)
+        return _refs(start, _families_at(asked), lambda name: _versions_at(asked, name))
     return []
 
 
@@ -58,19 +60,17 @@ def _versions_in(database: sqlite3.Connection, name: str) -> Iterator[int]:
     return (number for (number,) in database.execute(newest, (name, _NEWEST)))
 
 
-def _families_at(uri: str) -> dict[str, list[str]]:
-    found = _asked(uri, "registered-models", max_results="1000").get("registered_models", [])
+def _families_at(asked: Callable[..., Any]) -> dict[str, list[str]]:
+    found = asked("registered-models", max_results="1000").get("registered_models", [])
     return {model["name"]: [row["alias"] for row in model.get("aliases", [])] for model in found}
 
 
-def _versions_at(uri: str, name: str) -> Iterator[int]:
-    found = _asked(
-        uri, "model-versions", filter=f"name='{name}'", max_results=str(_NEWEST), order_by="version_number DESC"
-    )
+def _versions_at(asked: Callable[..., Any], name: str) -> Iterator[int]:
+    found = asked("model-versions", filter=f"name='{name}'", max_results=str(_NEWEST), order_by="version_number DESC")
     return (int(version["version"]) for version in found.get("model_versions", []))
 
 
-def _asked(uri: str, what: str, **query: str) -> Any:
+def _asked(uri: str, workspace: str, what: str, **query: str) -> Any:
     import requests
 
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{part}", "") for part in ("USERNAME", "PASSWORD"))
@@ -79,7 +79,10 @@ def _asked(uri: str, what: str, **query: str) -> Any:
         f"{uri.rstrip('/')}/api/2.0/mlflow/{what}/search",
         params=query,
         auth=(user, password) if user else None,
-        headers={"Authorization": f"Bearer {token}"} if token and not user else {},
+        headers={
+            **({"Authorization": f"Bearer {token}"} if token and not user else {}),
+            **({"X-MLFLOW-WORKSPACE": workspace} if workspace else {}),
+        },
         timeout=_SECONDS,
     )
     answer.raise_for_status()

@@ -59,6 +59,14 @@ class Removals(Connection):
         found = search_versions(self, f"source_path = '{source}'")
         return tuple(sorted(VersionRef(item.name, int(item.version)) for item in found))
 
+    def aliases_of(self, ref: VersionRef) -> tuple[str, ...]:
+        """The aliases that stand at a version, as it says itself; none for one that is deleted."""
+        try:
+            with translated(self.uri, f"version {str(ref)!r}"):
+                return tuple(self.client.get_model_version(ref.name, str(ref.number)).aliases)
+        except NotFound:
+            return ()
+
     def condemn(self, source: str) -> bool:
         """Mark bytes as about to go; False when they are gone, and for a copy, which has none of its own.
 

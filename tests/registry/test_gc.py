@@ -26,6 +26,7 @@ from registry.store.lineage import Publication, publication_tag
 from tests.support import warm
 from tests.support.adapters import NAME, aliases, log_adapter, make_version, put, ref, write_adapter
 from tests.support.mlflow_server import MLflowServer
+from tests.support.registry.forgetful import Forgetful
 from tests.support.registry.killed import Killed, KilledAtCall
 from tests.support.serving.status import STATUS
 from tests.support.web import running
@@ -194,6 +195,12 @@ def test_an_alias_that_moves_after_the_decision_keeps_its_version(six: Store, mo
     assert collect(six) == [1, 2, 4, 6]
     assert aliases(six) == {"production": 3, "staging": 5}
     assert intact(six, six.version(ref(5)))
+
+
+def test_a_version_goes_only_where_it_says_itself_that_no_alias_is_there(six: Store) -> None:
+    six.client.set_registered_model_alias(NAME, "by-hand", "5")
+    assert collect(Forgetful(six.settings)) == [1, 2, 4, 6]
+    assert aliases(six) == {"production": 3, "by-hand": 5}
 
 
 def test_an_alias_that_mlflow_moves_after_the_entry_keeps_its_version(

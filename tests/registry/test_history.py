@@ -13,6 +13,7 @@ from registry.refs import AliasRef
 from registry.settings import Settings
 from registry.store import Store
 from tests.support.adapters import NAME, aliases, make_version, ref
+from tests.support.registry.forgetful import Forgetful
 from tests.support.registry.killed import Killed, KilledAtCall
 
 
@@ -66,6 +67,13 @@ def test_drift_is_adopted_or_taken_back_and_both_stand_in_history(three: Store, 
     assert (move.op, move.from_version, move.to_version) == ("restore", before.get(alias), number)
     assert aliases(three) == after
     assert history.read(three, NAME).drifts == ()
+
+
+def test_a_search_that_forgets_aliases_is_no_drift_and_nothing_is_adopted_of_it(three: Store) -> None:
+    forgetful = Forgetful(three.settings)
+    assert history.read(forgetful, NAME).drifts == ()
+    assert promotion.adopt(forgetful, NAME, actor="bob") == promotion.restore(forgetful, NAME, actor="bob") == ()
+    assert aliases(three) == {"production": 1}
 
 
 def test_an_alias_that_went_with_its_deleted_version_bars_nothing(three: Store) -> None:

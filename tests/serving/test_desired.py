@@ -12,8 +12,9 @@ from registry.records import Base, Version
 from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Family, Store
-from serving.desired import Promoted, Source, for_base
+from serving.desired import Promoted, Reading, Source, for_base
 from tests.support.adapters import SMOL, make_version
+from tests.support.registry.forgetful import Forgetful
 
 OTHER = Base(id="other/base", config_digest="1" * 64, weights_digest="2" * 64)
 
@@ -90,6 +91,18 @@ def test_a_restart_without_the_registry_goes_on_from_the_last_plan(one: Version,
     assert not (settings.root / "mlflow.db").exists(), "it must not make an empty store where one was lost"
 
 
+def test_a_plan_belongs_to_its_own_workspace(one: Version, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(_: Settings) -> Store:
+        raise Unreachable("refused")
+
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    Source(Settings()).read()
+    assert Source(Settings(), connect=dead).read().promoted.versions == {"support-bot": one}
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-b")
+    with pytest.raises(Unreachable):
+        Source(Settings(), connect=dead).read()
+
+
 def test_a_plan_belongs_to_its_own_registry(one: Version, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     Source(settings).read()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # discard: nothing listens there
@@ -110,6 +123,15 @@ def test_an_emptied_registry_is_unknown_and_not_empty(one: Version, settings: Se
     reading = Source(settings, connect=EmptyStore).read()
     assert reading.promoted.versions == {"support-bot": one}
     assert "holds none" in reading.error
+
+
+def test_a_search_that_forgets_aliases_takes_no_name_off(one: Version, store: Store, settings: Settings) -> None:
+    Source(settings).read()
+    reading = Source(settings, connect=Forgetful).read()
+    assert reading.promoted.versions == {"support-bot": one}
+    assert "answers without support-bot@production, which is there" in reading.error
+    store.client.delete_registered_model_alias("support-bot", "production")
+    assert Source(settings, connect=Forgetful).read() == Reading(Promoted(versions={}), 0.0)
 
 
 def test_a_new_store_has_nothing_promoted_and_that_is_an_answer(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from registry.errors import DigestMismatch, Refused, Taken
 from registry.records import Version
 from registry.refs import VersionRef
 from registry.store import Store
-from tests.adapters import make_version
+from tests.support.adapters import make_version
 
 NONE = gc.Rules(keep=0, window=timedelta(0), min_age=timedelta(0))
 
