@@ -43,9 +43,14 @@ class AliasRef:
         return f"{self.name}@{self.alias}"
 
 
+def is_name(text: str) -> bool:
+    """Whether an adapter can be called so."""
+    return bool(_NAME.fullmatch(text)) and ".." not in text and text not in _RESERVED_NAMES
+
+
 def parse_name(text: str) -> str:
     """An adapter's name; raises BadInput for anything that MLflow, vLLM or a path could take otherwise."""
-    if not _NAME.fullmatch(text) or ".." in text or text in _RESERVED_NAMES:
+    if not is_name(text):
         raise BadInput(
             f"{text!r} is not an adapter name",
             hint="use 1 to 63 of a-z 0-9 . _ -, beginning with a letter or digit and not with `m-`",

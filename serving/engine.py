@@ -243,9 +243,15 @@ def unfit(args: Namespace, environ: Mapping[str, str], *, cpu: bool) -> list[str
         faults.append("--lora-modules adds adapters that no registry knows; register and promote them instead")
     if getattr(args, "headless", False) or getattr(args, "grpc", False):
         faults.append("--headless and --grpc leave out the HTTP server that loradock's routes are part of")
-    if not cpu and {"float", "float32"} & {getattr(args, "dtype", None), getattr(args, "lora_dtype", None)}:
-        faults.append("--dtype float32: vLLM's LoRA kernels for GPUs compute in 16 bits only")
+    faults += too_precise(args, cpu=cpu)
     return [*faults, *(f"{name} is set: {why}" for name, why in FORBIDDEN.items() if _is_set(environ, name))]
+
+
+def too_precise(args: Any, *, cpu: bool) -> list[str]:
+    """The fault of a precision in which adapters cannot be computed; empty for any other one."""
+    if cpu or not {"float", "float32"} & {getattr(args, "dtype", None), getattr(args, "lora_dtype", None)}:
+        return []
+    return ["--dtype float32: vLLM's LoRA kernels for GPUs compute in 16 bits only"]
 
 
 def _is_set(environ: Mapping[str, str], name: str) -> bool:

@@ -9,10 +9,11 @@ from registry import promotion
 from registry.base import LocalBase
 from registry.errors import BadInput, LoradockError, NotFound
 from registry.records import Version
-from registry.refs import parse_ref
+from registry.refs import is_name, parse_ref
 from registry.settings import Settings
 from registry.store import Store
 from serving.batch.rows import Row, refuse
+from serving.desired import BASE_NAME, why_refused
 
 
 def refs_of(path: Path, rows: Iterable[Row], default: str, base_names: Collection[str]) -> tuple[str | None, ...]:
@@ -45,11 +46,24 @@ def resolve(
         except NotFound as error:
             faults.append(f"{_places(at)}: {error}")
             continue
-        trained_on = version.facts.base
-        if not trained_on.same_weights(local.base):
-            faults.append(f"{_places(at)}: {version.ref} was trained on {trained_on.id}, not on {local.base.id}")
+        if reason := why_refused(version, local.base, served_as=frozenset({local.name})):
+            faults.append(f"{_places(at)}: {version.ref}: {reason}")
     refuse(path, faults)
     return versions
+
+
+def refuse_shared(
+    path: Path, rows: Iterable[Row], default: str, base_names: Collection[str], settings: Settings
+) -> None:
+    """Raise BadInput where rows ask for the base by a name that an adapter has, too."""
+    lines: dict[str, list[int]] = {}
+    for row in rows:
+        if (model := row.model or default) in base_names and is_name(model):
+            lines.setdefault(model, []).append(row.line)
+    if lines:
+        store = Store(settings)
+        shared = {name: at for name, at in lines.items() if (found := store.find_family(name)) and found.ledger}
+        refuse(path, [f"{_places(at)}: {name} is an adapter, and {BASE_NAME}" for name, at in shared.items()])
 
 
 def _places(lines: Sequence[int]) -> str:

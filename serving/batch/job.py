@@ -87,16 +87,19 @@ def run(job: Job, settings: Settings, *, boot: Boot = boot) -> Done:
     launch.check_extra(job.vllm)
     found = inputs.read(job.input)
     local = bases.resolve(job.base, settings)
-    refs = asked.refs_of(job.input, found.rows, job.model, {local.name, local.base.id, job.base})
+    base_names = {local.name, local.base.id, job.base}
+    refs = asked.refs_of(job.input, found.rows, job.model, base_names)
     with room(job.output.absolute().parent), opened(job.output) as journal:
         begun = _begun(job, journal)
         plan = _manifest(job, found, local, begun)
         if begun is not None:
             manifest.refuse_another(job.output, begun, plan)
             journal.read()
-        elif any(refs):
-            versions = asked.resolve(job.input, found.rows, refs, local, Store(settings))
-            plan = plan.model_copy(update={"versions": versions})
+        else:
+            asked.refuse_shared(job.input, found.rows, job.model, base_names, settings)
+            if any(refs):
+                versions = asked.resolve(job.input, found.rows, refs, local, Store(settings))
+                plan = plan.model_copy(update={"versions": versions})
         kept = journal.done - (journal.failed if job.retry_failed else frozenset())
         spent = Spent()
         if waiting := [

@@ -19,7 +19,7 @@ from serving import launch
 from serving.batch.answering import Outcome, Unanswerable
 from serving.batch.journal import Usage
 from serving.batch.rows import Row
-from serving.engine import precision
+from serving.engine import precision, too_precise
 from serving.probe import Measure, Prober, Proof, Scored
 
 _MOST_SLOTS: Final = 16
@@ -44,13 +44,8 @@ def boot(local: LocalBase, ranks: Sequence[int], *, max_loras: int | None, extra
         install()
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="loradock generate ... --", add_help=False))
-    try:
-        args = parser.parse_args([*arguments(local, ranks, max_loras, cpu=cpu), *extra])
-    except SystemExit as error:
-        raise BadInput("vLLM does not take these arguments", hint="its own line above says why") from error
+    args = parsed([*arguments(local, ranks, max_loras, cpu=cpu), *extra], cpu=cpu)
     try:
         return Offline(LLM.from_engine_args(EngineArgs.from_cli_args(args)))
     except (RuntimeError, ValueError, TypeError, OSError) as error:
@@ -58,6 +53,21 @@ def boot(local: LocalBase, ranks: Sequence[int], *, max_loras: int | None, extra
             f"vLLM did not start: {printable(' '.join(str(error).split()), 600)}",
             hint="VLLM_LOGGING_LEVEL=INFO shows its own lines",
         ) from error
+
+
+def parsed(words: Sequence[str], *, cpu: bool) -> Any:
+    """Arguments as vLLM parses them; raises BadInput for those that it does not take, or not with adapters."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="loradock generate ... --", add_help=False))
+    try:
+        args = parser.parse_args(list(words))
+    except SystemExit as error:
+        raise BadInput("vLLM does not take these arguments", hint="its own line above says why") from error
+    if args.enable_lora and (faults := too_precise(args, cpu=cpu)):
+        raise BadInput("vLLM's arguments do not fit loradock", problems=faults)
+    return args
 
 
 def arguments(local: LocalBase, ranks: Sequence[int], max_loras: int | None, *, cpu: bool) -> list[str]:

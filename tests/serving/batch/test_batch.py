@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -267,11 +268,35 @@ def test_refs_that_cannot_answer_are_refused_together(job: Callable[..., Job], s
     told = caught.value.problems
     assert told[0].startswith("line 1: ")
     assert "nobody" in told[0]
-    assert told[1].startswith("line 2 and 1 more: foreign/1 was trained on")
+    assert told[1].startswith("line 2 and 1 more: foreign/1: it was trained on")
     assert "foreign/7" in told[2]
     with pytest.raises(BadInput, match="cannot be answered") as caught:
         run(job([{"model": "Not A Name", "prompt": "x"}]), settings, boot=never)
     assert "line 1: 'Not A Name' is not an adapter name" in caught.value.problems[0]
+
+
+@pytest.mark.parametrize("model", ["bot", "bot@production", "bot/2"])
+def test_an_adapter_that_is_named_as_the_bases_directory_is_refused_and_never_answered_by_the_base(
+    job: Callable[..., Job], settings: Settings, base: LocalBase, tmp_path: Path, model: str
+) -> None:
+    shutil.copytree(base.path, tmp_path / "bot", copy_function=os.symlink)
+    asked = replace(job([{"model": model, "prompt": "x"}]), base=str(tmp_path / "bot"))
+    with pytest.raises(BadInput, match="cannot be answered") as caught:
+        run(asked, settings, boot=never)
+    assert f"line 1: bot{model[3:] if '/' in model else ''}" in caught.value.problems[0]
+    assert "the base model itself answers under this name" in caught.value.problems[0]
+    done = run(replace(job([{"prompt": "x"}]), base=asked.base), settings, boot=FakeBoot())
+    assert done.answered == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # vLLM's, at import
+def test_what_a_gpu_cannot_compute_adapters_in_is_refused_as_serve_refuses_it() -> None:
+    words = ["--model", "x", "--dtype", "float32"]
+    with pytest.raises(BadInput, match="do not fit") as caught:
+        offline.parsed([*words, "--enable-lora"], cpu=False)
+    assert "16 bits only" in caught.value.problems[0]
+    assert offline.parsed(words, cpu=False).dtype == offline.parsed([*words, "--enable-lora"], cpu=True).dtype
 
 
 def test_a_version_that_cannot_serve_stops_the_run_before_any_row(job: Callable[..., Job], settings: Settings) -> None:
