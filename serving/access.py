@@ -34,7 +34,9 @@ _KEYED: Final = frozenset(
     | {"/rerank", "/v1/rerank", "/v2/rerank", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime"}
     | {"/v1/models", "/tokenizer_info", "/is_scaling_elastic_ep", STATUS}
 )
-_KEYED_PATTERN: Final = re.compile(r"/v1/responses/[^/]+(/cancel)?")
+_RESPONSE: Final = re.compile(r"/v1/responses/([^/]+)(?:/cancel)?")
+_MODEL: Final = re.compile(r"/v1/models/[^/]+(/[^/]+)?")
+_MESSAGES: Final = "/v1/messages"
 
 
 class Need(Enum):
@@ -54,7 +56,20 @@ def need(method: str, path: str, *, open_metrics: bool) -> Need:
             return Need.NOTHING
         if path == "/metrics":
             return Need.KEY
-    return Need.KEY if path in _KEYED or _KEYED_PATTERN.fullmatch(path) else Need.ADMIN
+    if path in _KEYED or stored_response(path) or (method in READING and _MODEL.fullmatch(path)):
+        return Need.KEY
+    return Need.ADMIN
+
+
+def stored_response(path: str) -> str:
+    """The id of the response that a route reads or cancels; empty for any other route."""
+    found = _RESPONSE.fullmatch(path)
+    return found[1] if found and path not in _KEYED else ""
+
+
+def is_anthropics(path: str) -> bool:
+    """Whether a route is of Anthropic's API, which has a header for keys and a shape of errors of its own."""
+    return path == _MESSAGES or path.startswith(f"{_MESSAGES}/")
 
 
 def take_over(args: Namespace, environ: Mapping[str, str]) -> tuple[str, ...]:

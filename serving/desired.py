@@ -85,7 +85,9 @@ def why_refused(version: Version, base: Base, *, served_as: frozenset[str]) -> s
     if version.ref.name in served_as:
         return BASE_NAME
     trained_on = version.facts.base
-    return "" if trained_on.same_weights(base) else f"it was trained on {trained_on.id}, which is not the base here"
+    return (
+        "" if trained_on.same_weights(base) else f"it was trained on {trained_on.id}, which is not the base served here"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,6 +279,12 @@ def precision(client: Any) -> str:
     return "quantized" if config.quantization else str(config.dtype).removeprefix("torch.")
 
 
+def stored_model(state: Any, response_id: str) -> str:
+    """The name of whoever gave a response that vLLM keeps, by its id; empty where it keeps none."""
+    kept = getattr(getattr(state, "openai_serving_responses", None), "response_store", {})
+    return str(getattr(kept.get(response_id), "model", ""))
+
+
 def died(client: Any) -> bool:
     """Whether the engine's process ended by itself, and not because it was told to."""
     return getattr(client.engine_core.resources.engine_manager, "failed_proc_name", None) is not None

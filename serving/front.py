@@ -10,15 +10,16 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
+from pydantic_core import from_json
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.errors import NotFound, NotServable, Unreachable
 from registry.records import Version
 from registry.refs import VersionRef
-from serving import refusals
+from serving import access, refusals
 from serving.calls import Asked, current
-from serving.guard import CALLER
+from serving.guard import ADAPTER_HEADER, CALLER
 from serving.keyfile import BASE
 from serving.keys import Caller
 from serving.refusals import Denied
@@ -28,6 +29,8 @@ VERSION_HEADER: Final = "x-loradock-version"
 DIGEST_HEADER: Final = "x-loradock-digest"
 
 _OURS: Final = "/loradock/"
+_SHALLOW: Final = 100
+"""Brackets that a body may have before its nesting is looked at."""
 _USERS: Final = ("safety_identifier", "user")
 """Where OpenAI's API has the user of a client, newest name first."""
 
@@ -43,6 +46,9 @@ class House(Protocol):
 
     def release(self, ref: VersionRef) -> None:
         """Let it go."""
+
+    def digests(self) -> Mapping[VersionRef, str]:
+        """Of each version that is loaded or wanted, its digest."""
 
 
 class Quotas(Protocol):
@@ -62,15 +68,20 @@ class Front:
         house: Callable[[], House | None],
         quotas: Quotas,
         base_digest: Callable[[], str],
+        stored: Callable[[str], str],
         refused: Callable[[str, int], None],
     ) -> None:
+        """`stored` gives the engine's name of whoever gave a response that is kept, by its id, or nothing."""
         self._app, self._house, self._quotas = app, house, quotas
-        self._base_digest, self._refused = base_digest, refused
+        self._base_digest, self._stored, self._refused = base_digest, stored, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Choose, hold, hand on; or answer with why not, in OpenAI's shape."""
         house = self._house()
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if house is not None and (response_id := access.stored_response(path)):
+            await self._app(scope, receive, _with(self._stored_headers(house, response_id), send))
+            return
         if scope["type"] != "http" or scope["method"] != "POST" or house is None or path.startswith(_OURS):
             await self._app(scope, receive, send)
             return
@@ -78,14 +89,14 @@ class Front:
         if raw is None:  # the client left
             return
         try:
-            body = _parsed(raw)
+            body = _parsed(raw, scope[CALLER])
             if body is None:  # no JSON object: not a request for a model, or vLLM says what is wrong with it
                 await self._app(scope, _replay(raw, receive), send)
                 return
             await self._answer(house, body, raw, scope, receive, send)
         except Denied as denied:
             self._refused(denied.caller, denied.status)
-            await denied.response()(scope, receive, send)
+            await denied.response(path)(scope, receive, send)
 
     async def _answer(
         self, house: House, body: dict[str, Any], raw: bytes, scope: Scope, receive: Receive, send: Send
@@ -102,9 +113,18 @@ class Front:
         try:
             headers = {**limits, VERSION_HEADER: str(found.ref), DIGEST_HEADER: version.facts.digest}
             named = json.dumps({**body, "model": str(found.ref)}).encode()
-            await self._hand_on(asked, _sized(scope, len(named)), _replay(named, receive), _with(headers, send))
+            inner = _sized(scope, len(named), (ADAPTER_HEADER, str(found.ref)))
+            await self._hand_on(asked, inner, _replay(named, receive), _with(headers, send))
         finally:
             house.release(found.ref)
+
+    def _stored_headers(self, house: House, response_id: str) -> dict[str, str]:
+        """Who gave a response that is kept here."""
+        name = self._stored(response_id)
+        if name in house.table().bases:
+            return {VERSION_HEADER: name, DIGEST_HEADER: self._base_digest()}
+        digests = {str(ref): digest for ref, digest in house.digests().items()}
+        return {key: value for key, value in ((VERSION_HEADER, name), (DIGEST_HEADER, digests.get(name, ""))) if value}
 
     async def _hand_on(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
         token = current.set(asked)
@@ -138,12 +158,27 @@ async def _acquired(house: House, ref: VersionRef, caller: Caller) -> Version:
         raise refusals.unavailable(f"{ref} is not loaded yet.", caller=caller.name) from error
 
 
-def _parsed(raw: bytes) -> dict[str, Any] | None:
+def _parsed(raw: bytes, caller: Caller) -> dict[str, Any] | None:
+    """A JSON object; None for anything else. Raises Denied for one that vLLM, deeper in its calls, could not read."""
     try:
-        body = json.loads(raw)
+        body = None if _is_deep(raw) else json.loads(raw)
+    except RecursionError:
+        body = None
     except ValueError:
         return None
+    if body is None:
+        raise refusals.bad_request("The JSON is nested too deep.", caller=caller.name)
     return body if isinstance(body, dict) else None
+
+
+def _is_deep(raw: bytes) -> bool:
+    """Whether JSON has more than 200 levels, far fewer than Python reads where its own calls are not deep."""
+    if raw.count(b"[") + raw.count(b"{") > _SHALLOW:
+        try:
+            from_json(raw)
+        except ValueError as error:
+            return "recursion" in str(error)
+    return False
 
 
 async def _read(receive: Receive) -> bytes | None:
@@ -168,9 +203,10 @@ def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
     return replayed
 
 
-def _sized(scope: Scope, size: int) -> Scope:
+def _sized(scope: Scope, size: int, *more: tuple[str, str]) -> Scope:
     headers = [(key, value) for key, value in scope["headers"] if key not in (b"content-length", b"transfer-encoding")]
-    return {**scope, "headers": [*headers, (b"content-length", str(size).encode())]}
+    set_ = [("content-length", str(size)), *more]
+    return {**scope, "headers": [*headers, *((key.encode(), value.encode()) for key, value in set_)]}
 
 
 def _with(headers: Mapping[str, str], send: Send) -> Send:

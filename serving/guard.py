@@ -16,8 +16,8 @@ from serving.refusals import Denied
 CALLER: Final = "loradock_caller"
 """The entry of an ASGI scope that holds the Caller, for whatever runs inside the guard."""
 
-_ADAPTER_HEADER: Final = "x-amzn-sagemaker-adapter-identifier"
-"""With it, vLLM's /invocations asks another model than the body names, after everybody has looked at the body."""
+ADAPTER_HEADER: Final = "x-amzn-sagemaker-adapter-identifier"
+"""What vLLM's /invocations puts in place of the body's model, also where it is missing; no client may send it."""
 
 
 class Guard:
@@ -33,28 +33,32 @@ class Guard:
                 scope[CALLER] = self._caller(scope)
             except Denied as denied:
                 self._refused(denied.caller, denied.status)
-                await denied.response()(scope, receive, send)
+                await denied.response(_path(scope))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     def _caller(self, scope: Scope) -> Caller:
-        method, path = scope.get("method", ""), scope["path"].removeprefix(scope.get("root_path", ""))
+        method, path = scope.get("method", ""), _path(scope)
         headers, needed = Headers(scope=scope), access.need(method, path, open_metrics=self._open_metrics)
         if needed is Need.NOTHING:
             return ANYBODY
-        caller = self._keys.caller(headers)
+        caller = self._keys.caller(headers, path)
         if needed is Need.ADMIN and not caller.admin and (self._keys.configured or method not in access.READING):
             whose = (
                 f"the key {caller.name!r} is none" if caller.name else "this server has none: see LORADOCK_SERVE_KEYS"
             )
             raise refusals.forbidden(f"{method} {path} is for admin keys, and {whose}.", caller=caller.name)
-        if _ADAPTER_HEADER in headers:
-            message = f"Name the model in the body; {_ADAPTER_HEADER} is not followed here."
+        if ADAPTER_HEADER in headers:
+            message = f"Name the model in the body; {ADAPTER_HEADER} is not followed here."
             raise refusals.bad_request(message, caller=caller.name)
         if caller.restricted and needed is Need.KEY and not _shows_model(method, headers):
             message = f"The key {caller.name!r} is for some models only, and this request does not show which it asks."
             raise refusals.forbidden(message, caller=caller.name)
         return caller
+
+
+def _path(scope: Scope) -> str:
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
 def _shows_model(method: str, headers: Headers) -> bool:

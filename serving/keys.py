@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from registry.errors import BadInput
-from serving import keyfile, refusals
+from serving import access, keyfile, refusals
 from serving.calls import Call
 from serving.keyfile import OWN, Key, KeyFile
 from serving.quota import Limit, Window
@@ -88,17 +88,14 @@ class Keys:
         """Whether a request needs a key; also with a file that has none, and then nobody gets in."""
         return bool(self._file or self._own)
 
-    def caller(self, headers: Mapping[str, str]) -> Caller:
-        """Whose key `Authorization: Bearer KEY` holds; ANYBODY where none is configured. Raises Denied, 401.
+    def caller(self, headers: Mapping[str, str], path: str = "") -> Caller:
+        """Whose key a request on a route holds; ANYBODY where none is configured. Raises Denied, 401.
 
         Every known hash is compared, each in constant time.
         """
         if not self.configured:
             return ANYBODY
-        scheme, _, secret = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not secret:
-            raise refusals.unauthorized("This server asks for an API key: send it as `Authorization: Bearer KEY`.")
-        given = keyfile.digest(secret)
+        given = keyfile.digest(_secret(headers, path))
         found = [Caller(OWN, admin=True) for own in self._own if hmac.compare_digest(own, given)]
         matches = [(caller, key) for known, caller, key in self._known if hmac.compare_digest(known, given)]
         if found:
@@ -188,6 +185,19 @@ class Keys:
             "count": len(self._known),
             "error": self.error,
         }
+
+
+def _secret(headers: Mapping[str, str], path: str) -> str:
+    """The key in `Authorization: Bearer KEY`, or in `x-api-key` on the routes of Anthropic's API; raises Denied."""
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    bearer = secret if scheme.lower() == "bearer" else ""
+    other = headers.get("x-api-key", "") if access.is_anthropics(path) else ""
+    if bearer and other and not hmac.compare_digest(bearer.encode(), other.encode()):
+        raise refusals.unauthorized("`Authorization` and `x-api-key` hold different keys: send one of them.")
+    if not (bearer or other):
+        way = " or as `x-api-key: KEY`" if access.is_anthropics(path) else ""
+        raise refusals.unauthorized(f"This server asks for an API key: send it as `Authorization: Bearer KEY`{way}.")
+    return bearer or other
 
 
 def _windows(key: Key, before: Mapping[tuple[Kind, Limit], Window]) -> dict[tuple[Kind, Limit], Window]:

@@ -21,7 +21,7 @@ from registry import base as bases
 from registry.base import LocalBase
 from registry.errors import BadInput
 from registry.settings import Settings
-from serving import access
+from serving import access, refusals
 from serving import engine as engines
 from serving.admission import Admission
 from serving.cache import Cache
@@ -29,7 +29,7 @@ from serving.desired import Source
 from serving.front import Front
 from serving.guard import CALLER, Guard
 from serving.keyfile import BASE
-from serving.keys import Keys
+from serving.keys import Caller, Keys
 from serving.launch import on_cpu
 from serving.metrics import Metrics
 from serving.nudge import Nudges
@@ -49,12 +49,29 @@ router = APIRouter()
 @router.get("/v1/models")
 async def models(request: Request) -> JSONResponse:
     """The base and every public adapter name that this key may call, each with the version that answers it."""
+    return JSONResponse({"object": "list", "data": await _cards(request)})
+
+
+@router.get("/v1/models/{model:path}")
+async def one_model(request: Request, model: str) -> JSONResponse:
+    """One of them."""
+    caller: Caller = request.scope[CALLER]
+    found = next((card for card in await _cards(request) if card["id"] == model), None)
+    if found is not None:
+        return JSONResponse(found)
+    bases = request.app.state.loradock.table().bases
+    may = caller.may(BASE if model in bases else model)
+    refuse = refusals.no_such_model if may else refusals.may_not_call
+    return refuse(model, caller=caller.name).response()
+
+
+async def _cards(request: Request) -> list[dict[str, Any]]:
     state, caller = request.app.state, request.scope[CALLER]
     named = state.loradock.table().names()
     cards = await state.loradock_engine.cards(
         {name: ref for name, ref in named.items() if caller.may(name)}, state.loradock.digests()
     )
-    return JSONResponse({"object": "list", "data": [card for card in cards if card["parent"] or caller.may(BASE)]})
+    return [card for card in cards if card["parent"] or caller.may(BASE)]
 
 
 @router.get(access.STATUS)
@@ -110,6 +127,7 @@ class Plugin:
             house=lambda: state.loradock,
             quotas=keys,
             base_digest=lambda: state.loradock_base.weights_digest,
+            stored=lambda response_id: engines.stored_model(state, response_id),
             refused=metrics.refused,
         )
         app.add_middleware(Guard, keys=keys, open_metrics=settings.metrics_open, refused=metrics.refused)

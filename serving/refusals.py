@@ -1,15 +1,27 @@
-"""The answers to requests that are not served, in the shapes of OpenAI's API, which its clients know."""
+"""The answers to requests that are not served, in the shapes of OpenAI's and Anthropic's APIs, which clients know."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from registry.errors import LoradockError
+from serving.access import is_anthropics
 
 if TYPE_CHECKING:
     from starlette.responses import JSONResponse
+
+
+_ANTHROPICS: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""Anthropic's words for a status."""
 
 
 class Denied(LoradockError):
@@ -36,11 +48,16 @@ class Denied(LoradockError):
         """What OpenAI's API would answer."""
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
-        """The answer, as an ASGI application; it also refuses a WebSocket before it opens."""
+    def anthropics(self) -> dict[str, Any]:
+        """What Anthropic's API would answer."""
+        return {"type": "error", "error": {"type": _ANTHROPICS.get(self.status, "api_error"), "message": str(self)}}
+
+    def response(self, path: str = "") -> JSONResponse:
+        """The answer on a route, as an ASGI application; it also refuses a WebSocket before it opens."""
         from starlette.responses import JSONResponse
 
-        return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
+        body = self.anthropics() if is_anthropics(path) else self.body()
+        return JSONResponse(body, status_code=self.status, headers=self.headers)
 
 
 def unauthorized(message: str, *, caller: str = "") -> Denied:

@@ -182,3 +182,26 @@ def test_no_header_names_the_model_past_the_body(file: Path) -> None:
     header = {"x-amzn-sagemaker-adapter-identifier": "secret-bot"}
     assert GuardHarness(Keys(file)).ask("POST", "/invocations", root, **JSON, **header)[0] == 400
     assert GuardHarness(Keys()).ask("POST", "/invocations", **JSON, **header)[0] == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_anthropics_header_holds_a_key_on_anthropics_routes_alone(path: str, file: Path) -> None:
+    secret, other = keyfile.add(file, "ci", may=["bot"]), keyfile.add(file, "other", may=["bot"])
+    harness = GuardHarness(Keys(file))
+    given = {"x-api-key": secret}
+    assert harness.ask("POST", path, **JSON, **given) == (200, "ci")
+    assert harness.ask("POST", path, secret, **JSON, **given) == (200, "ci")
+    assert harness.ask("POST", "/v1/completions", **JSON, **given)[0] == 401
+    for status, body in (
+        harness.ask("POST", path, other, **JSON, **given),
+        harness.ask("POST", path, **JSON, **{"x-api-key": "wrong"}),
+        harness.ask("POST", path, **JSON),
+    ):
+        assert (status, body["type"], body["error"]["type"]) == (401, "error", "authentication_error")
+    assert harness.ask("POST", path, secret, **{"content-type": "text/plain"})[1]["error"]["type"] == "permission_error"
+
+
+@pytest.mark.parametrize("path", ["/v1/models/bot", "/v1/models/bot/1"])
+def test_one_model_is_read_with_any_key_and_deleted_by_admins(path: str) -> None:
+    assert access.need("GET", path, open_metrics=True) is Need.KEY
+    assert access.need("DELETE", path, open_metrics=True) is Need.ADMIN

@@ -44,6 +44,9 @@ class FakeReplica:
     def release(self, ref: VersionRef) -> None:
         self.held[ref] -= 1
 
+    def digests(self) -> Mapping[VersionRef, str]:
+        return {one.ref: one.facts.digest for one in (ONE, TWO)}
+
 
 class FakeQuotas:
     full = False
@@ -67,6 +70,7 @@ class FrontHarness:
             house=lambda: self.house,
             quotas=self.quotas,
             base_digest=lambda: "of-the-base",
+            stored=lambda response_id: {"resp_1": "bot/2", "resp_2": "smol"}.get(response_id, ""),
             refused=lambda key, status: self.refused.append((key, status)),
         )
 
@@ -80,6 +84,7 @@ class FrontHarness:
         headers = dict(scope["headers"])
         assert int(headers.get(b"content-length", len(body))) == len(body)
         self.seen.append((body, current.get(), dict(self.house.held)))
+        self.named = headers.get(b"x-amzn-sagemaker-adapter-identifier", b"").decode()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
 
@@ -141,6 +146,56 @@ def test_what_names_no_model_passes(method: str, path: str) -> None:
     harness = FrontHarness()
     assert "x-loradock-version" not in harness.ask({"model": "bot"}, path, method).headers
     assert json.loads(harness.seen[0][0]) == {"model": "bot"}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
+@pytest.mark.parametrize("opening", [b'{"model": "bot", "x": ', b""])
+@pytest.mark.parametrize(("depth", "status"), [(150, 200), (300, 400), (100_000, 400)])
+def test_json_that_is_nested_too_deep_is_a_bad_request(opening: bytes, depth: int, status: int, path: str) -> None:
+    harness = FrontHarness()
+    answer = harness.ask(opening + b"[" * depth + b"]" * depth + (b"}" if opening else b""), path)
+    assert answer.status_code == status
+    if status == 400:
+        assert "nested too deep" in answer.json()["error"]["message"]
+        assert not harness.seen
+
+
+def test_many_brackets_are_not_deep_and_what_one_parser_alone_reads_is_asked_as_ever() -> None:
+    harness = FrontHarness()
+    body = b'{"model": "bot", "x": ["\\ud800", ' + b",".join([b"[]"] * 500) + b"]}"
+    assert harness.ask(body).headers["x-loradock-version"] == "bot/1"
+
+
+def test_where_vllm_takes_the_model_from_a_header_it_is_the_version() -> None:
+    harness = FrontHarness()
+    harness.ask({"model": "bot"}, "/invocations")
+    assert harness.named == "bot/1"
+
+
+@pytest.mark.parametrize(
+    ("path", "version", "digest"),
+    [
+        ("/v1/responses/resp_1", "bot/2", TWO.facts.digest),
+        ("/v1/responses/resp_2", "smol", "of-the-base"),
+        ("/v1/responses/resp_1/cancel", "bot/2", TWO.facts.digest),
+        ("/v1/responses/resp_9", None, None),
+    ],
+)
+def test_a_response_that_is_kept_names_the_version_that_gave_it(
+    path: str, version: str | None, digest: str | None
+) -> None:
+    harness = FrontHarness()
+    answer = harness.ask({}, path, "POST" if path.endswith("cancel") else "GET")
+    assert (answer.headers.get("x-loradock-version"), answer.headers.get("x-loradock-digest")) == (version, digest)
+
+
+def test_a_refusal_on_anthropics_routes_looks_like_anthropics() -> None:
+    answer = FrontHarness().ask({"model": "nobody"}, "/v1/messages")
+    assert answer.status_code == 404
+    assert answer.json() == {
+        "type": "error",
+        "error": {"type": "not_found_error", "message": "The model `nobody` does not exist."},
+    }
 
 
 @pytest.mark.parametrize("model", ["nobody", "nobody@canary", "bot@shadow", "../bot", "x" * 300])

@@ -169,6 +169,22 @@ def test_the_headers_say_which_bytes_answered(server: Server) -> None:
     assert raw.headers["x-loradock-digest"] == server.base.base.weights_digest
 
 
+def test_invocations_are_answered_by_the_version_that_their_header_names(server: Server) -> None:
+    server.until_answered_by(server.promote(server.make("invoked")))
+    body = {"model": "invoked", "prompt": "Hello", "max_tokens": 8, "temperature": 0}
+    answers = [server.ask("POST", path, body)[1] for path in ("/invocations", "/v1/completions")]
+    assert [answer["model"] for answer in answers] == ["invoked/1", "invoked/1"]
+    assert answers[0]["choices"][0]["text"] == answers[1]["choices"][0]["text"]
+    base = server.ask("POST", "/invocations", body | {"model": "SmolLM2-135M-Instruct"})[1]
+    assert base["choices"][0]["text"] != answers[0]["choices"][0]["text"]
+    assert server.client.models.retrieve("invoked").id == "invoked"
+    message = {"model": "invoked", "max_tokens": 2, "messages": [{"role": "user", "content": "Hello"}]}
+    code, answer = server.ask("POST", "/v1/messages", message, key="", api_key=KEY)
+    assert (code, answer["type"]) == (200, "message")
+    code, answer = server.ask("GET", "/v1/models/nobody", None)
+    assert (code, answer["error"]["code"]) == (404, "model_not_found")
+
+
 def test_a_version_by_its_number_is_loaded_when_asked_for_and_unloaded_again(server: Server) -> None:
     one, two = server.make("numbered"), server.make("numbered")
     server.until_answered_by(server.promote(two))

@@ -74,8 +74,10 @@ class Server:
     def get(self, path: str, key: str = KEY) -> tuple[int, Any]:
         return self.ask("GET", path, key=key)
 
-    def ask(self, method: str, path: str, body: Any = None, key: str = KEY) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, body: Any = None, key: str = KEY, *, api_key: str = "") -> tuple[int, Any]:
+        """`key` goes as a bearer's, `api_key` as Anthropic's clients send it."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers |= {"x-api-key": api_key} if api_key else {}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310
         try:
