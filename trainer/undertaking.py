@@ -76,6 +76,7 @@ def opened(
         with work.held(), scattered.place(crew, work):
             try:
                 if checkpoint:
+                    workdir.rebase(checkpoint)
                     scattered.handed_out(crew, work, checkpoint)
                 yield Undertaking(source.recipe.name, run, work, checkpoint, crew)
             except BaseException:

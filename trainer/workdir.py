@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from registry import scratch
 from registry.errors import LoradockError
 from registry.records import Base, canonical_json
 from registry.settings import Settings
 from trainer.recipe import Recipe
+
+_STATE: Final = "trainer_state.json"
 
 
 def identity(recipe: Recipe, data_digest: str, base: Base) -> str:
@@ -99,6 +103,16 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def rebase(checkpoint: Path) -> None:
+    """Let a checkpoint name the best one beside it: the Trainer keeps an address of the home that it was written in."""
+    path = checkpoint / _STATE
+    state = json.loads(path.read_text(encoding="utf-8"))
+    best = state.get("best_model_checkpoint")
+    if best and Path(best).parent != checkpoint.parent:
+        state["best_model_checkpoint"] = str(checkpoint.parent / Path(best).name)
+        scratch.replace(path, json.dumps(state, indent=2, sort_keys=True) + "\n")
+
+
 def unfinished(settings: Settings) -> list[Workdir]:
     """Every training on this machine that did not finish, the newest first."""
     found = [path for path in settings.trainings.glob("*") if (path / "identity").is_file()]
@@ -107,7 +121,7 @@ def unfinished(settings: Settings) -> list[Workdir]:
 
 def _whole(checkpoint: Path) -> bool:
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
+        json.loads((checkpoint / _STATE).read_text())
     except (OSError, ValueError):
         return False
     return True

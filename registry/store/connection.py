@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from registry.errors import BadInput, LoradockError, NotFound, Refused, Unreachable, first_line
 from registry.settings import Settings
+from registry.store import home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,6 +76,8 @@ def connect(settings: Settings) -> MlflowClient:
 
             utils.MAX_RETRY_COUNT = 4  # within 2 s; MLflow's 10 take 102
             _refuse_foreign(uri)
+        if not settings.tracking_uri and (database := settings.root / "mlflow.db").exists():
+            home.settle(settings, database)
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -159,6 +162,10 @@ def _from_mlflow(uri: str, error: MlflowException, what: str) -> LoradockError:
         return NotFound(f"there is no {what or 'such thing'} in {masked(uri)}")
     if re.search(r"API request to|OperationalError", text) or error.error_code == "TEMPORARILY_UNAVAILABLE":
         return _unreachable(uri, error)
+    if text.startswith("The following failures occurred while downloading"):
+        reasons = (line.strip() for line in text.splitlines()[1:] if not line.startswith("#####"))
+        reason = next(filter(None, reasons), "MLflow does not say why")
+        return LoradockError(f"a {what or 'file'} cannot be fetched from {masked(uri)}: {reason}")
     return LoradockError(f"MLflow at {masked(uri)} refused: {first_line(error).strip()}")
 
 

@@ -103,6 +103,24 @@ def test_a_registered_model_that_something_else_made_is_left_alone(store: Store,
     assert store.versions("support-bot") == ()
 
 
+def test_a_name_that_is_a_prompt_of_mlflows_is_refused_before_anything_is_written(
+    store: Store, base: LocalBase, tmp_path: Path
+) -> None:
+    store.client.register_prompt("greeting", "Hello {{name}}")
+    run_id = log_adapter(store, write_adapter(tmp_path / "a"))
+    database = (store.settings.root / "mlflow.db").read_bytes()
+    with pytest.raises(Taken, match="a prompt"):
+        versions.register(store, run_id, "greeting")
+    with pytest.raises(Taken, match="a prompt"):
+        versions.import_directory(store, write_adapter(tmp_path / "b", seed=1), base, "greeting")
+    assert (store.settings.root / "mlflow.db").read_bytes() == database
+
+
+def test_a_name_may_have_a_dot(store: Store, base: LocalBase, tmp_path: Path) -> None:
+    found = versions.import_directory(store, write_adapter(tmp_path / "a", layers=30), base, "qwen2.5-bot")
+    assert str(found.ref) == "qwen2.5-bot/1"
+
+
 def test_a_version_or_family_that_is_not_there(store: Store, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="nobody/1"):
         store.version(VersionRef("nobody", 1))

@@ -86,6 +86,22 @@ def test_it_fetches_from_a_real_store(store: Store, version: Version, settings: 
     assert (cache.directory(version) / WEIGHTS).is_file()
 
 
+def test_a_file_that_cannot_be_fetched_says_why_and_not_that_it_failed(
+    store: Store, version: Version, settings: Settings, tmp_path: Path
+) -> None:
+    (weights,) = settings.artifacts.rglob(WEIGHTS)
+    weights.rename(tmp_path / "elsewhere")
+    weights.symlink_to(tmp_path / "elsewhere")
+    cache = Cache(
+        settings.adapters,
+        lambda version, into: store.download(version.source, into, what=str(version.ref)),
+        base_config=BASE_CONFIG,
+        max_rank=16,
+    )
+    with pytest.raises(LoradockError, match=r"a file of support-bot/1 cannot be fetched .* outside the artifact"):
+        cache.directory(version)
+
+
 def test_what_it_gives_is_closed_for_writing(version: Version, fake_store: FakeStore, root: Path) -> None:
     directory = cache_of(root, fake_store).directory(version)
     assert not any(path.stat().st_mode & 0o222 for path in (directory, *directory.rglob("*")))

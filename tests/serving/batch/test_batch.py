@@ -122,13 +122,13 @@ def filled(base: LocalBase, empty_store: Path, tmp_path_factory: pytest.TempPath
         if version.ref.number == 1:
             promotion.promote(store, version.ref, "production", actor="tester", force=True, reason="for a test")
         shutil.rmtree(scratch / name)
-    return home / "mlflow.db"
+    return home
 
 
 @pytest.fixture
 def settings(home: Path, filled: Path) -> Settings:
     """That store, for one test to do with as it likes."""
-    shutil.copy(filled, home / "mlflow.db")
+    shutil.copytree(filled, home, dirs_exist_ok=True)
     return Settings()
 
 
