@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from registry import scratch
 from registry.errors import LoradockError, Unreachable
 from registry.records import Base, Record, Version
-from registry.refs import CANARY, PRODUCTION, SHADOW, AliasRef, VersionRef, parse_ref
+from registry.refs import CANARY, PRODUCTION, SHADOW, AliasRef, VersionRef
 from registry.settings import Settings
 from registry.store import Family, Store, masked
 from registry.traffic import Share, shares
@@ -84,10 +84,9 @@ def why_refused(version: Version, base: Base, *, served_as: frozenset[str]) -> s
     """Why a version never answers where `base` does under the names `served_as`; empty where it may."""
     if version.ref.name in served_as:
         return BASE_NAME
-    trained_on = version.facts.base
-    return (
-        "" if trained_on.same_weights(base) else f"it was trained on {trained_on.id}, which is not the base served here"
-    )
+    if version.facts.base.same_weights(base):
+        return ""
+    return f"it was trained on {version.facts.base.id}, which is not the base served here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +248,9 @@ class Source:
 def _taken_off(known: Promoted | None, families: Iterable[Family]) -> Iterator[AliasRef]:
     """The aliases that had a version, and that their family is answered without."""
     aliases = {family.name: family.aliases for family in families}
-    for name in known.versions if known else ():
-        ref = parse_ref(name)
-        if isinstance(ref, AliasRef) and ref.alias not in aliases.get(ref.name, {ref.alias: 0}):
+    for name, version in known.versions.items() if known else ():
+        ref = AliasRef(version.ref.name, name.partition("@")[2] or PRODUCTION)
+        if ref.alias not in aliases.get(ref.name, {ref.alias: 0}):
             yield ref
 
 

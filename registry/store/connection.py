@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from registry.errors import BadInput, LoradockError, NotFound, Refused, Unreachable, first_line
+from registry.errors import BadInput, LoradockError, NotFound, Refused, Unreachable
 from registry.settings import Settings
 from registry.store import home
 
@@ -162,11 +162,16 @@ def _from_mlflow(uri: str, error: MlflowException, what: str) -> LoradockError:
         return NotFound(f"there is no {what or 'such thing'} in {masked(uri)}")
     if re.search(r"API request to|OperationalError", text) or error.error_code == "TEMPORARILY_UNAVAILABLE":
         return _unreachable(uri, error)
-    if text.startswith("The following failures occurred while downloading"):
-        reasons = (line.strip() for line in text.splitlines()[1:] if not line.startswith("#####"))
-        reason = next(filter(None, reasons), "MLflow does not say why")
-        return LoradockError(f"a {what or 'file'} cannot be fetched from {masked(uri)}: {reason}")
-    return LoradockError(f"MLflow at {masked(uri)} refused: {first_line(error).strip()}")
+    return _refused(uri, text, what)
+
+
+def _refused(uri: str, text: str, what: str) -> LoradockError:
+    """What MLflow says, in a line; of a download that failed, why its first file did."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#####")]
+    first, *others = lines or ["it does not say why"]
+    if others and first.startswith("The following failures occurred while downloading"):
+        return LoradockError(f"a {what or 'file'} cannot be fetched from {masked(uri)}: {others[0]}")
+    return LoradockError(f"MLflow at {masked(uri)} refused: {first}")
 
 
 def masked(uri: str) -> str:

@@ -53,9 +53,10 @@ def settle(settings: Settings, database: Path) -> None:
 
 def _places(connection: sqlite3.Connection, names: set[str]) -> Iterator[str]:
     """Where the experiments of these names say that a home's files are."""
-    for name, location in connection.execute("SELECT name, artifact_location FROM experiments"):
+    found = "SELECT name, artifact_location FROM experiments WHERE artifact_location LIKE 'file:///%'"
+    for name, location in connection.execute(found):
         end = f"/{quote(name)}"
-        if name in names and location.startswith("file:///") and location.endswith(f"/artifacts{end}"):
+        if name in names and location.endswith(f"/artifacts{end}"):
             yield location.removesuffix(end)
 
 

@@ -77,7 +77,8 @@ class FakeMLflowClient:
 
     def get_run(self, run_id: str) -> Any:
         run = self._runs[run_id]
-        return SimpleNamespace(data=FakeRun(dict(run.params), dict(run.tags)))
+        info = SimpleNamespace(run_name=f"{NAME} history")
+        return SimpleNamespace(info=info, data=FakeRun(dict(run.params), dict(run.tags)))
 
     def set_tag(self, run_id: str, key: str, value: str) -> None:
         self._runs[run_id].tags[key] = value
