@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -148,7 +149,9 @@ def test_a_store_in_a_file_comes_back_under_another_path(store: Store, tmp_path:
     kept.rename(old)
     goes_on(store, restored)
     old.rename(kept)
-    is_found_by_verify(Path(location(restored).removeprefix("file://")) / "adapter_model.safetensors", **environ)
+    is_found_by_verify(
+        Path(unquote(location(restored).removeprefix("file://"))) / "adapter_model.safetensors", **environ
+    )
 
 
 def test_a_server_comes_back_on_another_database_directory_and_address(
