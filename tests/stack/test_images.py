@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import subprocess
 import tomllib
@@ -14,6 +15,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.support.leftovers import MARK
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -92,10 +95,8 @@ def secret(tmp_path: Path) -> Path:
 
 
 def entrypoint(**environment: str) -> subprocess.CompletedProcess[str]:
-    words = [ENTRYPOINT, "/usr/bin/env"]
-    return subprocess.run(
-        words, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"} | environment
-    )
+    words, bare = [ENTRYPOINT, "/usr/bin/env"], {"PATH": "/usr/bin:/bin", MARK: os.environ[MARK]}
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=bare | environment)
 
 
 def test_a_variable_comes_out_of_its_file_as_it_is(secret: Path) -> None:

