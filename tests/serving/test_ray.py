@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -57,7 +56,7 @@ class Cluster:
             for seed in (1, 2)
         ]
         self.promote(1)
-        port, own = free_port(), _two_free_ports()
+        port, own = free_port(), free_port(count=2)
         self.url = f"http://127.0.0.1:{port}"
         self.own = [f"http://127.0.0.1:{own + rank}" for rank in (0, 1)]
         whole = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
@@ -132,14 +131,6 @@ class Cluster:
             for left in self.started(""):
                 with suppress(psutil.Error):
                     left.kill()
-
-
-def _two_free_ports() -> int:
-    while True:
-        port = free_port()
-        with suppress(OSError, OverflowError):
-            socket.create_server(("127.0.0.1", port + 1)).close()
-            return port
 
 
 @pytest.fixture(scope="module")
