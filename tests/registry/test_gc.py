@@ -393,6 +393,7 @@ class Promoters:
             process.communicate(timeout=60)
 
 
+@pytest.mark.chance
 @pytest.mark.slow
 @pytest.mark.parametrize(("fixture", "window"), [("store", DAY), ("store", timedelta(0)), ("remote", timedelta(0))])
 def test_of_four_promoters_and_a_clean_up_at_once_nobody_is_left_without_a_version(

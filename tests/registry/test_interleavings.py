@@ -25,6 +25,7 @@ from registry import history, promotion
 from registry.errors import Conflict, NotFound
 from registry.store import Store
 from tests.support.adapters import NAME, make_version, ref
+from tests.support.chance import tries
 from tests.support.registry.killed import Killed
 
 VERSIONS: Final = 4
@@ -169,7 +170,8 @@ BEHIND = [(1, 5), (2, 5)]
 NOT_YET = [(2, 12), (0, 11), (2, 6)]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.chance
+@settings(max_examples=tries(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(room=st.sampled_from([2, 3, 100]), plan=st.tuples(NUMBERS, NUMBERS, NUMBERS), turns=TURNS)
 @example(room=3, plan=([1], [2, 2], [1]), turns=[(*turn, False) for turn in EARLY])
 @example(room=2, plan=([1], [2], [2]), turns=[(*turn, False) for turn in BEHIND])

@@ -31,6 +31,7 @@ def versions(store: Store, tmp_path: Path) -> Store:
     return store
 
 
+@pytest.mark.chance
 @pytest.mark.slow
 @pytest.mark.story
 def test_of_32_processes_that_decided_on_the_same_state_one_wins_and_the_others_name_it(versions: Store) -> None:
@@ -44,6 +45,7 @@ def test_of_32_processes_that_decided_on_the_same_state_one_wins_and_the_others_
     assert found.replays
 
 
+@pytest.mark.chance
 @pytest.mark.slow
 def test_of_32_processes_some_killed_at_every_step_no_move_is_lost(versions: Store) -> None:
     racers = [

@@ -223,6 +223,7 @@ def test_a_download_that_breaks_off_leaves_nothing(version: Version, fake_store:
     assert names(root) == []
 
 
+@pytest.mark.chance
 def test_replicas_that_fetch_at_once_download_once(version: Version, fake_store: FakeStore, root: Path) -> None:
     barrier = threading.Barrier(4)
     found: list[Path] = []

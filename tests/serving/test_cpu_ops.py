@@ -11,6 +11,7 @@ import torch
 
 from registry.errors import LoradockError
 from serving.cpu_ops import FEW_ROWS, REPLACED, Grouped, install
+from tests.support.chance import seeds
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # vLLM's, at import
 
@@ -128,8 +129,9 @@ def test_linear(wrapper: Any, normal: Any, slots: list[int], dtype: Any, is_pref
     assert torch.equal(got[base_rows(slots)], y[base_rows(slots)])
 
 
+@pytest.mark.chance
 @dtypes
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", seeds(25))
 def test_linear_on_random_batches(wrapper: Any, normal: Any, seed: int, dtype: Any) -> None:
     """Slots, ranks from 0 on, and runs of rows by chance; step after step on the same weights, some written between."""
     chance = random.Random(seed)  # noqa: S311

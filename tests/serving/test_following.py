@@ -13,6 +13,8 @@ from tests.support.adapters import SMOL
 from tests.support.serving.fakes import FAST, FakeReferences, ReplicaHarness
 from tests.support.serving.versions import CAT, ONE, TWO, version
 
+pytestmark = pytest.mark.chance
+
 
 def test_the_start_ends_when_all_that_is_promoted_answers() -> None:
     harness = ReplicaHarness(ONE, CAT)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -23,9 +24,12 @@ from serving.reconcile import (
     unmet,
 )
 from serving.table import Table
+from tests.support.chance import tries
 from tests.support.serving.versions import held, version
 
 DRAIN = 5.0
+pytestmark = pytest.mark.chance
+
 NAMES = st.sampled_from(["a", "a@canary", "b", "c", "d"])
 NUMBERS = st.integers(1, 3)
 
@@ -207,6 +211,4 @@ class World(RuleBasedStateMachine):
 
 
 TestHistories = World.TestCase
-TestHistories.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestHistories.settings = settings(max_examples=tries(150), stateful_step_count=60)

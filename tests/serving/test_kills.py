@@ -31,11 +31,12 @@ from serving.probe import Scored
 from serving.replica import Replica
 from serving.settings import ServingSettings
 from tests.support.adapters import BASE_CONFIG, NAME, SMOL, make_version, ref
+from tests.support.chance import SEED
 from tests.support.serving.cached import assert_whole
 from tests.support.serving.fakes import FakeEngine, FakeReferences, FakeWatcher
 from tests.support.shell import processes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chance]
 
 LONGEST = 60.0  # seconds
 PAUSE = 0.01
@@ -201,7 +202,7 @@ def test_replicas_that_are_killed_at_random_moments_serve_what_is_promoted_in_th
     settings: Settings, store: Store, versions: list[Version], followers: list[ReplicaProcess]
 ) -> None:
     """Two share one cache, which loses a directory now and then, as a cache may; one of them is killed each time."""
-    chance = random.Random(7)  # noqa: S311 - no secret
+    chance = random.Random(SEED + 7)  # noqa: S311 - no secret
     pair = [ReplicaProcess(settings) for _ in range(2)]
     followers += pair
     for follower in pair:

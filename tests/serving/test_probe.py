@@ -12,6 +12,7 @@ import pytest
 
 from registry.reference import Probe, Reference
 from serving.probe import Measure, Prober, Proof, Scored
+from tests.support.chance import seeds
 
 PROMPTS = [tuple(range(start, start + 44)) for start in range(0, 176, 44)]
 ANSWER = 16
@@ -76,7 +77,8 @@ def judge(base: Measure, version: Measure, held_against: Reference | None = None
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-6, 0.02])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.chance
+@pytest.mark.parametrize("seed", seeds(10))
 def test_an_adapter_without_effect_is_told_from_rounding(noise: float, seed: int) -> None:
     proof = judge(FakeModel(noise=noise, seed=seed), FakeModel(noise=noise, seed=seed + 100), reference(adapter(0.1)))
     assert "no effect" in proof.fault
@@ -111,7 +113,8 @@ def test_a_clear_effect_takes_one_pass_of_each() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, EXACT, COARSE])
 @pytest.mark.parametrize("strength", [0.1, 0.3, 2.0])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.chance
+@pytest.mark.parametrize("seed", seeds(5))
 def test_the_adapter_that_was_recorded_passes_in_every_precision(noise: float, strength: float, seed: int) -> None:
     change = adapter(strength, seed)
     proof = judge(FakeModel(noise=noise, seed=seed), FakeModel(change, noise, seed + 100), reference(change))
@@ -130,7 +133,8 @@ FAULTS: dict[str, Callable[[Change], Change]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("noise", [EXACT, COARSE])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.chance
+@pytest.mark.parametrize("seed", seeds(5))
 def test_another_effect_than_the_recorded_one_is_a_fault_in_every_precision(
     fault: str, noise: float, seed: int
 ) -> None:

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from serving.quota import Limit, Window
+from tests.support.chance import seeds
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,8 @@ def test_what_is_no_limit_is_refused(text: object) -> None:
         Limit.parse(text)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.chance
+@pytest.mark.parametrize("seed", seeds(20))
 def test_no_period_sees_more_than_the_limit_and_whoever_waits_as_told_gets_in(seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311
     limit = Limit(chance.choice([1, 3, 10]), chance.choice([1, 60, 3600]))

@@ -178,6 +178,7 @@ def test_what_ray_serves_is_what_is_promoted_and_each_replica_says_so(cluster: C
     ]
 
 
+@pytest.mark.chance
 def test_a_flip_under_load_fails_no_request_and_mixes_no_versions(cluster: Cluster) -> None:
     one = cluster.ask().json()["choices"][0]["text"]
     load = Load(cluster)
@@ -195,6 +196,7 @@ def test_a_flip_under_load_fails_no_request_and_mixes_no_versions(cluster: Clust
     assert one != two
 
 
+@pytest.mark.chance
 def test_a_replica_that_is_killed_is_replaced_and_nothing_of_it_is_left(cluster: Cluster) -> None:
     actors, engines = cluster.started("ray::ServeReplica"), cluster.started("EngineCore")
     assert (len(actors), len(engines)) == (2, 2)

@@ -70,6 +70,7 @@ def test_the_list_of_models_tells_the_truth(server: Server) -> None:
     assert set(cards) == set(server.names()), "each name that is listed answers, and no other"
 
 
+@pytest.mark.chance
 def test_aliases_move_under_load_without_a_failed_or_a_foreign_answer(server: Server) -> None:
     one, two = server.make("busy"), server.make("busy")
     server.until_answered_by(server.promote(one))

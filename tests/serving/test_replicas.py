@@ -98,6 +98,7 @@ def test_both_follow_promotions_rollbacks_and_shares(pair: Pair) -> None:
     traffic.set_share(pair.store, three.ref, "canary", 0.0, actor="tester")
 
 
+@pytest.mark.chance
 def test_one_that_is_killed_while_it_takes_a_version_up_catches_up_from_the_same_cache(pair: Pair) -> None:
     (pair.home / "adapters" / pair.versions[1].facts.digest).rename(pair.scratch / "gone")  # it is to be fetched
     pair.promote(2)
@@ -111,6 +112,7 @@ def test_one_that_is_killed_while_it_takes_a_version_up_catches_up_from_the_same
     assert [row["differs"] for row in pair.status()] == [[], []]
 
 
+@pytest.mark.chance
 def test_one_whose_engine_is_killed_ends_with_an_error_and_the_other_answers(pair: Pair) -> None:
     first, second = pair.servers
     answering = first.complete("bot", 2)

@@ -22,6 +22,8 @@ from tests.support.clients import one_connection
 from tests.support.ports import free_port
 from tests.support.serving.shallow import Shallow, shallow, whole
 
+pytestmark = pytest.mark.chance
+
 SCRIPT = """
 import asyncio, signal, sys
 import uvicorn

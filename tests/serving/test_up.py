@@ -50,6 +50,7 @@ def is_gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("code", [SERVES, STUBBORN, LEAVES_A_CHILD])
 def test_when_one_part_ends_by_itself_the_other_goes_with_all_it_started(tmp_path: Path, code: str) -> None:
     trigger = tmp_path / "end"

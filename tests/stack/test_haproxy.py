@@ -20,6 +20,8 @@ from tests.support.ports import free_port
 from tests.support.stack.haproxy import HAProxy
 from tests.support.web import running
 
+pytestmark = pytest.mark.chance
+
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
 LATE = 0.2
 """Seconds until the name server answers: longer than a new HAProxy takes to be asked."""

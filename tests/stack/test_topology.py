@@ -22,7 +22,7 @@ from tests.support.mlflow_server import TeamServer
 from tests.support.stack.load import Load
 from tests.support.stack.topology import NAME, Database, Stack, stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.minutes]
+pytestmark = [pytest.mark.slow, pytest.mark.minutes, pytest.mark.chance]
 
 GENTLY = 0.5
 """Seconds between a client's requests while something starts, which on two processors would take minutes else."""

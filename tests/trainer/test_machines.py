@@ -117,6 +117,7 @@ def test_two_machines_train_what_one_does_and_only_the_first_writes(
     assert (run.info.status, run.data.params["environment.processes"]) == ("FINISHED", "2")
 
 
+@pytest.mark.chance
 @pytest.mark.slow
 def test_a_machine_that_dies_fails_the_run_which_goes_on_with_another(
     source: RecipeFile, alone: Any, tmp_path: Path

@@ -52,6 +52,7 @@ def killed_after_a_checkpoint(source: RecipeFile, settings: Settings) -> str:
     return work.run_id
 
 
+@pytest.mark.chance
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [{}, {"type": "adalora"}])
 def test_what_was_killed_goes_on_to_the_same_bytes(

@@ -34,6 +34,7 @@ from serving.batch.journal import Answer, Usage, partial_for
 from serving.batch.rows import Row
 from serving.generate_cli import generate
 from tests.support.adapters import SMOL, make_version
+from tests.support.chance import SEED
 from tests.support.shell import processes
 
 ROOT = Path(__file__).parents[3]
@@ -467,6 +468,7 @@ def _killed(wish: Job, mark: str, home: str) -> None:
     run(wish, Settings(), boot=FakeBoot(pause=0.002, mark=mark))
 
 
+@pytest.mark.chance
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_loses_nothing_and_answers_nothing_twice(
     job: Callable[..., Job], settings: Settings
@@ -475,7 +477,7 @@ def test_a_run_killed_at_any_moment_loses_nothing_and_answers_nothing_twice(
     wish = job([{"model": ("bot", "cat", "")[index % 3], "prompt": str(index)} for index in range(count)])
     journal = partial_for(wish.output)
     kept: dict[int, bytes] = {}
-    chance = random.Random(7)  # noqa: S311
+    chance = random.Random(SEED + 7)  # noqa: S311
     for start in range(5):
         process = processes().Process(target=_killed, args=(wish, f"start {start}: ", str(settings.home)))
         process.start()

@@ -250,6 +250,7 @@ def test_a_share_that_somebody_else_sets_ends_it(versions: Store, settings: Sett
     assert share(versions) is None
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_takes_the_share_away(versions: Store, settings: Settings, number: signal.Signals) -> None:
     before = signal.getsignal(number)
@@ -262,6 +263,7 @@ def test_a_signal_takes_the_share_away(versions: Store, settings: Settings, numb
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.chance
 def test_one_that_was_killed_goes_on_where_it_stood_and_tests_anew(
     versions: Store, settings: Settings, tmp_path: Path
 ) -> None:

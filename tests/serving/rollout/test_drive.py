@@ -83,6 +83,7 @@ def drive(running: FakeReplica, moves: Moves, heard: FakeShown, settings: Settin
     return Rollout(task, moves, replicas, record, heard, threading.Event()).run()
 
 
+@pytest.mark.chance
 def test_one_that_was_promoted_when_the_registry_went_away_is_not_taken_for_anothers(
     versions: Store, settings: Settings
 ) -> None:
@@ -95,6 +96,7 @@ def test_one_that_was_promoted_when_the_registry_went_away_is_not_taken_for_anot
     assert not traffic.shares(versions.family(NAME).traffic)
 
 
+@pytest.mark.chance
 def test_a_bad_canary_loses_its_share_as_soon_as_the_registry_answers(versions: Store, settings: Settings) -> None:
     heard = FakeShown()
     with replica(settings, {2: {"error": 0.9}}) as running:

@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.rollout.sequential import Differences, least
+from tests.support.chance import SEED, tries
+
+pytestmark = pytest.mark.chance
 
 ALPHA = 0.05
-RUNS = 2000
+RUNS = tries(2000)
 
 
 def differences(*values: float) -> Differences:
@@ -24,7 +27,7 @@ def differences(*values: float) -> Differences:
 
 def ever(canary: float, production: float, margin: float, *, ratio: int, blocks: int, runs: int, seed: int) -> float:
     """How often a canary alarms at any of many looks: one that stops at the first is wrong as often as it can be."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(SEED + seed)
     alarms = 0
     for _ in range(runs):
         theirs = random.binomial(ratio, production, blocks) / ratio
@@ -47,7 +50,7 @@ def test_a_canary_just_within_alarms_no_more_often_than_was_agreed(rate: float, 
 
 def test_rates_that_change_with_the_hour_and_the_share_raise_no_alarm() -> None:
     """Pooled, such a canary has twice production's rate: most of its answers come at the bad hour."""
-    random = np.random.default_rng(7)
+    random = np.random.default_rng(SEED + 7)
     alarms = 0
     for _ in range(RUNS):
         found = Differences()
@@ -66,18 +69,18 @@ def test_rates_that_change_with_the_hour_and_the_share_raise_no_alarm() -> None:
     [(1.0, 0.0, 0.05, 20), (0.3, 0.05, 0.05, 150), (0.2, 0.1, 0.0, 700)],
 )
 def test_one_that_does_worse_is_found(canary: float, production: float, margin: float, blocks: int) -> None:
-    assert ever(canary, production, margin, ratio=19, blocks=blocks, runs=200, seed=1) >= 0.9
+    assert ever(canary, production, margin, ratio=19, blocks=blocks, runs=tries(200), seed=1) >= 0.9
 
 
 def test_one_that_does_as_well_is_shown_to_be_within_and_one_at_the_margin_is_not() -> None:
-    random = np.random.default_rng(3)
-    shown = {0.05: 0, 0.10: 0}
+    random = np.random.default_rng(SEED + 3)
+    runs, shown = tries(400), {0.05: 0, 0.10: 0}
     for rate in shown:
-        for _ in range(400):
+        for _ in range(runs):
             found = differences(*map(float, random.binomial(1, rate, 1000) - random.binomial(1, 0.05, 1000)))
             shown[rate] += found.below(0.05) >= math.log(1 / ALPHA)
-    assert shown[0.05] >= 0.9 * 400
-    assert shown[0.10] <= (ALPHA + 3 * math.sqrt(ALPHA / 400)) * 400
+    assert shown[0.05] >= 0.9 * runs
+    assert shown[0.10] <= (ALPHA + 3 * math.sqrt(ALPHA / runs)) * runs
 
 
 values = st.lists(st.floats(-1, 1, allow_nan=False), min_size=1, max_size=40)
