@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ from registry.errors import LoradockError
 from registry.records import Base
 from registry.settings import Settings
 from registry.store import Store
-from tests.support import warm
+from tests.support import dying, warm
 from tests.support.trainer.training import TRAINING, trained, written
 from trainer import scattered, tracking, workdir
 from trainer.data import Rows
@@ -29,30 +25,17 @@ STEPS = 8
 LONGER = TRAINING | {"max_steps": STEPS, "eval_steps": 2, "save_steps": 2, "per_device_train_batch_size": 2}
 
 
-def command(source: RecipeFile, *options: str) -> list[str]:
-    return [sys.executable, "-m", "registry.cli", "train", str(source.path), "--json", *options]
-
-
 def killed_after_a_checkpoint(source: RecipeFile, settings: Settings) -> str:
-    """Train until a checkpoint stands and steps were made beyond it, and end it with SIGKILL; returns the run."""
-    process = warm.Popen(command(source), kind="trainer", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    try:
-        while time.monotonic() < deadline and process.poll() is None:
-            [work] = workdir.unfinished(settings) or [None]
-            if work and work.last() and work.last().name != f"checkpoint-{STEPS}":
-                os.kill(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        said = process.communicate()[1]
-    assert process.returncode == -signal.SIGKILL, said
+    """Train until a checkpoint stands and a step was made beyond it, and end by SIGKILL; returns the run."""
+    code, steps = "from registry.cli import main; main()", "transformers.trainer_callback:CallbackHandler"
+    command = [*dying.command(code, steps, "on_step_end", 5), "train", source.path, "--json"]
+    done = warm.run(command, kind="trainer")
+    assert done.returncode == -signal.SIGKILL, done.stderr
     [work] = workdir.unfinished(settings)
+    assert work.last() == work.checkpoints / "checkpoint-4"
     return work.run_id
 
 
-@pytest.mark.chance
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [{}, {"type": "adalora"}])
 def test_what_was_killed_goes_on_to_the_same_bytes(

@@ -53,10 +53,18 @@ class FakeEngine:
     """Says who was asked what, in an order of its own; holds its caller to what vLLM needs."""
 
     def __init__(
-        self, slots: int, *, pause: float = 0, mark: str = "", refused: str = "", dies_after: int = -1
+        self,
+        slots: int,
+        *,
+        pause: float = 0,
+        mark: str = "",
+        refused: str = "",
+        dies_after: int = -1,
+        hangs_after: int = -1,
     ) -> None:
-        self.slots, self.window = slots, 8
-        self.pause, self.mark, self.refused, self.left = pause, mark, refused, dies_after
+        self.slots, self.window, self.answers = slots, 8, 0
+        self.pause, self.mark, self.refused = pause, mark, refused
+        self.dies_after, self.hangs_after = dies_after, hangs_after
         self.loaded: dict[VersionRef, Reference | None] = {}
         self.inside: dict[str, tuple[Row, VersionRef | None, Mapping[str, Any]]] = {}
         self.started: list[int] = []
@@ -80,10 +88,12 @@ class FakeEngine:
 
     def step(self) -> Iterable[tuple[str, Outcome | Unanswerable]]:
         time.sleep(self.pause)
-        if not self.left:
+        if self.answers == self.dies_after:
             raise LoradockError("vLLM failed: out of memory")
+        if self.answers == self.hangs_after:
+            signal.pause()
         number = self.random.choice(list(self.inside))
-        self.left -= 1
+        self.answers += 1
         row, ref, sampling = self.inside.pop(number)
         asked = row.prompt if row.messages is None else row.messages[-1]["content"]
         said = f"{self.mark}{ref or 'base'} was asked {asked!r} with {sampling['max_tokens']}"
@@ -465,7 +475,7 @@ def test_two_processes_do_not_answer_the_same_rows(job: Callable[..., Job], sett
 
 def _killed(wish: Job, mark: str, home: str) -> None:
     os.environ["LORADOCK_HOME"] = home  # the process it was forked from may be another test's
-    run(wish, Settings(), boot=FakeBoot(pause=0.002, mark=mark))
+    run(wish, Settings(), boot=FakeBoot(pause=0.002, mark=mark, hangs_after=50))
 
 
 @pytest.mark.chance

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from registry import promotion, recording
 from registry.base import resolve
 from registry.settings import Settings
 from registry.store import Store
-from tests.support import warm
+from tests.support import dying, warm
 from tests.support.adapters import make_version
 from tests.support.serving import exact
 
@@ -119,17 +118,10 @@ def found(shallow_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     command = [*("--base", str(shallow_dir), "--input", str(source), "--output", str(output))]
     command += [*("--max-tokens", str(TOKENS), "--temperature", "0", "--", *VLLM)]
     partial = output.with_name("out.jsonl.partial")
+    killed = dying.command(GENERATE, "serving.batch.journal:Journal", "add", 4)
     with log.open("w") as sink:
-        process = warm.Popen(
-            [sys.executable, "-c", GENERATE, *command], kind="serving", env=environ, stdout=sink, stderr=sink
-        )
-    deadline = time.monotonic() + 400
-    while not partial.exists() or partial.read_bytes().count(b"\n") < 4:
-        assert process.poll() is None, log.read_text()[-4000:]
-        assert time.monotonic() < deadline, log.read_text()[-4000:]
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        process = warm.Popen([*killed, *command], kind="serving", env=environ, stdout=sink, stderr=sink)
+    assert process.wait() == -signal.SIGKILL, log.read_text()[-4000:]
     assert not output.exists()
     whole = partial.read_text().rpartition("\n")[0].splitlines()
     job = {"base": str(shallow_dir), "input": str(source), "output": str(output), "result": str(result)}

@@ -6,9 +6,6 @@ import json
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +25,7 @@ from registry.errors import BadInput, DigestMismatch, GateFailed, LoradockError,
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
-from tests.support import warm
+from tests.support import dying, warm
 from tests.support.adapters import log_adapter
 from tests.support.trainer.adapters import AdapterMaker, adapter_maker, merged_by_peft, rows, weights_in
 from trainer import base, catalogue
@@ -283,14 +280,9 @@ def test_one_that_is_killed_registers_nothing_and_can_be_run_again(here: Adapter
     version, out = here.make("bot", "lora", **LORA), here.scratch / "out"
     command = ["bot/1", "--base", str(here.local.path), "--out", str(out)]
     code = f"from trainer.weights.cli import merge; merge.main({command}, standalone_mode=False)"
-    process = warm.Popen([sys.executable, "-c", code], kind="trainer", stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(here.scratch.glob(".out-*/*.safetensors")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    done = warm.run(dying.command(code, "trainer.weights.shards", "save_file"), kind="trainer")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(here.scratch.glob(".out-*/*.safetensors"))
     assert versions_of(here) == ["bot/1"]
     assert not out.exists()
     assert merge(here, version, out=out).version == "bot-merged/1"
