@@ -191,9 +191,10 @@ def _stop(process: subprocess.Popen[bytes], grace: float, stopping: Sequence[int
     _until(lambda: process.poll() is not None or len(stopping) > signals, grace)
     if process.poll() is not None and _signalled(process.pid, signal.SIGTERM):
         _until(lambda: not _signalled(process.pid, 0), _REST)
-    if _signalled(process.pid, 0):
-        _signalled(process.pid, signal.SIGKILL)
+    killed = _signalled(process.pid, signal.SIGKILL)
     process.wait()
+    if killed:
+        _until(lambda: not _signalled(process.pid, 0), _REST)
 
 
 def _signalled(group: int, number: int) -> bool:
