@@ -206,17 +206,32 @@ def test_what_answers_in_mlflows_place_is_told_without_the_password(
     assert "secret" not in done.err
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long this process sleeps each time, in seconds."""
+    found: list[float] = []
+    sleep = time.sleep
+
+    def noted(seconds: float) -> None:
+        found.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", noted)
+    return found
+
+
 @pytest.mark.slow
-def test_a_database_that_is_not_there_is_told_within_seconds(home: Path) -> None:
-    began = time.monotonic()
-    done = loradock("list", MLFLOW_TRACKING_URI="postgresql://ann:secret@127.0.0.1:9/mlflow")
-    is_clear(done, 6, "//***@127.0.0.1:9/mlflow", "refused")
-    assert time.monotonic() - began < 20
+def test_a_database_that_is_not_there_is_told_within_seconds(home: Path, waits: list[float]) -> None:
+    uri = "postgresql://ann:secret@127.0.0.1:9/mlflow"
+    is_clear(loradock("list", MLFLOW_TRACKING_URI=uri), 6, "//***@127.0.0.1:9/mlflow", "refused")
+    with pytest.raises(Unreachable):
+        Store(Settings(tracking_uri=uri)).families()
+    assert 0 < sum(waits) < 3
 
 
 @pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_is_told_and_the_command_again_succeeds(
-    remote: Store, server: MLflowServer, tmp_path: Path
+    remote: Store, server: MLflowServer, tmp_path: Path, waits: list[float]
 ) -> None:
     filled(remote, tmp_path)
     run_id = log_adapter(remote, write_adapter(tmp_path / "new", seed=9))
@@ -226,10 +241,10 @@ def test_a_server_that_dies_in_the_middle_is_told_and_the_command_again_succeeds
     ):
         store = Store(remote.settings)
         store.client = ServerKillingClient(store.client, server, 4)  # type: ignore[assignment]
-        began = time.monotonic()
+        waits.clear()
         with pytest.raises(Unreachable, match="refused"):
             act(store)
-        assert time.monotonic() - began < 30
+        assert 0 < sum(waits) < 10
         server.start()
         act(remote)
         assert history.read(remote, NAME).drifts == ()

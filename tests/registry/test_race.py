@@ -54,8 +54,8 @@ def test_of_32_processes_some_killed_at_every_step_no_move_is_lost(versions: Sto
     ]
     found = race(versions.settings, NAME, racers)
     assert [attempt.error for attempt in found.broken] == []
-    assert found.killed >= PROMOTERS // 2 - 2  # one that hears of a conflict early makes fewer calls
-    assert found.won
+    assert found.killed == PROMOTERS // 2
+    assert len(found.past.moves) > found.before  # the dead may have won all of them
     assert found.missing == 0
     assert found.past.drifts == ()  # a death is no drift
     promotion.promote(versions, ref(1), "production", actor="the next")

@@ -50,8 +50,9 @@ class FakeReplicaHandler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., str]]:
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """Start servers that say what a replica says, each of which waits until so many are asked."""
+    monkeypatch.setattr(replicas, "_SHORT_TIMEOUT", 60)  # on a busy machine, an answer takes longer
     stack = ExitStack()
 
     def started(meeting: threading.Barrier | None = None, **changes: Any) -> str:

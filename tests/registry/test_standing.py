@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from registry import replicas
 from registry.cli.views import show
 from registry.records import Version
 from registry.reference import Probe, Reference
@@ -88,8 +89,9 @@ class FakeReplicaHandler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., str]]:
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """Start servers that say what a replica says, to those who have the key `k`."""
+    monkeypatch.setattr(replicas, "_SHORT_TIMEOUT", 60)  # on a busy machine, an answer takes longer
     stack = ExitStack()
 
     def started(**changes: Any) -> str:

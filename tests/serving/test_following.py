@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_a_move_is_followed_and_the_old_version_goes_when_its_requests_have_ende
         harness.engine.in_flight[ONE.ref] = 1
         harness.registry.promote(TWO)
         await harness.until(lambda: harness.engine.pointed == {"bot": TWO.ref})
-        await asyncio.sleep(3 * FAST.drain_seconds)
+        await harness.turns()
         assert ONE.ref in harness.engine.loaded
         harness.engine.in_flight[ONE.ref] = 0
         await harness.until(lambda: ONE.ref not in harness.engine.loaded)
@@ -58,15 +59,25 @@ def test_a_version_without_effect_takes_no_traffic_is_unloaded_and_does_not_stop
 
 
 def test_what_failed_is_tried_again_later_and_not_at_every_turn() -> None:
-    harness = ReplicaHarness(ONE)
+    now = 0.0
+    harness = ReplicaHarness(ONE, clock=lambda: now)
     harness.engine.without_effect.add(TWO.ref)
 
+    def tried(attempts: int) -> bool:
+        found = harness.replica.status()["quarantined"].get("bot/2")
+        return bool(found and found["attempts"] == attempts)
+
     async def story() -> None:
+        nonlocal now
         harness.registry.promote(TWO)
-        await harness.until(lambda: harness.replica.status()["quarantined"].get("bot/2", {}).get("attempts") == 2)
-        assert harness.cache.asked.count(TWO.ref) == 2
-        assert harness.engine.pointed == {"bot": ONE.ref}
-        harness.engine.without_effect.clear()
+        for attempts in (1, 2):
+            await harness.until(partial(tried, attempts))
+            await harness.turns()
+            assert harness.cache.asked.count(TWO.ref) == attempts
+            assert harness.engine.pointed == {"bot": ONE.ref}
+            if attempts == 2:
+                harness.engine.without_effect.clear()
+            now += attempts * FAST.retry_seconds
         await harness.until(lambda: harness.engine.pointed == {"bot": TWO.ref})
         assert not harness.replica.status()["quarantined"]
 

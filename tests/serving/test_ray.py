@@ -71,6 +71,7 @@ class Cluster:
         config.write_text(yaml.safe_dump(whole))
         ours = {
             "LORADOCK_HOME": str(self.home),
+            "RAY_ADDRESS": "local",
             "RAY_process_group_cleanup_enabled": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_memory_monitor_refresh_ms": "0",

@@ -115,10 +115,10 @@ def test_one_that_is_killed_while_it_takes_a_version_up_catches_up_from_the_same
 @pytest.mark.chance
 def test_one_whose_engine_is_killed_ends_with_an_error_and_the_other_answers(pair: Pair) -> None:
     first, second = pair.servers
-    answering = first.complete("bot", 2)
+    answering, engine = first.complete("bot", 2), second.engine
     with second.stream("bot", 240) as events:
         next(events)
-        second.engine.send_signal(signal.SIGKILL)
+        engine.send_signal(signal.SIGKILL)
         with suppress(httpx.HTTPError):
             assert not whole([*events])
     assert second.ended() == 1

@@ -5,10 +5,11 @@ The replicas are small web servers.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,13 +19,12 @@ import pytest
 from tests.support.clients import one_connection
 from tests.support.ports import free_port
 from tests.support.stack.haproxy import HAProxy
+from tests.support.waiting import until
 from tests.support.web import running
 
 pytestmark = pytest.mark.chance
 
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
-LATE = 0.2
-"""Seconds until the name server answers: longer than a new HAProxy takes to be asked."""
 FORGOTTEN = 40
 """Seconds after which HAProxy, by its own defaults, takes an address out that no name server tells anymore."""
 
@@ -70,14 +70,17 @@ def started(directory: Path, port: int) -> Iterator[HAProxy]:
 
 
 def test_a_request_that_comes_before_the_name_server_answered_waits_for_it(tmp_path: Path, port: int) -> None:
-    with started(tmp_path / "late", port) as front:
-        front.names.after = LATE
-        reloaded = threading.Thread(target=front.reload)
-        reloaded.start()
-        statuses = []
-        while reloaded.is_alive():
-            statuses.append(httpx.get(front.url, timeout=30).status_code)
-    assert set(statuses) == {200}
+    with started(tmp_path / "late", port) as front, ThreadPoolExecutor() as pool, ExitStack() as stack:
+        before = set(front.names.askers)
+        front.names.answers.clear()
+        reloaded = pool.submit(front.reload)
+        until(lambda: front.names.askers - before, 60)
+        asked = [stack.enter_context(closing(HTTPConnection(front.url.removeprefix("http://")))) for _ in range(8)]
+        for connection in asked:
+            connection.request("GET", "/")
+        front.names.answers.set()
+        assert {connection.getresponse().status for connection in asked} == {200}
+        reloaded.result()
 
 
 def test_a_request_meets_no_connection_that_a_replica_is_about_to_close(tmp_path: Path, port: int) -> None:
@@ -97,7 +100,7 @@ def test_a_connection_that_idles_while_the_configuration_is_read_takes_one_more_
 @pytest.mark.slow
 def test_replicas_stay_while_no_name_server_answers(tmp_path: Path, port: int) -> None:
     with started(tmp_path / "silent", port) as silent, started(tmp_path / "gone", port) as gone:
-        silent.names.after = None
+        silent.names.answers.clear()
         gone.names.close()
         time.sleep(FORGOTTEN)
         statuses = [httpx.get(front.url, timeout=30).status_code for front in (silent, gone)]

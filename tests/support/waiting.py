@@ -1,4 +1,4 @@
-"""A wait for what a process writes into its log, or does."""
+"""A wait for what another process does, or writes into its log."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 
-def until(true: Callable[[], Any], seconds: float, log: Path) -> Any:
+def until(true: Callable[[], Any], seconds: float, log: Path | None = None) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := true()):
-        assert time.monotonic() < deadline, log.read_text()
+        assert time.monotonic() < deadline, log.read_text() if log else ""
         time.sleep(0.05)
     return found

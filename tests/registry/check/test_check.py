@@ -163,9 +163,9 @@ def test_patterns_mean_what_they_mean_to_peft() -> None:
 @pytest.mark.parametrize("pattern", ["(a+)+", "(a|a)*b", "(.*)*", ".*.*.*.*.*.*x", "(x{1,}){2,}", "a" * 3000])
 def test_an_expression_that_may_never_end_is_not_tried(pattern: str) -> None:
     assert not is_tame(pattern)
-    start = time.monotonic()
+    start = time.thread_time()
     assert not matches(pattern, "a" * 5000)
-    assert time.monotonic() - start < 1
+    assert time.thread_time() - start < 1
 
 
 def test_rank_and_scaling_of_each_layer_are_vllm_s_and_peft_s() -> None:

@@ -80,7 +80,7 @@ def drive(running: FakeReplica, moves: Moves, heard: FakeShown, settings: Settin
     )
     replicas = Replicas(task.ref, task.urls, "")
     record = Record(lambda: Rollouts(settings), "a rollout")
-    return Rollout(task, moves, replicas, record, heard, threading.Event()).run()
+    return Rollout(task, moves, replicas, record, heard, threading.Event(), clock=lambda: 0.0).run()
 
 
 @pytest.mark.chance

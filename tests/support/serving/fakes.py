@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from serving.settings import ServingSettings
 from tests.support.adapters import SMOL
 
 FAST = ServingSettings(
-    poll_seconds=0.01, drain_seconds=0.05, retry_seconds=0.05, cold_seconds=5, proof="effect", pinned=1
+    poll_seconds=0.01, drain_seconds=0.05, retry_seconds=0.05, cold_seconds=60, proof="effect", pinned=1
 )
 
 
@@ -160,7 +161,13 @@ class FakeEngine:
 class ReplicaHarness:
     """A replica and what it stands on."""
 
-    def __init__(self, *versions: Version, base: Base = SMOL, capacity: int = 32) -> None:
+    def __init__(
+        self,
+        *versions: Version,
+        base: Base = SMOL,
+        capacity: int = 32,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.registry, self.cache, self.engine, self.told = (
             FakeRegistry(*versions),
             FakeCache(),
@@ -168,12 +175,19 @@ class ReplicaHarness:
             FakeWatcher(),
         )
         admission = Admission(self.cache, FakeReferences(), self.engine, proof=FAST.proof, precision="float32")
-        self.replica = Replica(self.registry, admission, self.engine, base, FAST, capacity=capacity, watcher=self.told)
+        self.replica = Replica(
+            self.registry, admission, self.engine, base, FAST, capacity=capacity, watcher=self.told, clock=clock
+        )
 
     async def until(self, true: Callable[[], Any]) -> None:
         async with asyncio.timeout(10):
             while not true():  # noqa: ASYNC110 - what is waited for signals nothing
                 await asyncio.sleep(0.005)
+
+    async def turns(self) -> None:
+        """Wait until the replica has looked several times at what there is to do."""
+        enough = self.registry.reads + 3
+        await self.until(lambda: self.registry.reads >= enough)
 
     def follow(self, story: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Start the replica, and let the story happen while it runs."""

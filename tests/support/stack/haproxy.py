@@ -36,12 +36,16 @@ class FakeNameServer(socketserver.ThreadingUDPServer):
     def __init__(self, addresses: Sequence[str]) -> None:
         super().__init__(("127.0.0.1", 0), _QuestionHandler)
         self.addresses = addresses
-        self.after: float | None = 0
-        """Seconds that each answer takes; there is none without."""
+        self.answers = threading.Event()
+        """What is asked waits for it."""
+        self.answers.set()
+        self.askers = set[int]()
+        """The ports that questions came from; each HAProxy has one of its own."""
 
     def close(self) -> None:
         """Answer no more, and give the port back."""
         self.shutdown()
+        self.answers.set()
         self.server_close()
 
 
@@ -49,9 +53,8 @@ class _QuestionHandler(socketserver.BaseRequestHandler):
     server: FakeNameServer
 
     def handle(self) -> None:
-        if self.server.after is None:
-            return
-        time.sleep(self.server.after)
+        self.server.askers.add(self.client_address[1])
+        self.server.answers.wait()
         asked, back = self.request
         end = asked.index(b"\0", 12) + 5  # the name, its type, its class
         (kind,) = struct.unpack("!H", asked[end - 4 : end - 2])
