@@ -38,7 +38,8 @@ def main() -> int:
             break
         seed = secrets.randbelow(2**31)
         out = tried(file, seed, found, left)
-        print(f"{time.strftime('%H:%M:%S')}  round {number}  {file}  seed {seed}  {out.splitlines()[-1]}", flush=True)
+        last = (out.splitlines() or ["interrupted"])[-1]
+        print(f"{time.strftime('%H:%M:%S')}  round {number}  {file}  seed {seed}  {last}", flush=True)
         if new := re.findall(r"^(?:FAILED|ERROR) (\S+)", out, re.MULTILINE):
             found += new
             print(f"{out}\nto repeat it:  {repeated(file, seed)}\n", flush=True)
@@ -64,7 +65,8 @@ def tried(file: str, seed: int, found: Sequence[str], seconds: float) -> str:
     words = ["--hypothesis-profile", "deep", "--hypothesis-seed", str(seed), file]
     words += [f"--deselect={test}" for test in found]
     environ = os.environ | {"LORADOCK_TEST_SEED": str(seed)}
-    with subprocess.Popen([*PYTEST, *words], cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as process:
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([*PYTEST, *words], cwd=ROOT, env=environ, **how) as process:
         try:
             return process.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired:

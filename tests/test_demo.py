@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,15 +27,15 @@ def commands(heading: str) -> list[str]:
     return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
-def shell(script: str, home: Path, seconds: int) -> subprocess.CompletedProcess[str]:
+def shell(script: str, user: Path, seconds: int) -> subprocess.CompletedProcess[str]:
     """Run a script in a session of its own, so that whatever it left behind can be ended with it."""
     with subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=ROOT,
-        env=os.environ | {"HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        cwd=user / "loradock",
+        env=os.environ | {"HOME": str(user), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         start_new_session=True,
     ) as process:
         try:
@@ -45,8 +48,9 @@ def shell(script: str, home: Path, seconds: int) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory, base_dir: Path) -> Path:
-    """A home directory that holds nothing but the converted base model."""
+    """A home directory that holds nothing but the converted base model and the examples."""
     home = tmp_path_factory.mktemp("user")
+    shutil.copytree(ROOT / "examples", home / "loradock" / "examples")
     cache = home / ".cache" / "loradock"
     cache.mkdir(parents=True)
     (cache / "bases").symlink_to(base_dir.parent.parent)
@@ -89,6 +93,7 @@ def test_the_demo_ends_with_its_zeros(demo: str) -> None:
 def test_the_commands_of_the_readme_run(demo: str, user: Path) -> None:
     script = "\n".join(commands("By hand"))
     assert "loradock serve" in script
+    script = script.replace("8123", str(free_port()))
     done = shell(script, user, 1200)
     assert done.returncode == 0, done.stdout
     assert '"model":"support-bot/2"' in done.stdout.replace(" ", "")

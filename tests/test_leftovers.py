@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.leftovers import marked
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[1]
 TEST = """
@@ -34,13 +33,6 @@ def test_that_never_ends():
 """
 
 
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "with a worker"])
 def test_nothing_outlives_a_run_that_is_killed(workers: tuple[str, ...], tmp_path: Path) -> None:
@@ -48,12 +40,12 @@ def test_nothing_outlives_a_run_that_is_killed(workers: tuple[str, ...], tmp_pat
     words = ["-p", "tests.conftest", "-p", "no:cacheprovider", "--rootdir", tmp_path, *workers, tmp_path / "test_it.py"]
     run = subprocess.Popen([sys.executable, "-m", "pytest", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
-        until(lambda: (tmp_path / "mark").exists() or run.poll() is not None)
+        until(lambda: (tmp_path / "mark").exists() or run.poll() is not None, 120)
         mark = (tmp_path / "mark").read_text()
         assert len([*marked(mark)]) > 5  # the stubborn one, and PostgreSQL's
         assert [*Path(tempfile.gettempdir()).glob(f"*{mark}*")]
     finally:
         run.send_signal(signal.SIGKILL)
         run.wait()
-    until(lambda: not [*marked(mark)])
-    until(lambda: not [*Path(tempfile.gettempdir()).glob(f"*{mark}*")])
+    until(lambda: not [*marked(mark)], 60)
+    until(lambda: not [*Path(tempfile.gettempdir()).glob(f"*{mark}*")], 60)
