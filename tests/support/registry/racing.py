@@ -172,9 +172,10 @@ class _RacingClient:
             self._calls += 1
             if dies and not self._racer.after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = call(*args, **options)
-            if dies:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            try:
+                return call(*args, **options)
+            finally:  # also after a write that another came before
+                if dies:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return watched
