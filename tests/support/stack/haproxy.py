@@ -62,7 +62,8 @@ class _QuestionHandler(socketserver.BaseRequestHandler):
         answer = asked[:2] + struct.pack("!5H", 0x8180, 1, len(found), 0, 0) + asked[12:end]
         for address in found:  # the name that was asked for, type and class, seconds, size, address
             answer += struct.pack("!3HIH", 0xC00C, ADDRESS_RECORD, 1, 1, 4) + socket.inet_aton(address)
-        back.sendto(answer, self.client_address)
+        with suppress(OSError):  # it is being closed
+            back.sendto(answer, self.client_address)
 
 
 class HAProxy:
