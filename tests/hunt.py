@@ -64,7 +64,7 @@ def tried(file: str, seed: int, found: Sequence[str], seconds: float) -> str:
     """What pytest prints of a file; it is interrupted when the time is over."""
     words = ["--hypothesis-profile", "deep", "--hypothesis-seed", str(seed), file]
     words += [f"--deselect={test}" for test in found]
-    environ = os.environ | {"LORADOCK_TEST_SEED": str(seed)}
+    environ = os.environ | {"LORADOCKTEST_SEED": str(seed)}
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen([*PYTEST, *words], cwd=ROOT, env=environ, **how) as process:
         try:
@@ -77,7 +77,7 @@ def tried(file: str, seed: int, found: Sequence[str], seconds: float) -> str:
 def repeated(file: str, seed: int) -> str:
     """The command that draws the same numbers again."""
     options = f"-m chance --hypothesis-profile deep --hypothesis-seed {seed}"
-    return f"LORADOCK_TEST_SEED={seed} .venv/bin/python -m pytest {options} {file}"
+    return f"LORADOCKTEST_SEED={seed} .venv/bin/python -m pytest {options} {file}"
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ def test_every_picture_is_small_and_in_a_page() -> None:
         assert picture.stat().st_size < 200_000, picture.name
 
 
+@pytest.mark.slow
 def test_the_site_asks_no_network(site: Path) -> None:
     for page in site.rglob("*.html"):
         asked = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(https?:[^\"]+)", page.read_text("utf-8"))

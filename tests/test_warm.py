@@ -31,7 +31,7 @@ def test_it_has_what_it_was_given_and_nothing_of_the_warm_one(
     cold: bool, session: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if cold:
-        monkeypatch.setenv("LORADOCK_TEST_COLD", "1")
+        monkeypatch.setenv("LORADOCKTEST_COLD", "1")
     environ = {"PATH": os.environ["PATH"], "ONLY": "this"}
     how: dict[str, Any] = {"env": environ, "cwd": tmp_path, "start_new_session": session}
     done = warm.run([sys.executable, "-c", TOLD, "a", "b"], kind="registry", given="words", timeout=60, **how)

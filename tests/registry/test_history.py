@@ -130,6 +130,7 @@ def test_an_entry_that_was_edited_or_is_missing_is_found(
             look()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_a_promoter_killed_at_any_step_leaves_nothing_that_the_next_does_not_mend(three: Store, after: bool) -> None:
     finished = False

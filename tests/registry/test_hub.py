@@ -77,6 +77,7 @@ def test_a_model_that_is_not_there(tmp_path: Path, answering: FakeHub) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_must_be_here_is_not_fetched(tmp_path: Path, answering: FakeHub) -> None:
     answering.make("org/base", private=False)
     files: dict[str, bytes | dict[str, Any] | None] = {"config.json": b"{}", "model.safetensors": b"weights"}
@@ -97,6 +98,7 @@ def test_what_must_be_here_is_not_fetched(tmp_path: Path, answering: FakeHub) ->
     assert answering.asked == []
 
 
+@pytest.mark.slow
 def test_a_part_that_another_program_left_in_the_cache_is_not_the_base(tmp_path: Path, answering: FakeHub) -> None:
     """Transformers keeps no list of a repository's files beside what it has fetched."""
     repository = tmp_path / "hub" / "models--org--parts"

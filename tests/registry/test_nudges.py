@@ -44,6 +44,7 @@ def two(store: Store, tmp_path: Path) -> None:
         make_version(store, tmp_path / str(seed), seed=seed)
 
 
+@pytest.mark.slow
 def test_a_canary_with_a_weight_is_one_command() -> None:
     done = loradock("promote", "support-bot/2", "--to", "canary", "--weight", "10%", "--reason", "try", "--json")
     assert done.exit_code == 0, done.err

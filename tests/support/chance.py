@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 
 SUITE, DEEP = 100, 1000
 """Examples of a property, where it does not say how many."""
-SEED = int(os.environ.get("LORADOCK_TEST_SEED", "0"))
+SEED = int(os.environ.get("LORADOCKTEST_SEED", "0"))
 """What the numbers of tests without hypothesis are drawn by."""
 
 

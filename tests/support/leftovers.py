@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-MARK = "LORADOCK_TEST_RUN"
+MARK = "LORADOCKTEST_RUN"
 GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL."""
 LONGEST = 60.0

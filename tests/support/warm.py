@@ -3,7 +3,7 @@
 `Popen` and `run` stand for those of `subprocess`, for `loradock`, `python -m registry.cli` and `python -c`: the same
 code in a process of its own, a child of this one, with its own arguments, environment, directory and files. It does not
 import torch, PEFT, MLflow or vLLM again, which takes longer than most of what tests ask of it. vLLM's engine and
-workers below it are forked too. LORADOCK_TEST_COLD=1 starts all of them as users do; so does `subprocess` itself, in
+workers below it are forked too. LORADOCKTEST_COLD=1 starts all of them as users do; so does `subprocess` itself, in
 the tests whose point is the start.
 """
 
@@ -59,7 +59,7 @@ class Popen(subprocess.Popen[Any]):
 
     def _execute_child(self, *given: Any) -> None:
         cold = super()._execute_child  # type: ignore[misc]
-        if os.environ.get("LORADOCK_TEST_COLD"):
+        if os.environ.get("LORADOCKTEST_COLD"):
             cold(*given)
             return
         how = inspect.signature(cold).bind(*given).arguments

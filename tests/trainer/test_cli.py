@@ -16,7 +16,7 @@ ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "co
 
 
 def loradock(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return warm.run([warm.LORADOCK, *arguments], kind="trainer")
+    return warm.run([warm.LORADOCK, *arguments], kind="registry")
 
 
 def test_every_option_has_help() -> None:

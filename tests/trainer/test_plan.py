@@ -175,6 +175,7 @@ def test_every_change_is_a_recipe_that_is_read_again(eight: plan.Estimator) -> N
     assert eight.needed(given, cuda=True).needed <= 10 * GIB * (1 - plan.RESERVE)
 
 
+@pytest.mark.slow
 def test_what_no_change_helps_is_shared_out(eight: plan.Estimator) -> None:
     found = plan.fit(recipe(), eight, 4 * GIB, cuda=True)
     assert (found.fits, found.changes) == (False, ())

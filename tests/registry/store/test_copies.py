@@ -44,7 +44,7 @@ def test_a_copy_never_writes_into_the_history_of_what_it_was_copied_from(store: 
     assert promotion.resolve(store, bot.ref).ref == bot.ref
 
 
-@pytest.mark.parametrize("place", ["store", "remote"])
+@pytest.mark.parametrize("place", ["store", pytest.param("remote", marks=pytest.mark.slow)])
 def test_a_copy_into_a_family_is_a_version_of_its_own(
     place: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

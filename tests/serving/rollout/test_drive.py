@@ -83,6 +83,7 @@ def drive(running: FakeReplica, moves: Moves, heard: FakeShown, settings: Settin
     return Rollout(task, moves, replicas, record, heard, threading.Event(), clock=lambda: 0.0).run()
 
 
+@pytest.mark.slow
 @pytest.mark.chance
 def test_one_that_was_promoted_when_the_registry_went_away_is_not_taken_for_anothers(
     versions: Store, settings: Settings
