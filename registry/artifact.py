@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
+from registry import patterns
 from registry.errors import BadInput, DigestMismatch
 from registry.records import FileEntry, Manifest
 
@@ -89,13 +90,19 @@ def _differences(expected: Manifest, found: Manifest) -> list[str]:
 
 
 def canonicalise(directory: Path) -> None:
-    """Rewrite adapter_config.json in one fixed form: PEFT writes its sets in an order that changes from run to run."""
+    """Rewrite adapter_config.json, which lies beside its weights, in one fixed form that means the same.
+
+    PEFT writes its sets in an order that changes from run to run, and takes the first key of a pattern that matches.
+    """
     path = directory / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("target_modules", "modules_to_save", "exclude_modules"):
         if isinstance(config.get(key), list):
             config[key] = sorted(config[key])
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    found = patterns.settled(config, patterns.modules_of(config, read_header(directory / WEIGHTS)))
+    kept = {key: found[key] for key in patterns.RULES.get(str(found.get("peft_type")), {}) if key in found}
+    ordered = json.loads(json.dumps(config, sort_keys=True)) | kept
+    path.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)

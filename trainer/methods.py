@@ -19,6 +19,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from registry import patterns
 from registry.errors import BadInput, first_line
 from trainer import catalogue, defaults, targets
 from trainer.recipe import Method, Quantization, as_number
@@ -203,7 +204,23 @@ def wrap(model: Any, config: PeftConfig) -> PeftModel:
             hint=f"this base has {', '.join(targets.names(model))}; see `loradock methods {kind}`",
         ) from error
     _check_rank(wrapped, config)
+    _settle(wrapped, config)
     return wrapped
+
+
+def _settle(wrapped: PeftModel, config: PeftConfig) -> None:
+    """Write what the configuration sets by module so that it means the same in every order: PEFT's saving sorts it."""
+    carriers = carriers_of(wrapped)
+    kind = config.peft_type.value
+    found = patterns.settled(vars(config) | {"peft_type": kind}, carriers)
+    for key in patterns.RULES.get(kind, {}):
+        setattr(config, key, found[key])
+
+
+def carriers_of(wrapped: PeftModel) -> tuple[str, ...]:
+    """The modules and parameters that carry the method's weights, by the base's names."""
+    kinds = ("targeted_module_names", "targeted_parameter_names")
+    return tuple(name for kind in kinds for name in getattr(wrapped, kind, ()))
 
 
 def _check_rank(wrapped: PeftModel, config: PeftConfig) -> None:

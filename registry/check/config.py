@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from registry.check.findings import Finding, some
 from registry.check.names import TensorName
-from registry.check.settings import is_tame, largest_rank
+from registry.check.settings import largest_rank
 from registry.check.shapes import BaseShapes
 from registry.check.vllm import NO_LORA, PLAIN_STARTS, RANKS
+from registry.patterns import is_tame
 
 _CONVERTED: Final = (
     "ADALORA", "C3A", "DEFT", "DELORA", "GRALORA", "HIRA", "HRA", "LOHA", "LOKR", "MISS", "PEANUT", "PSOFT", "PVERA",

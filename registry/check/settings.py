@@ -12,13 +12,10 @@ from typing import Any, Final
 
 from registry.artifact import CONFIG
 from registry.errors import BadInput
+from registry.patterns import is_tame, matches
 
 PEFT_ALPHA: Final = 8
 """What PEFT takes lora_alpha for when a configuration does not name it; for r too."""
-
-_REGEX = re.compile(r"[^\w.-]")
-_GROUP_REPEATED = re.compile(r"\)[*+{]")
-_REPEATED = re.compile(r"[*+]|,\}")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -42,24 +39,6 @@ def largest_rank(config: Mapping[str, Any]) -> int:
     """
     pattern = (config.get("rank_pattern") or {}).values()
     return max(int(config.get("r") or 0), *(sum(rank) if isinstance(rank, list) else int(rank) for rank in pattern), 0)
-
-
-def is_tame(pattern: str) -> bool:
-    """Whether a regular expression from outside ends in a time that its length bounds."""
-    return not _GROUP_REPEATED.search(pattern) and len(_REPEATED.findall(pattern)) <= 5 and len(pattern) <= 2000
-
-
-def matches(key: str, module: str) -> bool:
-    """Whether a key of rank_pattern or alpha_pattern means a module: PEFT's rule, and vLLM's.
-
-    A key that is no valid or no tame expression means no module.
-    """
-    if not _REGEX.search(key):
-        return module == key or module.endswith(f".{key}")
-    try:
-        return is_tame(key) and bool(re.match(rf"(.*\.)?({key})$", module))
-    except re.error:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from registry.artifact import CONFIG, WEIGHTS
 from registry.check.config import _CONVERTED, _MERGED
 from registry.check.findings import MENDINGS, VERBS, Diagnosis, Finding
 from registry.check.names import parse
-from registry.check.settings import Scaling, is_tame, matches
+from registry.check.settings import Scaling
 from registry.check.shapes import Layer, read_shapes
 from registry.errors import BadInput, NotFound
+from registry.patterns import is_tame, matches
 from tests.support.adapters import write_adapter
 from tests.support.registry.ailing import CASES, make_bases, write
 
