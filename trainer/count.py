@@ -99,8 +99,8 @@ def _added(recipe: Recipe, model: Any, base: int, directory: Path | None) -> _Ad
     found = methods.configure(recipe.method, model, directory=directory)
     if found is None:
         raise BadInput(f"{recipe.method.type} adds no weights")
-    if kind in _BY_SIZE:
-        return _by_size(found, model, _BY_SIZE[kind])
+    if kind in BY_SIZE:
+        return _by_size(found, model, BY_SIZE[kind])
     of_base = {id(buffer) for buffer in model.buffers()}
     doubled = str(recipe.method.settings.get("init_lora_weights", "")).startswith(catalogue.FROM_BASE)
     wrapped = meta.wrapped(model, found)
@@ -193,7 +193,7 @@ def _adamss(config: PeftConfig, ins: int, outs: int) -> _Layer:
     return _Layer(trained, {"adamss_newB": (rank, ins)}, 0)
 
 
-_BY_SIZE: Final[Mapping[str, Callable[[PeftConfig, int, int], _Layer]]] = {"boft": _boft, "adamss": _adamss}
+BY_SIZE: Final[Mapping[str, Callable[[PeftConfig, int, int], _Layer]]] = {"boft": _boft, "adamss": _adamss}
 """PEFT's types whose code looks at values, or takes minutes over shapes."""
 
 

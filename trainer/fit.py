@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from registry.errors import LoradockError
+from registry.errors import LoradockError, first_line
 from trainer import methods, samples
 from trainer.base import Loaded
 from trainer.curves import Curves
@@ -25,6 +25,8 @@ from trainer.tokens import Side, Sides
 from trainer.trainers import Fused, MovesRanks, Plain
 from trainer.undertaking import Undertaking
 from trainer.watch import Watch
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def fit(
     loaded: Loaded,
     sides: Sides,
     task: Undertaking,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Done:
     """Train; raises Diverged when the loss is lost, and what the libraries raise when memory is."""
     curves = Curves(task.run.history(until=task.step) if task.checkpoint else {})
@@ -62,7 +64,7 @@ def fit(
     with Watch(curves, measured, shown=task.crew.main, evaluated=bool(sides.heldout.examples)) as watch:
         trainer = _trainer(recipe, prepared, loaded, sides, task, watch)
         prompts = samples.choose(sides.heldout.tokens or sides.train.tokens, recipe.samples) if task.crew.main else []
-        said_before = _before(task, prepared, loaded, prompts)
+        said_before = _before(task, prepared, loaded, prompts, say)
         trainer.train(resume_from_checkpoint=str(task.checkpoint) if task.checkpoint else None)
     state = trainer.state
     kept = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
@@ -79,7 +81,7 @@ def fit(
         tokens_per_second=watch.tokens_per_second,
         prompts=prompts,
         said_before=said_before,
-        said_after=_answers(prepared, loaded, prompts),
+        said_after=_answers(prepared, loaded, prompts, say),
     )
 
 
@@ -100,7 +102,7 @@ def _trainer(
         "processing_class": loaded.tokenizer,
         "callbacks": callbacks,
     }
-    if kind in methods.PLAIN:
+    if prepared.config is not None and methods.wants_logits(prepared.model):
         collator = DataCollatorForLanguageModeling(loaded.tokenizer.pad_token_id)
         trainer: Any = Plain(data_collator=collator, **options)
     else:
@@ -172,20 +174,25 @@ def _every(given: float | None, steps: int) -> int | None:
     return int(given) if given >= 1 else max(1, round(given * steps))
 
 
-def _before(task: Undertaking, prepared: Prepared, loaded: Loaded, prompts: list[Prompt]) -> list[str]:
+def _before(task: Undertaking, prepared: Prepared, loaded: Loaded, prompts: list[Prompt], say: Say) -> list[str]:
     """What the model says before it is trained, kept beside the checkpoints for a run that is taken up again."""
     kept = task.work.path / "before.json"
     if kept.is_file():
         said: list[str] = json.loads(kept.read_text(encoding="utf-8"))
         return said
-    said = _answers(prepared, loaded, prompts)
+    said = _answers(prepared, loaded, prompts, say)
     if prompts:
         kept.write_text(json.dumps(said), encoding="utf-8")
     return said
 
 
-def _answers(prepared: Prepared, loaded: Loaded, prompts: list[Prompt]) -> list[str]:
+def _answers(prepared: Prepared, loaded: Loaded, prompts: list[Prompt], say: Say) -> list[str]:
+    """What the model says to the prompts; where it cannot, nothing to each."""
     tasks = methods.task_ids(prepared.config, len(prompts), prepared.model.device) if prepared.config else {}
     cached = prepared.config is None or methods.kind_of(prepared.config) != "xlora"
     # TRL and Trainer turn the cache off for training.
-    return samples.answers(prepared.model, loaded.tokenizer, prompts, use_cache=cached, **tasks)
+    try:
+        return samples.answers(prepared.model, loaded.tokenizer, prompts, use_cache=cached, **tasks)
+    except Exception as error:  # noqa: BLE001 # a model's own code, for a table that only helps
+        say(f"warning: the samples cannot be answered: {first_line(error)}")
+        return [""] * len(prompts)

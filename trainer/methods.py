@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import TrainableTokensWrapper
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from registry import patterns
@@ -34,6 +36,12 @@ UNUSED: Final = ("shadow",)
 """PEFT's types that have weights which no loss depends on, so that several processes have to look for them."""
 TASKS: Final = ("multitask_prompt_tuning", "poly")
 """PEFT's types that ask for a task id with every row; a recipe trains one task, number 0."""
+
+REFUSALS: Final = (
+    *(ValueError, TypeError, KeyError, IndexError, NotImplementedError, AttributeError, AssertionError, ImportError),
+    re.error,
+)
+"""What PEFT raises where it does not take a configuration, or cannot put it on a model."""
 
 _OURS: Final = {field.name for field in dataclasses.fields(PeftConfig)} | {
     # what PEFT reads off the model, or what only its own machinery sets
@@ -104,22 +112,61 @@ def faults(method: Method, quantization: Quantization | None) -> Iterator[tuple[
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
             rest = f"did you mean {near[0]}?" if near else f"`loradock methods {method.type}` lists what is"
             yield key, f"is no hyper-parameter of {method.type}; {rest}"
-        elif fault := _fault(known[key], value):
+        elif fault := _fault(known[key], value) or _by_module_fault(known[key], value):
             yield key, fault
-    yield from _start_faults(str(method.settings.get("init_lora_weights", "")), quantization)
+    yield from _start_faults(method.settings, quantization)
+    yield from _pattern_faults(method)
     if quantization and method.peft_type not in (*QUANTIZED, *PROMPTS):
         able = ", ".join(sorted((*QUANTIZED, *PROMPTS)))
         yield "type", f"{method.type} has no layers for a quantised base; these methods have: {able}"
 
 
-def _start_faults(start: str, quantization: Quantization | None) -> Iterator[tuple[str, str]]:
+def _start_faults(settings: Mapping[str, Any], quantization: Quantization | None) -> Iterator[tuple[str, str]]:
     key = "init_lora_weights"
+    start = str(settings.get(key, ""))
+    if start.startswith(catalogue.FROM_BASE):
+        for other in ("modules_to_save", "trainable_token_indices", "bias", "use_dora"):
+            if settings.get(other, "none") not in ("none", None, False, [], {}):
+                yield other, f"PEFT cannot save it with what {start} takes out of the base: leave out one of the two"
     if start in _UNREADY:
         yield key, f"{start} is not to be had here: {_UNREADY[start]}"
     if start == "loftq" and (quantization is None or quantization.load_in_8bit):
         yield key, "loftq starts from the error of a base in 4 bits: it needs quantization"
     if start.startswith(catalogue.FROM_BASE) and quantization:
         yield key, f"{start} decomposes the base's weights, and a quantised base has them no more"
+
+
+def _pattern_faults(method: Method) -> Iterator[tuple[str, str]]:
+    """Settings by module that PEFT passes over, or refuses only when it saves."""
+    given = [key for key, value in method.settings.items() if key.endswith("_pattern") and isinstance(value, dict)]
+    for key in given:
+        if key not in patterns.RULES.get(method.peft_type.upper(), {}):
+            yield key, f"PEFT takes it for {method.type}, and does nothing with it: leave it out"
+    from_base = str(method.settings.get("init_lora_weights", "")).startswith(catalogue.FROM_BASE)
+    if given and from_base and method.settings.get("use_rslora"):
+        what = "what starts from the base's own parts cannot be saved with use_rslora and"
+        yield given[0], f"{what} {given[0]}: leave out one of the three"
+
+
+def _by_module_fault(setting: Setting, given: Any) -> str:
+    """What is wrong with a setting by module, whatever the base."""
+    if not setting.name.endswith("_pattern") or not isinstance(given, dict):
+        return ""
+    counts = setting.name not in ("alpha_pattern", "lambda_pattern")
+    kinds = (int, float) if not counts or "float" in str(setting.annotation) else (int,)
+    for key, each in _as_declared(setting, given).items():
+        if not isinstance(key, str) or not key:
+            return f"{key!r} should be the end of a module's name, or a regular expression for it"
+        try:
+            re.compile(key)
+        except re.error as error:
+            return f"{key!r} is no regular expression: {error}"
+        if not patterns.is_tame(key):
+            return f"{key!r} is an expression that may never end: repeat less in it"
+        if type(each) not in kinds or not math.isfinite(each) or (counts and each <= 0):
+            number = "a whole number above 0" if kinds == (int,) else f"a number{' above 0' if counts else ''}"
+            return f"{key}: should be {number}, not {each!r}"
+    return ""
 
 
 def _fault(setting: Setting, value: Any) -> str:
@@ -145,6 +192,8 @@ def _as_declared(setting: Setting, value: Any) -> Any:
     """YAML's value as PEFT's type wants it: `5e-4` is text in YAML 1.1."""
     if isinstance(value, str) and float in (setting.annotation, *typing.get_args(setting.annotation)):
         return as_number(value)
+    if setting.name.endswith("_pattern") and isinstance(value, dict):
+        return {key: as_number(each) for key, each in value.items()}
     return value
 
 
@@ -174,7 +223,7 @@ def configure(method: Method, model: Any, *, directory: Path | None = None, step
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return config(task_type=TaskType.CAUSAL_LM, **values)
-    except (ValueError, TypeError) as error:
+    except REFUSALS as error:
         raise BadInput(f"PEFT refuses the settings of {method.type}: {first_line(error)}") from error
 
 
@@ -198,7 +247,7 @@ def wrap(model: Any, config: PeftConfig) -> PeftModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wrapped = get_peft_model(model, config)
-    except (ValueError, TypeError, KeyError, NotImplementedError, AttributeError) as error:
+    except REFUSALS as error:
         raise BadInput(
             f"PEFT cannot put {kind} on this base: {first_line(error)}",
             hint=f"this base has {', '.join(targets.names(model))}; see `loradock methods {kind}`",
@@ -225,17 +274,25 @@ def carriers_of(wrapped: PeftModel) -> tuple[str, ...]:
 
 def _check_rank(wrapped: PeftModel, config: PeftConfig) -> None:
     """Raise BadInput where a rank is larger than a layer that carries it: the rest of it could not be used."""
-    rank = getattr(config, "r", None)
-    if not isinstance(rank, int) or config.peft_type not in (PeftType.LORA, PeftType.LOHA, PeftType.LOKR):
+    if config.peft_type not in (PeftType.LORA, PeftType.LOHA, PeftType.LOKR):
         return
     for name, layer in wrapped.named_modules():
         if not isinstance(layer, BaseTunerLayer) or not hasattr(layer, "in_features"):
             continue
-        if rank > (smallest := min(layer.in_features, layer.out_features)):
+        rank, smallest = getattr(layer, "r", {}).get("default", 0), min(layer.in_features, layer.out_features)
+        if rank > smallest:
+            key = "method.r" if rank == config.r else "method.rank_pattern"
             raise BadInput(
-                f"method.r: {rank} is larger than {name.removeprefix('base_model.model.')}, which has {smallest}",
-                hint=f"lower method.r to {smallest} or less, or leave that module out of method.target_modules",
+                f"{key}: {rank} is larger than {name.removeprefix('base_model.model.')}, which has {smallest}",
+                hint=f"lower {key} to {smallest} or less, or leave that module out of method.target_modules",
             )
+
+
+def wants_logits(model: Any) -> bool:
+    """Whether a wrapped model's loss takes plain logits: TRL's fused loss reads the head's own weight alone."""
+    if kind_of(model.peft_config["default"]) in PLAIN:
+        return True
+    return isinstance(model.get_output_embeddings(), BaseTunerLayer | TrainableTokensWrapper)
 
 
 def shape(config: PeftConfig | None) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +12,7 @@ import click
 
 import registry.base
 from registry.cli.output import emit, json_option, say
+from registry.errors import first_line
 from registry.settings import Settings
 from trainer import dialects, gpus
 from trainer.gpus import GIB
@@ -41,9 +44,11 @@ def plan(recipe: Path, gpu_name: str | None, as_json: bool) -> None:
     source = dialects.load(recipe, say)
     wanted = gpus.find(gpu_name) if gpu_name else None
     directory = registry.base.config_of(source.recipe.base, Settings(), relative_to=source.directory)
-    from trainer import meta, plan
+    from trainer import meta, plan, preflight
 
-    estimator = plan.Estimator(meta.config(directory), source.directory)
+    config = meta.config(directory)
+    preflight.check(source, config)
+    estimator = plan.Estimator(config, source.directory)
     found = _found(source.recipe, estimator, wanted or _here())
     if as_json:
         emit(found, as_json)
@@ -77,20 +82,33 @@ def _found(recipe: Recipe, estimator: Estimator, gpu: gpus.Gpu | None) -> dict[s
         "batch": recipe.training.per_device_train_batch_size,
         "max_length": recipe.training.max_length,
         "gradient_checkpointing": recipe.checkpoints_activations(cuda=True),
-        "activations_of": estimator.kept(recipe, where).like or recipe.method.type,
-        "memory_gib": {
-            title: _gib(estimator.needed(other, cuda=True)) for title, other in plan.side_by_side(recipe).items()
-        },
-        "activations_gib": _both(recipe, estimator),
-        "this_machine": _machine(recipe, estimator),
+        "memory_gib": {},
+        "unknown": {},
     }
-    if gpu is None:
-        return found | {"fits": {each.name: fits for each, fits in plan.roomy(recipe, estimator)}}
-    return (
-        found
-        | {"gpu": gpu.name, "gpu_gib": round(gpu.memory / GIB, 2)}
-        | _told(plan.fit(recipe, estimator, gpu.memory, cuda=True))
-    )
+    for title, other in plan.side_by_side(recipe).items():
+        with _unless_unknown(found, f"memory of {title}"):
+            found["memory_gib"][title] = _gib(estimator.needed(other, cuda=True))
+    with _unless_unknown(found, "activations"):
+        of = estimator.kept(recipe, where).like or recipe.method.type
+        found |= {"activations_of": of, "activations_gib": _both(recipe, estimator)}
+    with _unless_unknown(found, "this machine"):
+        found["this_machine"] = _machine(recipe, estimator)
+    with _unless_unknown(found, "fits"):
+        if gpu is None:
+            found["fits"] = {each.name: fits for each, fits in plan.roomy(recipe, estimator)}
+        else:
+            told = _told(plan.fit(recipe, estimator, gpu.memory, cuda=True))
+            found |= {"gpu": gpu.name, "gpu_gib": round(gpu.memory / GIB, 2)} | told
+    return found
+
+
+@contextmanager
+def _unless_unknown(found: dict[str, Any], part: str) -> Iterator[None]:
+    """Note why a part of the answer cannot be known, and go on with the others."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 # the model's own code runs on shapes, and may do anything
+        found["unknown"][part] = first_line(error)
 
 
 def _told(fit: Fit) -> dict[str, Any]:
@@ -131,29 +149,41 @@ def _machine(recipe: Recipe, estimator: Estimator) -> dict[str, float]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    both, here = found["activations_gib"], found["this_machine"]
     emit(
         {
             "training": f"{found['recipe']}: {found['method']} on {found['base']}",
             "trained": f"{found['trainable']:,} of {found['total']:,} weights ({found['share']:.4%})",
             "adapter": _size(found["adapter_bytes"]),
             "batch": f"{found['batch']} rows of {found['max_length']:,} tokens",
-            "activations": f"{both['kept']} GiB kept, "
-            + (f"{both['checkpointed']} GiB with" if "checkpointed" in both else "not to be had with")
-            + f" gradient checkpointing ({'on' if found['gradient_checkpointing'] else 'off'})"
-            + ("" if found["activations_of"] == found["method"] else f", taken from {found['activations_of']}"),
+            **({"activations": _activations(found)} if "activations_gib" in found else {}),
+            **{part: f"unknown: {why}" for part, why in found["unknown"].items()},
         },
         as_json=False,
     )
+    if table := found["memory_gib"]:
+        _table(table)
+    click.echo("")
+    here = {"this machine": _on_cpu(found["this_machine"])} if "this_machine" in found else {}
+    emit({**(_verdict(found) if "fits" in found else {}), **here}, as_json=False)
+
+
+def _table(table: dict[str, dict[str, float]]) -> None:
     click.echo("\nGiB on a GPU; parts are not all there at once, so that the peak is less than their sum")
-    table = found["memory_gib"]
     rows = [
         {"part": "peak" if part == "needed" else part, **{title: f"{table[title][part]:.2f}" for title in table}}
         for part in _PARTS
     ]
     emit(rows, as_json=False, columns=("part", *table))
-    click.echo("")
-    emit({**_verdict(found), "this machine": _on_cpu(here)}, as_json=False)
+
+
+def _activations(found: dict[str, Any]) -> str:
+    both = found["activations_gib"]
+    return (
+        f"{both['kept']} GiB kept, "
+        + (f"{both['checkpointed']} GiB with" if "checkpointed" in both else "not to be had with")
+        + f" gradient checkpointing ({'on' if found['gradient_checkpointing'] else 'off'})"
+        + ("" if found["activations_of"] == found["method"] else f", taken from {found['activations_of']}")
+    )
 
 
 def _verdict(found: dict[str, Any]) -> dict[str, str]:

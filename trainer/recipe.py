@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -331,10 +332,13 @@ def is_data_set(path: str) -> bool:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Values by dotted path; keys of the user's own are no part of it, since MLflow does not take every name."""
     found: list[tuple[str, str]] = []
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and not prefix:
+            found += _flat(value, f"{key}.")
+        elif isinstance(value, Mapping):
+            found += [(prefix + key, json.dumps(value, ensure_ascii=False, default=str))] if value else []
         else:
             found.append((prefix + key, ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)))
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -23,11 +24,21 @@ class RecipeFile:
     recipe: Recipe
     original: str = ""
     """Another trainer's recipe that `text` is the translation of; kept with the run too."""
+    origins: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    """Where in `original` each of our dotted keys comes from."""
 
     @property
     def directory(self) -> Path:
         """What the recipe's relative paths are relative to."""
         return self.path.parent
+
+    def fault(self, location: tuple[str | int, ...], text: str) -> str:
+        """One fault of the recipe's values as `file:line: key: what is wrong`, in the words of whoever wrote it."""
+        if self.original:
+            theirs = self.origins.get(".".join(map(str, location[:2])))
+            location = (*theirs, *location[2:]) if theirs else ()
+        problem = Document.parse(self.original or self.text).problem(location, text)
+        return f"{self.path.name}:{problem.line}: {problem.text}"
 
 
 def load(path: Path) -> RecipeFile:

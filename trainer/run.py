@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,20 @@ import registry.base
 from registry.errors import LoradockError, first_line
 from registry.settings import Settings
 from registry.versions import describe
-from trainer import adapter, base, environment, fit, methods, processes, room, samples, tokens, undertaking
+from trainer import (
+    adapter,
+    base,
+    environment,
+    fit,
+    meta,
+    methods,
+    preflight,
+    processes,
+    room,
+    samples,
+    tokens,
+    undertaking,
+)
 from trainer.data import Rows
 from trainer.prepared import Prepared, prepare
 from trainer.quiet import quiet
@@ -73,6 +87,7 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
     datasets.disable_progress_bars()
     with quiet(), _told_by_main(crew), processes.losses_told():
         local = registry.base.resolve(recipe.base, settings, relative_to=source.directory)
+        preflight.check(source, meta.config(local.path))
         free = room.available()
         with (
             undertaking.opened(source, rows.digest, local.base, settings, crew, resume=resume) as task,
@@ -97,7 +112,9 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
             done = fit.fit(recipe, prepared, loaded, sides, task, say)
             digest = ""
             if crew.main:
-                _show(task, sides, recipe.training.max_length, loaded, done)
+                with _passed_over(say, "the run has not every picture and table"):
+                    _show(task, sides, recipe.training.max_length, loaded, done)
+                task.run.ended(done.steps, _figures(done))
                 if prepared.config is not None:
                     directory = task.work.empty("adapter")
                     digest = adapter.save(prepared.model, directory, loaded.base, prepared.start).digest
@@ -167,6 +184,12 @@ def _describe(
     )
 
 
+def _figures(done: fit.Done) -> dict[str, float]:
+    """What the training came to, of the weights that are kept."""
+    found = {"kept_step": done.kept_step, "kept_eval_loss": done.eval_loss, "tokens": done.tokens}
+    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+
 def _show(task: Undertaking, sides: Sides, max_length: int, loaded: base.Loaded, done: fit.Done) -> None:
     """Log what people would rather look at than read."""
     task.run.figure(done.curves.plot(task.name, kept_step=done.kept_step), "loss.png")
@@ -195,6 +218,15 @@ def _told_by_main(crew: processes.Crew) -> Iterator[None]:
         if not crew.main or isinstance(error, processes.ProcessLost):
             time.sleep(_MAIN_SPEAKS_WITHIN)
         raise
+
+
+@contextmanager
+def _passed_over(say: Say, lacking: str) -> Iterator[None]:
+    """Say what could not be made of what helps alone, and go on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 # whatever it is, the adapter is worth more
+        say(f"warning: {lacking}: {first_line(error)}")
 
 
 def _silent(_: str) -> None:

@@ -19,6 +19,7 @@ from registry.records import Facts
 from registry.store import Store, default_store, experiment_id, translated
 
 _REASON: Final = "loradock.reason"
+_LONGEST: Final = 6000  # characters of a param's value that MLflow keeps
 _BATCH: Final = 100  # MLflow takes 100 params, and 1,000 metrics, in one call
 
 
@@ -34,8 +35,8 @@ class Run:
         self.id = run_id
 
     def parameters(self, values: Mapping[str, str]) -> None:
-        """Log what was decided before the first step; the same again changes nothing."""
-        params = [Param(key, value) for key, value in values.items()]
+        """Log what was decided before the first step, cut to what MLflow keeps; the same again changes nothing."""
+        params = [Param(key, value[:_LONGEST]) for key, value in values.items()]
         with translated(self._uri):
             for start in range(0, len(params), _BATCH):
                 self._client.log_batch(self.id, params=params[start : start + _BATCH], synchronous=True)
@@ -77,6 +78,11 @@ class Run:
         self._waiting += (Metric(name, value, now, step) for name, value in values.items())
         with suppress(Unreachable):
             self.flush()
+
+    def ended(self, step: int, values: Mapping[str, float]) -> None:
+        """Log what the training came to."""
+        now = int(time.time() * 1000)
+        self._waiting += (Metric(name, value, now, step) for name, value in values.items())
 
     def finish(self, facts: Facts, directory: Path, *, name: str) -> str:
         """Log what is left and hand the adapter over, last; returns the adapter's source URI."""

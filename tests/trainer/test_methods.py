@@ -108,3 +108,27 @@ def test_what_peft_was_told_can_be_read(model: Any) -> None:
     assert shape["type"] == "lora"
     assert (shape["r"], shape["lora_alpha"], shape["target_modules"]) == ("4", "8", "q_proj, v_proj")
     assert methods.shape(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "said"),
+    [
+        ({"type": "pissa", "use_rslora": True, "alpha_pattern": {"q_proj": 2}}, "alpha_pattern", "cannot be saved"),
+        ({"type": "olora", "use_rslora": True, "rank_pattern": {"q_proj": 2}}, "rank_pattern", "cannot be saved"),
+        ({"type": "pissa", "modules_to_save": ["lm_head"]}, "modules_to_save", "PEFT cannot save it"),
+        ({"type": "olora", "trainable_token_indices": [1]}, "trainable_token_indices", "PEFT cannot save it"),
+        ({"type": "pissa", "bias": "lora_only"}, "bias", "PEFT cannot save it"),
+        ({"type": "pissa", "use_dora": True}, "use_dora", "PEFT cannot save it"),
+        ({"type": "hira", "rank_pattern": {"q_proj": 2}}, "rank_pattern", "does nothing with it"),
+        ({"type": "adalora", "alpha_pattern": {"q_proj": 2}}, "alpha_pattern", "does nothing with it"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern", "q_proj: should be a whole number above 0, not 0"),
+        ({"rank_pattern": {"q_proj": "many"}}, "rank_pattern", "should be a whole number above 0"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "alpha_pattern", "q_proj: should be a number, not inf"),
+        ({"alpha_pattern": {"(q_proj": 2}}, "alpha_pattern", "is no regular expression"),
+        ({"alpha_pattern": {"(a+)+": 2}}, "alpha_pattern", "may never end"),
+        ({"alpha_pattern": {0: 2}}, "alpha_pattern", "should be the end of a module's name"),
+    ],
+    ids=str,
+)
+def test_what_would_be_refused_late_or_passed_over_is_told_at_once(given: dict[str, Any], key: str, said: str) -> None:
+    assert [(place, said in words) for place, words in methods.faults(Method(**given), None)] == [(key, True)]

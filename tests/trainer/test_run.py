@@ -177,15 +177,14 @@ def test_another_seed_gives_another_adapter(trained: Trained, tmp_path: Path, sh
     assert len(digests) == 2
 
 
-def test_a_target_that_does_not_exist_leaves_a_failed_run(home: Path, tmp_path: Path, shallow_dir: Path) -> None:
+def test_a_target_that_does_not_exist_leaves_no_run(home: Path, tmp_path: Path, shallow_dir: Path) -> None:
     source, rows = written(tmp_path, shallow_dir, ("v_proj", "v_prj"))
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput) as raised:
         run.train(source, rows, Settings(), lambda _: None)
-    [(run_id, status, tags)] = runs(Settings())
-    assert status == "FAILED"
-    assert "v_prj" in tags["loradock.reason"]
-    with pytest.raises(BadInput, match="holds no finished adapter"):
-        Store(Settings()).adapter_of(run_id)
+    assert raised.value.problems == (
+        "recipe.yaml:6: method.target_modules[1]: 'v_prj': no module of this base ends so; did you mean v_proj?",
+    )
+    assert Store(Settings()).client.get_experiment_by_name(Settings().experiment) is None
 
 
 def interrupt(_: str) -> None:

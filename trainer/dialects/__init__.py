@@ -55,6 +55,8 @@ class Translation:
     """YAML, with a comment at each value that was worked out or means something else here."""
     warnings: tuple[str, ...]
     """Every key that changes nothing here, or means something else, as `file:line: keys: why`."""
+    origins: Mapping[str, tuple[str | int, ...]]
+    """Where each of our dotted keys comes from."""
 
 
 def detect(text: str) -> Dialect | None:
@@ -70,7 +72,7 @@ def load(path: Path, say: Callable[[str], None]) -> recipe_file.RecipeFile:
     for warning in found.warnings:
         say(f"warning: {warning}")
     say(f"{path} is taken as {found.dialect}'s; `loradock translate {path}` shows it as our recipe")
-    return replace(recipe_file.parse(found.recipe_text, path), original=text)
+    return replace(recipe_file.parse(found.recipe_text, path), original=text, origins=found.origins)
 
 
 def _dialect(value: Any) -> Dialect | None:
@@ -115,7 +117,7 @@ def translate(text: str, path: Path, *, directory: Path | None = None, absolute:
             hint="take these keys out, or change them as they say; docs/dialects.md tells what becomes of every key",
         )
     warnings = source.warnings(path.name)
-    return Translation(str(dialect), draft.text(_head(dialect, path, warnings)), warnings)
+    return Translation(str(dialect), draft.text(_head(dialect, path, warnings)), warnings, draft.origins())
 
 
 def _article(dialect: Dialect) -> str:

@@ -68,6 +68,10 @@ class Draft:
         entry = self.entries.get(".".join(map(str, location[:2]))) or self.entries.get(str(location[0]))
         return entry.origin or None if entry else None
 
+    def origins(self) -> dict[str, tuple[str | int, ...]]:
+        """Where each value came from, but for those that are no values of the other recipe."""
+        return {key: entry.origin for key, entry in self.entries.items() if entry.origin}
+
     def text(self, head: str) -> str:
         """The recipe as YAML under the lines of `head`, with its comments."""
         lines = [f"# {line}".rstrip() for line in head.splitlines()]
