@@ -113,7 +113,9 @@ def _at(past: History, version: Version) -> str:
 
 
 def _loss(metrics: Mapping[str, float]) -> str:
-    return f"{metrics['eval_loss']:.3f}" if "eval_loss" in metrics else ""
+    """By the weights that were kept, which are not always the last."""
+    loss = metrics.get("kept_eval_loss", metrics.get("eval_loss"))
+    return "" if loss is None else f"{loss:.3f}"
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Final
 
-from registry.errors import LoradockError
+from registry.errors import LoradockError, first_line
 from registry.records import Version
 from registry.store import Store
 
@@ -52,7 +52,8 @@ def attempt(store: Store, version: Version, say: Say, base: str | None = None) -
         return
     try:
         record(store, (version,), say, base, here=True)
-    except LoradockError as error:
-        say(f"warning: {version.ref} has no reference, without which no replica serves it: {error}")
-        first = f"{error.hint}; then" if error.hint else "to record it, which may download its base"
+    except Exception as error:  # noqa: BLE001 # the libraries that read a base may raise anything
+        text, hint = (str(error), error.hint) if isinstance(error, LoradockError) else (first_line(error), "")
+        say(f"warning: {version.ref} has no reference, without which no replica serves it: {text}")
+        first = f"{hint}; then" if hint else "to record it, which may download its base"
         say(f"  -> {first}: loradock record {version.ref}")

@@ -83,7 +83,7 @@ def bits_and_bytes(quantization: Quantization) -> BitsAndBytesConfig:
 def _tokenizer(local: LocalBase) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(local.path)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever its files lack
         raise BadInput(f"the tokenizer of {local.base.id} cannot be read: {first_line(error)}") from error
     if tokenizer.eos_token is None:
         raise BadInput(f"the tokenizer of {local.base.id} has no end-of-text token")

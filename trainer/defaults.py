@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from trainer.targets import architecture, common_size
+from trainer.targets import architecture, common_size, has_fused_experts
 
 _SAME_FOR_ALL: Final[Mapping[str, dict[str, Any]]] = {
     "prompt_tuning": {"num_virtual_tokens": 20},
@@ -25,7 +25,8 @@ def of(peft_type: str, given: Mapping[str, Any], model: Any, steps: int) -> dict
     found = dict(_SAME_FOR_ALL.get(peft_type, {}))
     match peft_type:
         case "lora":
-            found |= {"r": 16, "lora_alpha": 2 * given.get("r", 16), "lora_dropout": 0.05}
+            dropout = 0.0 if given.get("target_parameters") or has_fused_experts(model) else 0.05  # PEFT has none there
+            found |= {"r": 16, "lora_alpha": 2 * given.get("r", 16), "lora_dropout": dropout}
         case "adalora":  # from half as many ranks again down to the target, between a tenth and a half of the training
             rank = given.get("target_r", 8)
             found |= {"target_r": rank, "init_r": rank * 3 // 2, "lora_alpha": 2 * rank, "lora_dropout": 0.05}

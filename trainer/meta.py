@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +36,8 @@ def base(config: PretrainedConfig, *, layers: int = 0, attention: str | None = N
     if layers:
         text.num_hidden_layers = layers
         if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:layers]
+            with suppress(AttributeError):  # some work it out of the number of layers
+                text.layer_types = text.layer_types[:layers]
     text.use_cache = given.use_cache = False
     options = {"attn_implementation": attention} if attention else {}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def count_steps(training: Training, examples: int, crew: Crew) -> int:
         return training.max_steps
     rows, batches = crew.batch(training)
     in_epoch = -(-examples // (rows * crew.size))
-    return max(1, int(-(-in_epoch // batches) * (training.num_train_epochs or 1)))
+    return max(1, math.ceil(-(-in_epoch // batches) * (training.num_train_epochs or 1)))
 
 
 def keep_precision(recipe: Recipe, loaded: Loaded, model: Any) -> None:

@@ -36,7 +36,7 @@ class Witness:
         self.local = local
         try:
             tokenizer = AutoTokenizer.from_pretrained(local.path)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # whatever its files lack
             raise BadInput(f"the tokenizer of {local.base.id} cannot be read: {first_line(error)}") from error
         prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
         shortest = min(map(len, prompts))  # cut to one length, they need no padding

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from registry.errors import LoradockError
+from registry.errors import first_line
 from trainer import meta, plan
 from trainer.gpus import GIB
 from trainer.recipe import Recipe
@@ -23,13 +23,17 @@ def available() -> int:
 def lacking(recipe: Recipe, directory: Path, longest: int, free: int) -> str:
     """Words for a training that needs more than the `free` bytes by the plan's estimate; empty when it does not.
 
-    `directory` holds the base's config.json, and `longest` is the length of the longest row in tokens.
+    Where no estimate can be made, it says so. `directory` holds the base's config.json, and `longest` is the length of
+    the longest row in tokens.
     """
     if not recipe.training.packing:
         shorter = recipe.training.model_copy(update={"max_length": min(recipe.training.max_length, longest)})
         recipe = recipe.model_copy(update={"training": shorter})
     cuda = torch.cuda.is_available()
-    needed = plan.needed(recipe, meta.config(directory), cuda=cuda).needed
+    try:
+        needed = plan.needed(recipe, meta.config(directory), cuda=cuda).needed
+    except Exception as error:  # noqa: BLE001 # the model's own code runs on shapes, and may do anything
+        return f"how much memory this needs is unknown: {first_line(error)}"
     if needed <= free:
         return ""
     said = f"this needs about {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free"
@@ -40,5 +44,5 @@ def advice(recipe: Recipe, directory: Path, free: int) -> str:
     """The plan's advice for so many bytes; of a recipe that cannot be planned, the changes that always help."""
     try:
         return plan.advice(recipe, meta.config(directory), free)
-    except LoradockError:
+    except Exception:  # noqa: BLE001 # as above
         return "halve per_device_train_batch_size and double gradient_accumulation_steps, or lower max_length"

@@ -39,9 +39,10 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[Prompt], **inputs: Any
         return []
     was_training = model.training
     model.eval()
-    said = generate(model, tokenizer, [prompt.ids for prompt in prompts], _NEW_TOKENS, **inputs)
-    model.train(was_training)
-    return said
+    try:
+        return generate(model, tokenizer, [prompt.ids for prompt in prompts], _NEW_TOKENS, **inputs)
+    finally:
+        model.train(was_training)
 
 
 def table(

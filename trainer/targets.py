@@ -98,6 +98,11 @@ def check(targets: list[str], model: torch.nn.Module) -> None:
         )
 
 
+def has_fused_experts(model: torch.nn.Module) -> bool:
+    """Whether experts share one parameter, as transformers 5 holds them, which PEFT then adapts as a parameter."""
+    return any(weight.dim() == 3 and ".experts." in name for name, weight in model.named_parameters())
+
+
 def common_size(model: torch.nn.Module) -> int:
     """The largest block that the widths of all attention and MLP layers are whole multiples of."""
     layers = [found for name, found in model.named_modules() if isinstance(found, LINEAR) and "lm_head" not in name]

@@ -67,6 +67,11 @@ class _Ours(Trainer):  # type: ignore[misc]  # the libraries' lazy modules have 
         batches.sampler = getattr(batches, "batch_sampler", batches).sampler
         return loader
 
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Packed rows have no mask and no padding; without one, tokens that pad elsewhere would not be counted."""
+        mask = inputs["attention_mask"] if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"])
+        super()._track_num_input_tokens({**inputs, "attention_mask": mask})
+
     # Evaluation is told in nats a token. transformers takes the mean of the batches' means, which follows from how
     # rows fall into batches.
 

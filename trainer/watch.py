@@ -86,10 +86,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers' lazy module
         self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock of one step; the last one is evaluated and saved, whatever the steps between two are."""
+        """Stop the clock of one step; the last one is reported, evaluated and saved, whatever the steps between are."""
         self._seconds += time.perf_counter() - self._began
+        self.tokens = int(state.num_input_tokens_seen)
         self._bar.update(self._task, completed=state.global_step)
         if state.global_step >= state.max_steps:
+            control.should_log = True
             control.should_evaluate = self._evaluated
             control.should_save = True
 
@@ -102,7 +104,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers' lazy module
         if "loss" not in values and "eval_loss" not in values:
             return
         if "loss" in values:
-            self.tokens = int(state.num_input_tokens_seen)
             tokens, seconds = self._marked
             values["tokens_per_second"] = (self.tokens - tokens) / max(self._seconds - seconds, 1e-9)
             self._marked = (self.tokens, self._seconds)

@@ -21,7 +21,7 @@ def test_training_and_evaluation_are_handed_on_with_their_steps() -> None:
     watch = Watch(curves := Curves(), lambda step, values: seen.append((step, values)))
     watch.on_log(None, state(0), None, {"eval_loss": 3.0, "eval_runtime": 1.0})
     watch.on_step_begin(None, state(0), None)
-    watch.on_step_end(None, state(1), SimpleNamespace())
+    watch.on_step_end(None, state(1, tokens=100), SimpleNamespace())
     watch.on_log(None, state(1, tokens=100), None, {"loss": 2.0, "learning_rate": 0.1, "entropy": 1.0})
     watch.on_log(None, state(1), None, {"train_runtime": 9.0, "train_loss": 2.0})
     assert seen[0] == (0, {"eval_loss": 3.0})
@@ -49,12 +49,22 @@ def test_the_tokens_of_an_earlier_start_count_for_no_speed() -> None:
     assert watch.tokens_per_second == 0
 
 
-def test_the_last_step_is_evaluated_and_saved() -> None:
+def test_the_last_step_is_reported_evaluated_and_saved() -> None:
     watch = Watch(Curves(), lambda *_: None)
     watch.on_step_begin(None, state(9), None)
     watch.on_step_end(None, state(9), early := SimpleNamespace())
     watch.on_step_end(None, state(10), late := SimpleNamespace())
-    assert (vars(early), vars(late)) == ({}, {"should_evaluate": True, "should_save": True})
+    assert (vars(early), vars(late)) == ({}, dict.fromkeys(("should_log", "should_evaluate", "should_save"), True))
+
+
+def test_tokens_count_though_no_report_follows() -> None:
+    watch = Watch(Curves(), lambda *_: None)
+    watch.on_train_begin(None, state(0), None)
+    for step in (1, 2, 3):
+        watch.on_step_begin(None, state(step - 1, tokens=100 * step - 100), None)
+        watch.on_step_end(None, state(step, tokens=100 * step), SimpleNamespace())
+    assert watch.tokens == 300
+    assert watch.tokens_per_second > 0
 
 
 def losses(*values: float) -> int:
