@@ -42,6 +42,8 @@ class Counts:
     """Bytes of what the method holds and never trains: projections, indices."""
     file: int
     """Bytes of adapter_model.safetensors; 0 for full fine-tuning, which leaves no adapter."""
+    logits: bool = False
+    """Whether the loss takes the whole table of logits."""
 
     @property
     def total(self) -> int:
@@ -62,6 +64,7 @@ class _Added:
     frozen: int
     buffers: int
     file: int
+    logits: bool = False
 
 
 def parameters(recipe: Recipe, config: PretrainedConfig, *, directory: Path | None = None) -> Counts:
@@ -89,6 +92,7 @@ def parameters(recipe: Recipe, config: PretrainedConfig, *, directory: Path | No
         rows_and_columns=sum(sum(shape) for shape in added.trainable),
         buffers=added.buffers,
         file=added.file,
+        logits=added.logits,
     )
 
 
@@ -115,6 +119,7 @@ def _added(recipe: Recipe, model: Any, base: int, directory: Path | None) -> _Ad
         frozen=total - base - sum(map(math.prod, trained)),
         buffers=sum(buffer.nbytes for buffer in wrapped.buffers() if id(buffer) not in of_base),
         file=0 if kind == "xlora" else _file(wrapped, doubled=doubled),
+        logits=methods.wants_logits(wrapped),
     )
 
 
@@ -216,6 +221,7 @@ def _by_size(config: PeftConfig, model: Any, sizes: Callable[[PeftConfig, int, i
         frozen=0,
         buffers=4 * (held + sum(map(math.prod, saved.values()))),
         file=file_size({name: (shape, torch.float32) for name, shape in (trained | saved).items()}),
+        logits=methods.wants_logits(finder),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from transformers import PretrainedConfig
 
-from trainer import catalogue, methods
+from trainer import catalogue
 from trainer.activations import Activations
 from trainer.count import Counts
 from trainer.recipe import Quantization, Recipe
@@ -79,7 +79,7 @@ def memory(recipe: Recipe, config: PretrainedConfig, counts: Counts, kept: Activ
     working = kept.working + (kept.layer if checkpointed else 0)
     if recipe.quantization:
         working += counts.largest * machine.bytes_per_weight  # one layer is dequantised at a time
-    tiles = loss(recipe, config, machine)
+    tiles = loss(recipe, config, counts, machine)
     static = weights(counts, recipe.quantization, machine) + adapter(counts, width)
     runtime = CONTEXT if machine.cuda else INTERPRETER
     state = optimizer(recipe.training.optim, counts, width, machine)
@@ -177,18 +177,18 @@ def held_activations(kept: Activations, layers: int, *, checkpointed: bool) -> i
     return kept.boundary * layers if checkpointed else kept.first + kept.layer * (layers - 1)
 
 
-def loss(recipe: Recipe, config: PretrainedConfig, machine: Machine) -> int:
+def loss(recipe: Recipe, config: PretrainedConfig, counts: Counts, machine: Machine) -> int:
     """Logits and what is made of them.
 
     TRL's fused head never makes the whole table, but tiles of 4,096 tokens by 32,768 words: one with its kernel on a
     GPU; on a CPU its backward pass holds eight float32 copies and a mask at once (trl/kernels/chunked_logprob.py,
-    `_backward_tile`). The hidden states' gradient is float32, and so is that of a head that is trained. Methods that
-    want plain logits have the table itself, its float32 copy and its softmax.
+    `_backward_tile`). The hidden states' gradient is float32, and so is that of a head that is trained. What wants
+    plain logits, a method or an adapter on the head, has the table itself, its float32 copy and its softmax.
     """
     training, text = recipe.training, config.get_text_config()
     vocabulary, hidden = int(text.vocab_size), int(text.hidden_size)
     tokens = training.per_device_train_batch_size * training.max_length
-    if recipe.method.peft_type in methods.PLAIN:
+    if counts.logits:
         return tokens * vocabulary * (machine.bytes_per_weight + 8)
     tile = min(tokens, _TOKENS) * min(vocabulary, _COLUMNS)
     head = vocabulary * hidden * 4 if recipe.method.type == catalogue.FULL else 0
