@@ -8,16 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from transformers import PretrainedConfig
+import torch
+from transformers import PretrainedConfig, get_scheduler
 
 from registry import patterns
-from registry.errors import BadInput
+from registry.errors import BadInput, first_line
 from trainer import catalogue, count, meta, methods, targets
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, Training
 from trainer.recipe_file import RecipeFile
 
 Fault = tuple[tuple[str | int, ...], str]
-"""A place below the recipe's `method`, and what is wrong there."""
+"""A place in the recipe, or below its `method`, and what is wrong there."""
 
 _UNTRIED: Final = ("xlora", *count.BY_SIZE)
 """PEFT's types that are not put on shapes alone here: they look at values, or at the files of adapters."""
@@ -28,18 +29,29 @@ def check(source: RecipeFile, config: PretrainedConfig) -> None:
 
     PEFT passes over most of them. What it refuses when it puts the method on the base is told too.
     """
-    recipe = source.recipe
-    if not recipe.method.peft_type:
-        return
-    model = meta.base(config)
-    names = _Names.of(model)
-    found = [*_faults(recipe, names, config)] or [*_put_on(source, model)]
+    found = [*_schedule(source.recipe.training)]
+    names = ""
+    if source.recipe.method.peft_type:
+        model = meta.base(config)
+        of_method = [*_faults(source.recipe, _Names.of(model), config)] or [*_put_on(source, model)]
+        found += ((("method", *place), said) for place, said in of_method)
+        names = f"this base has {', '.join(targets.names(model))}" if of_method else ""
     if found:
         raise BadInput(
             f"{source.path} cannot be used",
-            problems=[source.fault(("method", *place), said) for place, said in found],
-            hint=f"this base has {', '.join(targets.names(model))}",
+            problems=[source.fault(place, said) for place, said in found],
+            hint=names,
         )
+
+
+def _schedule(training: Training) -> Iterator[Fault]:
+    """What the schedule does not take, which the trainer would only find when the model is there."""
+    name, given = training.lr_scheduler_type, dict(training.lr_scheduler_kwargs)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=10, scheduler_specific_kwargs=given)
+    except (TypeError, ValueError, KeyError) as error:
+        yield ("training", "lr_scheduler_kwargs"), f"the schedule {name} refuses it: {first_line(error)}"
 
 
 @dataclass(frozen=True, slots=True)

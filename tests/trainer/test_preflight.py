@@ -85,6 +85,23 @@ def test_a_name_that_the_base_does_not_have_is_told_with_its_line(
     assert re.match(f"{line} \\| {words}", found), found
 
 
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"lr_scheduler_kwargs": {"nonsense": 3}}, "lr_scheduler_kwargs: | .*cosine refuses it: .*'nonsense'"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "training: | .*cosine_with_min_lr refuses it: .*min_lr"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_what_the_schedule_does_not_take_is_told(
+    kind: str, training: dict[str, Any], said: str, shallow_dir: Path, tmp_path: Path
+) -> None:
+    (found,) = faults(tmp_path, shallow_dir, {"type": kind}, **training)
+    line, _, words = said.partition(" | ")
+    assert re.match(f"{line} \\| {words}", found), found
+
+
 @pytest.mark.parametrize("kind", ["prompt_tuning", "prefix_tuning", "cpt", "trainable_tokens"])
 def test_packed_rows_are_refused_where_the_loss_does_not_keep_them_apart(
     kind: str, shallow_dir: Path, tmp_path: Path
