@@ -77,7 +77,9 @@ def test_the_last_report_is_that_of_the_last_step(short: Done) -> None:
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 def test_the_trained_weights_are_those_of_the_file(short: Done, shallow_dir: Path) -> None:
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(shallow_dir), short.adapter, True)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(shallow_dir), short.adapter, is_trainable=True
+    )
     assert short.outcome.trainable == model.get_nb_trainable_parameters()[0] == int(short.params["trainable"])
 
 
