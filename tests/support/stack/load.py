@@ -14,7 +14,7 @@ import openai
 
 from tests.support.clients import at_work
 
-TOKENS = 24
+TOKENS = 12
 PROMPT = "Where is my parcel?"
 LONGEST = 120.0  # seconds
 
@@ -38,7 +38,7 @@ class Load:
     key: str
     model: str
     clients: int = 4
-    pause: float = 0.0
+    pause: float = 0.1
     """Seconds between an answer and the next request of its client."""
     seen: list[Seen] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
