@@ -164,7 +164,7 @@ def _loads(
     # A name that moves, or whose alias it may not follow, could not come back to what answers it now.
     last = {ref for name, ref in answers.items() if targets.get(name) != ref}
     idle = {ref for ref, held in observed.resident.items() if not held.in_flight} - gone - urgent.keys() - last
-    loading = set(observed.loading)
+    loading = observed.loading & {*targets.values(), *urgent}  # what nobody wants any more goes once it is loaded
     for version in urgent.values():
         if not _may_load(observed, version):
             continue
@@ -184,7 +184,7 @@ def _loads(
             idle.remove(leaving)
             room += 1
         yield Load(version)
-        loading.add(version.ref)
+        loading |= {version.ref}
         room -= 1
     newest = sorted(desired.targets.values(), key=lambda version: version.created_at, reverse=True)
     for version in {version.ref: version for version in newest}.values():

@@ -88,6 +88,16 @@ class World(RuleBasedStateMachine):
             assert name not in self.pointed, "a name that points somewhere lets nobody wait"
             self.demanded[found.ref] = self.desired.targets[name]
 
+    @rule(name=NAMES, number=NUMBERS)
+    def come_up_and_be_asked(self, name: str, number: int) -> None:
+        """A version is promoted, loaded and asked: what single steps seldom do in this order."""
+        self.promote(name, number, "")
+        self.turn()
+        for ref in sorted(self.loading):
+            self.end_load(ref, fails=False)
+        self.turn()
+        self.request(name)
+
     def barred(self) -> set[VersionRef]:
         return {ref for ref, held_back in self.quarantined.items() if self.now < held_back.until}
 

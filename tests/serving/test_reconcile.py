@@ -178,6 +178,14 @@ def test_a_move_costs_only_a_name_its_answer_that_nobody_asked_for(asked_at: flo
     assert decide(desired, observed, ROOM_FOR_TWO) == (made_cold if goes else ())
 
 
+def test_a_load_that_nobody_wants_any_more_costs_no_name_its_answer() -> None:
+    desired = Desired({"bot": version(number=3), "cat": CAT})
+    pointed = {"bot": ONE.ref, "cat": CAT.ref}
+    resident = {ONE.ref: held(ONE, 1), CAT.ref: held(CAT, idle_since=8.0)}
+    observed = Observed(now=9, pointed=pointed, resident=resident, loading=frozenset({TWO.ref}))
+    assert decide(desired, observed, ROOM_FOR_TWO) == ()
+
+
 def test_an_answer_that_could_not_come_back_never_makes_room() -> None:
     desired = Desired({"cat": CAT}, {"bot": Refusal(TWO, "another base")})
     observed = Observed(now=9, pointed={"bot": ONE.ref}, resident={ONE.ref: held(ONE)}, demanded={CAT.ref: CAT})
