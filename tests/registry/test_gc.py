@@ -114,6 +114,13 @@ def test_what_an_alias_stood_at_a_while_ago_stays(six: Store) -> None:
     assert decided(six, window)[1] == ("production stood at it within 7 days",)
 
 
+def test_what_an_older_run_of_the_ledger_tells_counts_too(six: Store) -> None:
+    six.entries_per_run = 2
+    for number in (4, 5):
+        promotion.promote(six, ref(number), "production", actor="ann")
+    assert decided(six, NONE.model_copy(update={"window": DAY})).keys() == {1, 2, 3, 4, 5}
+
+
 def test_what_is_young_stays_and_what_an_alias_has_just_left(six: Store) -> None:
     young = NONE.model_copy(update={"min_age": DAY})
     assert decided(six, young, later=timedelta(hours=23)).keys() == {1, 2, 3, 4, 5, 6}

@@ -134,6 +134,31 @@ def test_a_search_that_forgets_aliases_takes_no_name_off(one: Version, store: St
     assert Source(settings, connect=Forgetful).read() == Reading(Promoted(versions={}), 0.0)
 
 
+class Broken(Store):
+    """A registry that goes away between the list of families and their versions."""
+
+    def version(self, ref: VersionRef) -> Version:
+        raise Unreachable("MLflow is out of reach")
+
+
+def test_half_an_answer_is_none(one: Version, settings: Settings) -> None:
+    with pytest.raises(Unreachable):
+        Source(settings, connect=Broken).read()
+    Source(settings).read()
+    reading = Source(settings, connect=Broken).read()
+    assert (reading.promoted.versions, reading.error) == ({"support-bot": one}, "MLflow is out of reach")
+
+
+def test_the_password_of_the_registry_is_not_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://replica:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    source = Source(Settings())
+    assert source.registry == "http://***@127.0.0.1:9"
+    with pytest.raises(Unreachable) as raised:
+        source.read()
+    assert "secret" not in str(raised.value)
+
+
 def test_a_new_store_has_nothing_promoted_and_that_is_an_answer(settings: Settings) -> None:
     reading = Source(settings).read()
     assert (reading.promoted.versions, reading.error) == ({}, "")

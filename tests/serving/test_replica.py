@@ -19,9 +19,10 @@ from registry.base import LocalBase
 from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store
+from serving import keyfile
 from tests.support import warm
 from tests.support.adapters import make_version
-from tests.support.serving.server import KEY, Server, serving
+from tests.support.serving.server import KEY, PROMPT, QUICK, Server, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.story]
 
@@ -34,7 +35,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, base: LocalBase) -> Iterato
     store = Store(Settings(home=home))
     version = make_version(store, scratch / "first", "first", base=base.base, scale=8.0, seed=1000)
     promotion.promote(store, version.ref, "production", actor="tester")
-    with serving(home, base, store, scratch) as running:
+    (home / "keys.json").touch()
+    settings = QUICK | {"LORADOCK_SERVE_KEYS": str(home / "keys.json")}
+    with serving(home, base, store, scratch, settings=settings) as running:
         yield running
 
 
@@ -256,6 +259,17 @@ def test_without_the_key_only_readiness_and_health_are_open(server: Server) -> N
         assert server.ask("POST", path, body, key="")[0] == 401
     assert server.get("/loradock/ready", key="")[0] == 200
     assert KEY not in server.log.read_text()
+
+
+def test_the_tokens_of_an_answer_count_against_its_keys_quota(server: Server) -> None:
+    secret = keyfile.add(server.home / "keys.json", "metered", may=["**"], tokens=["1000/d"])
+    server.until(lambda found: found["keys"]["count"] == 1)
+    used = 0
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=secret, max_retries=0, timeout=120) as client:
+        for model in ("first", "SmolLM2-135M-Instruct", "first"):
+            answer = client.completions.with_raw_response.create(model=model, prompt=PROMPT, max_tokens=4)
+            assert answer.headers["x-ratelimit-remaining-tokens"] == str(1000 - used)
+            used += answer.parse().usage.total_tokens
 
 
 def test_the_registry_goes_and_comes_back_while_requests_are_answered(server: Server) -> None:

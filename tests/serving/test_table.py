@@ -13,6 +13,7 @@ from serving.table import Found, Table
 from tests.support.serving.versions import CAT, ONE, TWO, version
 
 DESIRED = Desired({"bot": ONE, "bot@canary": TWO, "bot@shadow": TWO, "cat": CAT})
+CANARY = Found("bot", "canary", TWO.ref)
 POINTED = {"bot": ONE.ref, "bot@canary": TWO.ref, "bot@shadow": TWO.ref}
 
 
@@ -72,6 +73,11 @@ def test_a_canary_gets_its_share_of_the_users_and_each_user_one_version() -> Non
     before = {user for user, found in taken.items() if found and found.role == "canary"}
     after = {user for user in users if (found := large.find("bot", user)) and found.role == "canary"}
     assert before < after, "who had the canary keeps it when its share grows"
+
+
+def test_a_user_gets_the_same_version_from_every_replica_and_after_a_restart() -> None:
+    found = [number for number in range(24) if table(0.3).find("bot", f"user-{number}") == CANARY]
+    assert found == [5, 13, 14, 16, 22], "where users stand is the same in every process"
 
 
 def test_another_canary_tries_other_users() -> None:
