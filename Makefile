@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-all test-fast hunt lint lock docs clean test-stack
+.PHONY: install demo test test-all test-fast hunt lint lock docs clean test-stack test-power
 
 install: $(INSTALLED)
 
@@ -37,6 +37,9 @@ hunt: install  ## the tests of chance, with other random numbers each time, for 
 
 test-stack: install  ## docker-compose.yml for real, with podman; as root on Debian
 	@$(BIN)/python tests/stack/run.py
+
+test-power: install  ## faults are planted in a copy of the tree, one by one: do the tests notice? FAULTS="04 09" for some
+	@$(BIN)/python tests/faults/run.py $(FAULTS)
 
 lint: install
 	@$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 FILES = [path for path in TESTS.rglob("*.py") if TESTS / "support" not in path.parents]
-PROGRAMS = {TESTS / "hunt.py", TESTS / "stack" / "run.py"}
+PROGRAMS = {TESTS / "faults" / "run.py", TESTS / "hunt.py", TESTS / "stack" / "run.py"}
 
 
 def test_no_module_imports_a_test_module() -> None:
