@@ -67,7 +67,7 @@ class FakeS3:
                 break
             except httpx.HTTPError:
                 time.sleep(0.1)
-        self.s3.create_bucket(FakeS3=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+        self.s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
 
     @property
     def log(self) -> str:
@@ -82,11 +82,11 @@ class FakeS3:
     def objects(self, version: Version) -> dict[str, dict[str, Any]]:
         """What lies there of a version, by the file's name."""
         model = version.source.removeprefix("models:/")
-        found = self.s3.list_objects_v2(FakeS3=BUCKET, Prefix="of-the-team/").get("Contents", [])
+        found = self.s3.list_objects_v2(Bucket=BUCKET, Prefix="of-the-team/").get("Contents", [])
         return {Path(one["Key"]).name: one for one in found if f"/{model}/" in one["Key"]}
 
     def read(self, one: Mapping[str, Any]) -> bytes:
-        return bytes(self.s3.get_object(FakeS3=BUCKET, Key=one["Key"])["Body"].read())
+        return bytes(self.s3.get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read())
 
 
 @dataclass(frozen=True)
