@@ -125,7 +125,7 @@ def test_a_fault_in_all_processes_is_told_once(home: Path, tmp_path: Path, shall
     source, _ = written(tmp_path, shallow_dir, method={"target_modules": ["q_prj"]})
     done = by_two(source)
     assert done.returncode == 2
-    assert done.stderr.count("target modules that the base does not have") == 1
+    assert done.stderr.count("did you mean q_proj?") == 1
     assert "Traceback" not in done.stderr
 
 
