@@ -16,7 +16,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 
 from registry.errors import LoradockError, NotFound, Unreachable
 from registry.records import Facts
-from registry.store import Store, default_store, experiment_id, translated
+from registry.store import Store, default_store, experiment_id, translated, upsert
 
 _REASON: Final = "loradock.reason"
 _LONGEST: Final = 6000  # characters of a param's value that MLflow keeps
@@ -54,8 +54,9 @@ class Run:
     def data(self, name: str, digest: str, rows: int) -> None:
         """Name the data as an input of the run; MLflow keeps 36 digits of the digest."""
         source = Dataset(name, digest[:36], "local", json.dumps({"uri": name}), profile=json.dumps({"num_rows": rows}))
+        read = DatasetInput(source, [InputTag("mlflow.data.context", "training")])
         with translated(self._uri):
-            self._client.log_inputs(self.id, [DatasetInput(source, [InputTag("mlflow.data.context", "training")])])
+            upsert(lambda: self._client.log_inputs(self.id, [read]))
 
     def figure(self, figure: Any, file: str) -> None:
         """Keep a picture with the run."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from registry.store.adapters import Adapters
-from registry.store.connection import connect, default_store, experiment_id, masked, translated
+from registry.store.connection import connect, default_store, experiment_id, masked, translated, upsert
 from registry.store.evidence import Evidences
 from registry.store.families import Family
 from registry.store.ledgers import Ledger, Ledgers
@@ -19,7 +19,7 @@ from registry.store.pages import Pages
 from registry.store.references import References
 from registry.store.removal import Removals
 
-__all__ = ["Family", "Ledger", "Store", "connect", "default_store", "experiment_id", "masked", "translated"]
+__all__ = ["Family", "Ledger", "Store", "connect", "default_store", "experiment_id", "masked", "translated", "upsert"]
 
 
 class Store(Adapters, Evidences, Ledgers, Lineages, Pages, References, Removals):

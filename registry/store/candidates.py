@@ -8,11 +8,12 @@ one gets it. As numbers only grow, everybody who looks finds the same lowest one
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from registry.records import Facts, canonical_json
 from registry.refs import VersionRef
-from registry.store.connection import Connection, default_store, translated
+from registry.store.connection import Connection, default_store, translated, upsert
 from registry.store.families import FINDINGS, LEDGER, Family
 from registry.store.tags import PREFIX, child_tag, facts_from, tags_of
 
@@ -65,16 +66,10 @@ def same(store: Connection, name: str, digest: str) -> tuple[Candidate, ...]:
 
 def admit(store: Connection, candidate: Candidate) -> None:
     """Let everybody see a version; any number of times. Raises NotFound where it was withdrawn."""
-    from mlflow.exceptions import MlflowException
-
     ref = candidate.ref
     with translated(store.uri, f"version {str(ref)!r}"):
         for key, value in _withheld(candidate.facts).items():
-            try:
-                store.client.set_model_version_tag(ref.name, str(ref.number), key, value)
-            except MlflowException:  # of two who set it first at once, MLflow lets one fail
-                if store.client.get_model_version(ref.name, str(ref.number)).tags.get(key) != value:
-                    raise
+            upsert(partial(store.client.set_model_version_tag, ref.name, str(ref.number), key, value))
 
 
 def _withheld(facts: Facts) -> dict[str, str]:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -108,6 +108,22 @@ def experiment_id(client: MlflowClient, settings: Settings, name: str) -> str:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
     raise LoradockError(f"experiment {name!r} was deleted", hint="restore it in the MLflow UI, or choose another")
+
+
+def upsert(write: Callable[[], object]) -> None:
+    """Call a write of MLflow's that changes a row or adds it; any number of times is as good as one.
+
+    MLflow looks for the row first. Where another adds it in between, the database refuses the second row, and MLflow
+    answers BAD_REQUEST (3.17, `store/db/utils.py`): the same call then finds the row.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        write()
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":
+            raise
+        write()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry.errors import NotFound
 from registry.evidence import PERPLEXITY, Evidence, Subject
-from registry.store.connection import default_store, experiment_id, translated
+from registry.store.connection import default_store, experiment_id, translated, upsert
 from registry.store.shelves import COMPLETE, Shelf, Shelves
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ class Evidences(Shelves):
         source = json.dumps({"uri": data_name})
         profile = json.dumps({"num_rows": rows})
         data = Dataset(data_name, evidence.data_digest[:36], "local", source, profile=profile)
-        self.client.log_inputs(evidence.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "evaluation")])])
+        read = DatasetInput(data, [InputTag("mlflow.data.context", "evaluation")])
+        upsert(lambda: self.client.log_inputs(evidence.run_id, [read]))
         self.client.log_batch(
             evidence.run_id,
             metrics=[Metric(key, value, now, 0) for key, value in values.items()],

@@ -14,7 +14,7 @@ from registry.errors import LoradockError, NotFound, Taken
 from registry.records import Version
 from registry.refs import AliasRef, VersionRef
 from registry.settings import Settings
-from registry.store.connection import Connection, experiment_id, masked, translated
+from registry.store.connection import Connection, experiment_id, masked, translated, upsert
 from registry.store.copies import is_copy
 from registry.store.tags import PREFIX, facts_from
 
@@ -201,12 +201,12 @@ class Families(Connection):
             if number is None:
                 self.client.delete_registered_model_alias(ref.name, ref.alias)
             else:
-                self.client.set_registered_model_alias(ref.name, ref.alias, str(number))
+                upsert(lambda: self.client.set_registered_model_alias(ref.name, ref.alias, str(number)))
 
     def set_traffic(self, name: str, text: str) -> None:
         """Set the tag that replicas read an adapter's shares from; last write wins. Only `traffic` calls it."""
         with translated(self.uri, f"adapter {name!r}"):
-            self.client.set_registered_model_tag(name, TRAFFIC, text)
+            upsert(lambda: self.client.set_registered_model_tag(name, TRAFFIC, text))
 
 
 def search_versions(

@@ -12,11 +12,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Final
 
 from registry.errors import Refused
-from registry.store.connection import translated
+from registry.store.connection import translated, upsert
 from registry.store.families import Families, Family, ledger_title
 
 ENTRIES: Final = 100
@@ -86,7 +87,7 @@ class Ledgers(Families):
             run_id = ledger.run_id if ledger.room else self._next(family, ledger, carry)
             if run_id != ledger.begun_at:
                 self._hand_on(family, run_id, end=seq)
-                self.client.set_tag(family.ledger, _NEWEST, run_id)
+                upsert(partial(self.client.set_tag, family.ledger, _NEWEST, run_id))
             return self._write_once(run_id, _key(seq), entry)
 
     def mark_applied(self, ledger: Ledger, seq: int) -> None:

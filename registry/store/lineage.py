@@ -9,7 +9,7 @@ from typing import Any, Final
 from registry.errors import LoradockError, NotFound
 from registry.records import Record
 from registry.refs import VersionRef
-from registry.store.connection import Connection, translated
+from registry.store.connection import Connection, translated, upsert
 from registry.store.evidence import EXPERIMENT
 from registry.store.tags import PREFIX, child_tag
 
@@ -115,7 +115,9 @@ class Lineages(Connection):
         """
         key = publication_tag(int(publication.at.timestamp() * 1000))
         with translated(self.uri, f"version {str(ref)!r}"):
-            self.client.set_model_version_tag(ref.name, str(ref.number), key, publication.canonical())
+            upsert(
+                lambda: self.client.set_model_version_tag(ref.name, str(ref.number), key, publication.canonical())
+            )
 
     def publications(self, ref: VersionRef) -> tuple[Publication, ...]:
         """Where a version was published, oldest first."""
