@@ -3,8 +3,8 @@
 `Popen` and `run` stand for those of `subprocess`, for `loradock`, `python -m registry.cli` and `python -c`: the same
 code in a process of its own, a child of this one, with its own arguments, environment, directory and files. It does not
 import torch, PEFT, MLflow or vLLM again, which takes longer than most of what tests ask of it. vLLM's engine and
-workers below it are forked too. LORADOCKTEST_COLD=1 starts all of them as users do; so does `subprocess` itself, in
-the tests whose point is the start.
+workers below it are forked too, and so are the workers of torch's launcher. LORADOCKTEST_COLD=1 starts all of them as
+users do; so does `subprocess` itself, in the tests whose point is the start.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import inspect
@@ -53,9 +54,9 @@ _fresh: Final = util.spawnv_passfds
 class Popen(subprocess.Popen[Any]):
     """A process as `subprocess` starts it, forked from a warm one of this kind."""
 
-    def __init__(self, command: Sequence[str | Path], *, kind: Kind, **how: Any) -> None:
+    def __init__(self, args: Sequence[str | Path], *, kind: Kind, **how: Any) -> None:
         self._kind = kind
-        super().__init__([str(word) for word in command], **how)
+        super().__init__([str(word) for word in args], **how)
 
     def _execute_child(self, *given: Any) -> None:
         cold = super()._execute_child  # type: ignore[misc]
@@ -95,25 +96,15 @@ def run(
 class _Parent:
     """This process's end of a warm one, which forks at each order until this end is closed."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, line: socket.socket, pid: int) -> None:
         self._lock = threading.Lock()
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            code = f"from tests.support.warm import serve_orders; serve_orders({theirs.fileno()}, {kind!r})"
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "VLLM_TARGET_DEVICE": "cpu"},
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+        self._socket, self._pid = line, pid
         atexit.register(self.close)
 
     def close(self) -> None:
         """Let it end."""
         self._socket.close()
-        self._process.wait()
+        os.waitpid(self._pid, 0)
 
     def fork(self, order: Mapping[str, Any], files: Sequence[int]) -> int:
         """The process id of a new child of this process."""
@@ -133,7 +124,19 @@ _starting = threading.Lock()
 def _parent(kind: Kind) -> _Parent:
     with _starting:
         if kind not in _parents:
-            _parents[kind] = _Parent(kind)
+            ours, theirs = socket.socketpair()
+            with theirs:
+                code = f"from tests.support.warm import serve_orders; serve_orders({theirs.fileno()}, {kind!r})"
+                process = subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    cwd=ROOT,
+                    env=os.environ | {"PYTHONPATH": str(ROOT), "VLLM_TARGET_DEVICE": "cpu"},
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            process.returncode = 0  # it is waited for by its number
+            _parents[kind] = _Parent(ours, process.pid)
         return _parents[kind]
 
 
@@ -155,7 +158,11 @@ def serve_orders(fd: int, kind: Kind) -> None:
         importlib.import_module(module)
     setproctitle.getproctitle()  # it finds its place by the environment's, which each child replaces
     gc.freeze()
-    with socket.socket(fileno=fd) as line:
+    _serve(socket.socket(fileno=fd), kind)
+
+
+def _serve(line: socket.socket, kind: Kind) -> None:
+    with line:
         while True:
             head, files, _, _ = socket.recv_fds(line, 4, 3)
             if not head:
@@ -176,10 +183,10 @@ def serve_orders(fd: int, kind: Kind) -> None:
             line.sendall(os.read(read, 8))
             for each in (read, *files):
                 os.close(each)
-    _obey(json.loads(data), files)
+    _obey(json.loads(data), files, kind)
 
 
-def _obey(order: Mapping[str, Any], files: Sequence[int]) -> None:
+def _obey(order: Mapping[str, Any], files: Sequence[int], kind: Kind) -> None:
     """In the child: take on what was ordered, and run it to its end, which is the interpreter's."""
     if order["session"]:
         os.setsid()
@@ -201,10 +208,30 @@ def _obey(order: Mapping[str, Any], files: Sequence[int]) -> None:
         sys.argv = ["-c", *words[2:]]
         exec(compile(words[1], "<string>", "exec"), vars(main))  # noqa: S102 - it is what `python -c` does
         return
-    sys.argv = [str(LORADOCK), *(words[2:] if words[:2] == ["-m", "registry.cli"] else words)]
+    if "-m" in words[:2]:
+        del words[: words.index("registry.cli") + 1]
+    if "--processes" in words and "LOCAL_RANK" not in os.environ:
+        _warm_the_launcher(kind)
+    sys.argv = [str(LORADOCK), *words]
     from registry.cli import main as loradock
 
     loradock()
+
+
+def _warm_the_launcher(kind: Kind) -> None:
+    """Let torch's launcher have its workers from a process that is forked from this one before it has threads."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    ours, theirs = socket.socketpair()
+    if pid := os.fork():
+        theirs.close()
+        _parents[kind] = _Parent(ours, pid)
+        subprocess_handler.Popen = functools.partial(Popen, kind=kind)
+        return
+    ours.close()
+    os.setsid()
+    _serve(theirs, kind)
+    raise SystemExit  # a worker has done its work, as its interpreter would
 
 
 def _forked_for_multiprocessing(path: bytes, words: Sequence[str], kept: Sequence[int]) -> int:

@@ -15,6 +15,7 @@ import yaml
 from registry.errors import BadInput, NotFound
 from registry.settings import Settings
 from registry.store import Store
+from tests.support import warm
 from tests.support.trainer.training import TRAINING, trained, written
 from trainer import launch
 from trainer.processes import Crew, Machines, join
@@ -59,12 +60,7 @@ launch.run(sys.argv[1:], 2, Machines())
 
 def by_two(source: RecipeFile) -> subprocess.CompletedProcess[str]:
     """Two processes train."""
-    return ended("-m", "registry.cli", "train", str(source.path), "--processes", "2", "--json")
-
-
-def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python with these arguments, once it has ended."""
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    return warm.run([warm.LORADOCK, "train", source.path, "--processes", "2", "--json"], kind="trainer")
 
 
 @pytest.mark.slow
@@ -106,7 +102,7 @@ def test_accelerate_starts_them_where_there_are_gpus(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     source, _ = written(tmp_path, shallow_dir, rows=40)
     words = ["train", str(source.path), "--processes", "2", "--json"]
-    done = ended("-c", ON_TWO_GPUS, *words)
+    done = subprocess.run([sys.executable, "-c", ON_TWO_GPUS, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == TRAINING["max_steps"]
     assert done.stderr.count("held-out loss") == 2  # the main process alone speaks

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from click.testing import CliRunner
 from registry.errors import BadInput
 from registry.settings import Settings
 from registry.store import Store
+from tests.support import warm
 from tests.support.ports import free_port
 from tests.support.trainer.training import TRAINING, write_rows, written
 from trainer import launch, tracking, undertaking, workdir
@@ -44,8 +44,9 @@ class Node:
         home.mkdir(exist_ok=True)
         self.home, self.settings = home, Settings(home=home)
         # As many threads as on one machine, since sums round by them.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "registry.cli", "train", str(recipe), "--json", "--processes", "2", *words],
+        self.process = warm.Popen(
+            [warm.LORADOCK, "train", recipe, "--json", "--processes", "2", *words],
+            kind="trainer",
             env=os.environ | {"LORADOCK_HOME": str(home), "OMP_NUM_THREADS": "1"} | environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -131,12 +131,10 @@ class Stack:
             trainings.append(
                 warm.Popen(words, kind="trainer", env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             )
-        runs = []
-        for training in trainings:
-            out, err = training.communicate(timeout=600)
+        printed = [training.communicate(timeout=600) for training in trainings]
+        for training, (_, err) in zip(trainings, printed, strict=True):
             assert training.returncode == 0, err.decode()
-            runs.append(json.loads(out)["run_id"])
-        return runs
+        return [json.loads(out)["run_id"] for out, _ in printed]
 
     def promoter(self, *words: str) -> Done:
         """A command of the promoter's."""
