@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
+from registry import unread
 from registry.base import LocalBase
 from registry.errors import Refused
 
@@ -16,6 +17,7 @@ _IDLE: Final = frozenset({"unsloth_fixed", "unsloth_version", "transformers_vers
 """Keys that others add, and that say nothing of what an adapter does."""
 _COPY = re.compile(r"(-unsloth)?-(bnb-)?(4bit|8bit|int4|int8)$")
 """How the names of quantised copies of a base end."""
+_TAKE_IT_OUT: Final = "if it changes nothing, take it out of adapter_config.json; else it takes the PEFT that wrote it"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LONGEST: Final = 500  # characters of a claim that are kept
 
@@ -26,14 +28,17 @@ def cleaned(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]
     PEFT and vLLM pass over such a key. One that is off, or that is known to say nothing, is dropped; any other could
     change what the adapter does, and raises Refused.
     """
-    known = _known().get(str(config.get("peft_type")))
+    method = str(config.get("peft_type"))
+    if method in unread.METHODS:
+        raise Refused(f"its method is {method}, which PEFT no longer has", hint=unread.METHODS[method])
+    known = _known().get(method)
     if known is None:
         return dict(config), ()
     unknown = sorted(config.keys() - known)
     if telling := [f"{key}: {config[key]!r}" for key in unknown if key not in _IDLE and config[key]]:
         raise Refused(
             f"its adapter_config.json has what PEFT does not know, and would leave out: {', '.join(telling)}",
-            hint="if that changes nothing, take it out of adapter_config.json; else it takes the PEFT that wrote it",
+            hint=next((unread.KEYS[key] for key in unknown if key in unread.KEYS), _TAKE_IT_OUT),
         )
     return {key: value for key, value in config.items() if key in known}, tuple(unknown)
 

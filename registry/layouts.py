@@ -1,7 +1,7 @@
 """Where the adapter lies in what PEFT, Axolotl, LLaMA-Factory, Unsloth or a Trainer has written.
 
 All of them write PEFT's two files in the end: at the root, in checkpoint-N/ below it, or, when a model carries several
-adapters, each in a directory with its name.
+adapters, each in a directory with its name. ms-swift gives each training a directory below the one that it was told.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from registry import unread
 from registry.artifact import CONFIG, WEIGHTS
 from registry.check.findings import some
-from registry.errors import BadInput, NotFound
+from registry.errors import BadInput, LoradockError, NotFound
 
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,9})")
 _STATE = "trainer_state.json"
@@ -61,22 +62,27 @@ def find(directory: Path, checkpoint: str = "") -> Found:
     Raises NotFound where there is no such directory or checkpoint, and BadInput where it holds no adapter, or several.
     """
     if not directory.is_dir():
-        raise NotFound(f"there is no directory {directory}")
-    if checkpoint:
+        raise _no_directory(directory)
+    named = [path for path in _below(directory) if not _CHECKPOINT.fullmatch(path.name)]
+    steps = checkpoints(directory)
+    trainings = [] if steps or weights_in(directory) else [path for path in named if checkpoints(path)]
+    if trainings and trainings == named:
+        if len(named) == 1:
+            return _beneath(directory, named[0], find(named[0], checkpoint))
+    elif checkpoint:
         return _found(directory, _chosen(directory, checkpoint).path)
     if weights_in(directory):
         return _found(directory, directory)
-    named = [path for path in _below(directory) if not _CHECKPOINT.fullmatch(path.name)]
-    steps = checkpoints(directory)
     if len(named) == 1 and not steps:
         return _found(directory, named[0])
     if not named and not steps:
         raise _nothing(directory)
     choice = "--checkpoint N, best or last takes one of its checkpoints" if steps else ""
-    other = f"give {named[0]} for the adapter {named[0].name}" if named else ""
+    kinds = {path: "a training with checkpoints" if path in trainings else "an adapter of that name" for path in named}
+    other = f"give {named[0]} for that of {named[0].name}" if named else ""
     raise BadInput(
         f"{directory} holds no adapter itself; these below it do",
-        problems=[*map(str, steps), *(f"{path.name}: an adapter of that name" for path in named)],
+        problems=[*map(str, steps), *(f"{path.name}: {kind}" for path, kind in kinds.items())],
         hint="; ".join(filter(None, (choice, other))),
     )
 
@@ -122,12 +128,18 @@ def _found(root: Path, directory: Path) -> Found:
     within = directory.relative_to(root).as_posix()
     weights = weights_in(directory)
     if weights is None:  # a checkpoint of a model with several adapters
-        inner = find(directory)
-        return replace(inner, below=f"{within}/{inner.below}", aside=tuple(f"{within}/{name}" for name in inner.aside))
+        return _beneath(root, directory, find(directory))
     taken = {directory / CONFIG, weights, directory}
     beside = {*directory.iterdir(), *root.iterdir()} - taken
     aside = sorted(f"{path.relative_to(root).as_posix()}{'/' if path.is_dir() else ''}" for path in beside)
     return Found(directory, weights, "" if root == directory else within, tuple(aside))
+
+
+def _beneath(root: Path, directory: Path, inner: Found) -> Found:
+    """What was found in a directory, as seen from one above it."""
+    within = directory.relative_to(root).as_posix()
+    below = f"{within}/{inner.below}".rstrip("/")
+    return replace(inner, below=below, aside=tuple(f"{within}/{name}" for name in inner.aside))
 
 
 def _below(directory: Path) -> Sequence[Path]:
@@ -139,8 +151,16 @@ def _below(directory: Path) -> Sequence[Path]:
     ]
 
 
+def _no_directory(path: Path) -> LoradockError:
+    if not path.exists():
+        return NotFound(f"there is no directory {path}")
+    return unread.refused(path) or BadInput(f"{path} is a file", hint="give the directory that it lies in")
+
+
 def _nothing(directory: Path) -> BadInput:
     names = {path.name for path in directory.iterdir()}
+    if (told := unread.refused(directory)) is not None:
+        return told
     if CONFIG in names:
         return BadInput(
             f"{directory} holds {CONFIG} and no {WEIGHTS}",

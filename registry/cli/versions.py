@@ -80,7 +80,7 @@ def import_(
 def _located(source: str, pickled: bool) -> tuple[Path, str]:
     """The directory that an adapter is in, and where it came from if that is not this machine."""
     directory = Path(source).expanduser()
-    if directory.is_dir():
+    if directory.exists():
         return directory, ""
     if not bases.is_hub_id(source):
         raise NotFound(f"there is no directory {source}", hint="give a directory, or ORG/NAME on the Hub")

@@ -48,6 +48,15 @@ def test_a_later_key_that_is_on_is_refused(on: Any) -> None:
     assert "adapter_config.json" in caught.value.hint
 
 
+def test_what_peft_no_longer_has_or_never_had_is_named_with_what_to_do() -> None:
+    with pytest.raises(Refused, match="BONE, which PEFT no longer has") as caught:
+        foreign.cleaned({"peft_type": "BONE", "r": 8})
+    assert "convert-bone-to-miss.py" in caught.value.hint
+    with pytest.raises(Refused, match="nvfp4_merge_aware: ") as caught:
+        foreign.cleaned({"peft_type": "LORA", "nvfp4_merge_aware": {"format": "nvfp4"}})
+    assert "Axolotl" in caught.value.hint
+
+
 def test_a_method_that_is_not_known_is_left_to_the_doctor() -> None:
     assert foreign.cleaned({"peft_type": "NEXT", "x": 1}) == ({"peft_type": "NEXT", "x": 1}, ())
     assert foreign.cleaned({"x": 1}) == ({"x": 1}, ())

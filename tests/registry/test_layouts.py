@@ -140,6 +140,53 @@ def test_pickles_are_found_and_safetensors_come_first(tmp_path: Path) -> None:
     assert find(old).pickled
 
 
+def test_ms_swift_gives_each_training_a_directory_of_its_own(tmp_path: Path) -> None:
+    trained(tmp_path / "output" / "v0-20261130-101500", (5, 10), log_history=evaluated(s5=0.5, s10=0.7))
+    found = find(tmp_path / "output", "best")
+    assert found.below == "v0-20261130-101500/checkpoint-5"
+    assert "v0-20261130-101500/checkpoint-5/optimizer.pt" in found.aside
+    with pytest.raises(BadInput) as caught:
+        find(tmp_path / "output")
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["checkpoint-5", "checkpoint-10"]
+    second = trained(tmp_path / "output" / "v1-20261130-113000", (5,))
+    with pytest.raises(BadInput) as caught:
+        find(tmp_path / "output", "last")
+    assert caught.value.problems == (
+        "v0-20261130-101500: a training with checkpoints",
+        "v1-20261130-113000: a training with checkpoints",
+    )
+    assert find(second, "last").below == "checkpoint-5"
+
+
+@pytest.mark.parametrize(
+    ("files", "title"),
+    [
+        ((CONFIG, "adapters.safetensors"), "an MLX adapter, adapters.safetensors"),
+        ((CONFIG, "0000100_adapters.safetensors"), "an MLX adapter, 0000100_adapters.safetensors"),
+        (("lit_model.pth.lora", "hyperparameters.yaml"), "a LitGPT adapter"),
+        ((CONFIG, "adapter.safetensors", "head_config.json"), "an AdapterHub adapter"),
+        ((CONFIG, "pytorch_adapter.bin"), "an AdapterHub adapter"),
+        (("bot.gguf",), "a GGUF file, bot.gguf"),
+        (("bot.onnx_adapter",), "an ONNX adapter"),
+        (("pytorch_lora_weights.safetensors",), "a diffusers LoRA"),
+        ((CONFIG, "adapter_model-00001-of-00002.safetensors"), "an adapter in shards"),
+    ],
+)
+def test_the_format_of_another_tool_is_named(tmp_path: Path, files: tuple[str, ...], title: str) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(BadInput, match=title) as caught:
+        find(tmp_path)
+    assert caught.value.hint
+
+
+def test_a_file_in_a_directorys_stead(tmp_path: Path) -> None:
+    for name, said in (("bot.gguf", "bot.gguf is a GGUF file"), (WEIGHTS, f"{WEIGHTS} is a file")):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(BadInput, match=said):
+            find(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [
