@@ -21,15 +21,22 @@ They become text in one place only: `LoradockError.text`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, in one line; its type where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What a library's error says, in its first line and those that this one announces; its type where it says nothing.
+
+    Torch says "Error(s) in loading state_dict for X:" and the reason below, pydantic how many errors it has.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if hasattr(error, "error_count"):
+        lines = faults_of(cast("ValidationError", error))
+    upto = next((at for at, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    return " ".join(lines[: upto + 1])
 
 
 def faults_of(error: ValidationError) -> list[str]:

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from registry.errors import NotServable
+from registry.check.findings import printable
+from registry.errors import NotServable, first_line
 from registry.records import Version
 from registry.refs import VersionRef
 from serving.meter import Meter
@@ -98,7 +99,7 @@ class Engine:
         try:
             loaded = await self._client.add_lora(held.request)
         except Exception as error:
-            raise NotServable(name, [f"vLLM cannot load it: {_first_line(error)}"]) from error
+            raise NotServable(name, [f"vLLM cannot load it: {printable(first_line(error), 300)}"]) from error
         if not loaded:
             raise NotServable(name, ["vLLM did not load it"])
 
@@ -288,8 +289,3 @@ def stored_model(state: Any, response_id: str) -> str:
 def died(client: Any) -> bool:
     """Whether the engine's process ended by itself, and not because it was told to."""
     return getattr(client.engine_core.resources.engine_manager, "failed_proc_name", None) is not None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -115,9 +115,7 @@ class Lineages(Connection):
         """
         key = publication_tag(int(publication.at.timestamp() * 1000))
         with translated(self.uri, f"version {str(ref)!r}"):
-            upsert(
-                lambda: self.client.set_model_version_tag(ref.name, str(ref.number), key, publication.canonical())
-            )
+            upsert(lambda: self.client.set_model_version_tag(ref.name, str(ref.number), key, publication.canonical()))
 
     def publications(self, ref: VersionRef) -> tuple[Publication, ...]:
         """Where a version was published, oldest first."""
