@@ -99,7 +99,9 @@ class Engine:
         try:
             loaded = await self._client.add_lora(held.request)
         except Exception as error:
-            raise NotServable(name, [f"vLLM cannot load it: {printable(first_line(error), 300)}"]) from error
+            said = first_line(error).removeprefix("Call to add_lora method failed:").strip()
+            reason = printable(said, 300) or "it does not say why, and its log does"
+            raise NotServable(name, [f"vLLM cannot load it: {reason}"]) from error
         if not loaded:
             raise NotServable(name, ["vLLM did not load it"])
 
