@@ -171,6 +171,9 @@ class Drifted(Conflict):
             found=f"version {found}" if found else "no version",
             winner="somebody past loradock",
         )
+        now = f"is at version {found}" if found else "was taken away"
+        before = f"not at version {recorded}" if recorded else "and history has no move of it"
+        self.args = (f"{name}@{alias} {now} by somebody past loradock, {before}",)
         self.hint = f"`loradock history {name} --adopt` takes it as it is, `--restore` moves it back"
 
 

@@ -115,8 +115,11 @@ def rollback(store: Store, name: str, alias: str, *, actor: str, reason: str = "
     past = _undrifted(store, name, alias, whole=True)
     if to is not None and to not in {move.to_version for move in past.moves if move.alias == alias}:
         raise BadInput(f"{name}@{alias} was never at version {to}", hint=f"promote it: loradock promote {name}/{to}")
+    here = None if past.drifts_of(alias) else past.head(alias)
+    if to is not None and to == here:
+        raise BadInput(f"{name}@{alias} is at version {to} already")
     targets = past.earlier(alias) if to is None else (to,)
-    for target in (number for number in targets if number not in past.removed):
+    for target in (number for number in targets if number != here and number not in past.removed):
         try:
             version = store.version(VersionRef(name, target))
             versions.verify(store, version)

@@ -246,15 +246,23 @@ def unfit(args: Namespace, environ: Mapping[str, str], *, cpu: bool) -> list[str
         faults.append("--lora-modules adds adapters that no registry knows; register and promote them instead")
     if getattr(args, "headless", False) or getattr(args, "grpc", False):
         faults.append("--headless and --grpc leave out the HTTP server that loradock's routes are part of")
-    faults += too_precise(args, cpu=cpu)
+    faults += misreading(args, cpu=cpu)
     return [*faults, *(f"{name} is set: {why}" for name, why in FORBIDDEN.items() if _is_set(environ, name))]
 
 
-def too_precise(args: Any, *, cpu: bool) -> list[str]:
-    """The fault of a precision in which adapters cannot be computed; empty for any other one."""
-    if cpu or not {"float", "float32"} & {getattr(args, "dtype", None), getattr(args, "lora_dtype", None)}:
-        return []
-    return ["--dtype float32: vLLM's LoRA kernels for GPUs compute in 16 bits only"]
+_MISREADING: Final = {
+    "lora_target_modules": "vLLM leaves out, without a word, what an adapter does to other modules",
+    "default_mm_loras": "it adds adapters that no registry knows, by what a request holds",
+    "enable_moe_shared_loras": "vLLM then reads adapters of experts in a form that PEFT does not write",
+}
+
+
+def misreading(args: Any, *, cpu: bool) -> list[str]:
+    """What in vLLM's own arguments makes adapters do something else than they were trained to do, or nothing."""
+    faults = [f"--{name.replace('_', '-')}: {why}" for name, why in _MISREADING.items() if getattr(args, name, None)]
+    if not cpu and {"float", "float32"} & {getattr(args, "dtype", None), getattr(args, "lora_dtype", None)}:
+        faults.append("--dtype float32: vLLM's LoRA kernels for GPUs compute in 16 bits only")
+    return faults
 
 
 def _is_set(environ: Mapping[str, str], name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,6 +123,7 @@ def verify(ref: str | None, every: bool, as_json: bool) -> None:
 def _verify_all(store: Store, names: Sequence[str], as_json: bool) -> None:
     problems = [fault for name in names for fault in _faults_of_history(store, name)]
     every = tuple(version for name in names for version in store.versions(name))
+    problems += _astray(store, names, {version.ref for version in every})
     rows = [_verified(store, version) for version in _with_progress(every)]
     problems += [f"{row['version']}: {fault}" for row in rows for fault in row["faults"]]
     emit(rows, as_json, columns=("version", "digest", "faults"))
@@ -141,6 +142,14 @@ def _faults_of_history(store: Store, name: str) -> list[str]:
     except Refused as error:
         return [str(error)]
     return [str(Drifted(name, drift.alias, recorded=drift.recorded, found=drift.found)) for drift in past.drifts]
+
+
+def _astray(store: Store, names: Collection[str], known: Container[refs.VersionRef]) -> Iterator[str]:
+    """Aliases at a version that loradock did not register, or whose tags somebody took away."""
+    for name in names:
+        for alias, number in store.family(name).aliases.items():
+            if (ref := refs.VersionRef(name, number)) not in known:
+                yield f"{name}@{alias} is at {ref}, and MLflow has no such version, or not the tags of its registration"
 
 
 def _verified(store: Store, version: Version) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from serving import launch
 from serving.batch.answering import Outcome, Unanswerable
 from serving.batch.journal import Usage
 from serving.batch.rows import Row
-from serving.engine import precision, too_precise
+from serving.engine import misreading, precision
 from serving.probe import Measure, Prober, Proof, Scored
 
 _MOST_SLOTS: Final = 16
@@ -65,7 +65,7 @@ def parsed(words: Sequence[str], *, cpu: bool) -> Any:
         args = parser.parse_args(list(words))
     except SystemExit as error:
         raise BadInput("vLLM does not take these arguments", hint="its own line above says why") from error
-    if args.enable_lora and (faults := too_precise(args, cpu=cpu)):
+    if args.enable_lora and (faults := misreading(args, cpu=cpu)):
         raise BadInput("vLLM's arguments do not fit loradock", problems=faults)
     return args
 

@@ -82,6 +82,17 @@ def test_rollback_undoes_one_promotion_after_the_other(three: Store) -> None:
     assert promotion.rollback(three, NAME, "production", actor="ann").to_version == 1
 
 
+def test_rollback_goes_nowhere_where_only_the_version_in_force_is_left(three: Store) -> None:
+    for number in (1, 2, 1):
+        promotion.promote(three, ref(number), "production", actor="ann")
+    three.client.delete_model_version(NAME, "2")
+    with pytest.raises(NotFound, match="no earlier version"):
+        promotion.rollback(three, NAME, "production", actor="ann")
+    with pytest.raises(BadInput, match="is at version 1 already"):
+        promotion.rollback(three, NAME, "production", actor="ann", to=1)
+    assert len(history.read(three, NAME).moves) == 3
+
+
 def test_rollback_to_a_version_of_the_past_but_to_no_other(three: Store) -> None:
     for number in (1, 2):
         promotion.promote(three, ref(number), "production", actor="ann")

@@ -297,6 +297,16 @@ def test_verifying_all_versions_names_every_fault_and_the_history(
     assert len(answer.exception.problems) == 3
 
 
+def test_verifying_all_versions_names_an_alias_whose_version_lost_its_tags(store: Store, tmp_path: Path) -> None:
+    make_version(store, tmp_path / "one")
+    promotion.promote(store, VersionRef("support-bot", 1), "production", actor="ann")
+    store.client.delete_model_version_tag("support-bot", "1", "loradock.digest")
+    answer = CliRunner().invoke(cli, ["verify", "support-bot", "--all", "--json"])
+    assert isinstance(answer.exception, Refused)
+    [problem] = answer.exception.problems
+    assert problem.startswith("support-bot@production is at support-bot/1, and MLflow has no such version, or not the")
+
+
 def test_verifying_all_versions_that_are_whole(store: Store, tmp_path: Path) -> None:
     make_version(store, tmp_path / "a")
     answer = CliRunner().invoke(cli, ["verify", "support-bot", "--all", "--json"], catch_exceptions=False)

@@ -209,6 +209,8 @@ FIT = {"enable_lora": True, "api_server_count": None, "lora_modules": None, "hea
         ({"api_server_count": 4}, {"VLLM_SKIP_MODEL_NAME_VALIDATION": "1"}, 2),
         ({"dtype": "bfloat16"}, {}, 0),
         ({"dtype": "float32"}, {}, 1),
+        ({"lora_target_modules": ["o_proj"]}, {}, 1),
+        ({"default_mm_loras": {"image": "/adapter"}, "enable_moe_shared_loras": True}, {}, 2),
     ],
 )
 def test_arguments_that_break_a_promise_are_named(
