@@ -141,7 +141,11 @@ def _faults_of_history(store: Store, name: str) -> list[str]:
         past = histories.read(store, name)
     except Refused as error:
         return [str(error)]
-    return [str(Drifted(name, drift.alias, recorded=drift.recorded, found=drift.found)) for drift in past.drifts]
+    faults = [str(Drifted(name, drift.alias, recorded=drift.recorded, found=drift.found)) for drift in past.drifts]
+    for run in store.deleted(past.family) if past.family.ledger else ():
+        told = f"run {run} of its history is deleted, and `mlflow gc` would purge it"
+        faults.append(f"{told}: mlflow runs restore --run-id {run}")
+    return faults
 
 
 def _astray(store: Store, names: Collection[str], known: Container[refs.VersionRef]) -> Iterator[str]:

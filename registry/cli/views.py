@@ -18,6 +18,7 @@ from registry.records import Version
 from registry.settings import Settings
 from registry.standing import standing
 from registry.store import Family, Store
+from registry.store.families import owned
 
 _COLUMNS = ("version", "aliases", "method", "rank", "base", "created", "servable")
 
@@ -39,7 +40,7 @@ def list_(name: str | None, limit: int, before: int | None, after: int | None, a
         return
     if before is not None and after is not None:
         raise BadInput("--before and --after exclude each other")
-    family = store.family(refs.parse_name(name))
+    family = owned(store.family(refs.parse_name(name)))
     page = store.page(family.name, limit=limit, before=before, after=after)
     emit([_row(family, version) for version in page], as_json, columns=_COLUMNS)
     if len(page) == limit and page[-1].ref.number > 1 and after is None:

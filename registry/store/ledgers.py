@@ -120,6 +120,12 @@ class Ledgers(Families):
                 for nonce in others if end - ENTRIES <= seq else ():
                     self._mark(older, seq, text, f"{_MENDING}{nonce}")
 
+    def deleted(self, family: Family) -> tuple[str, ...]:
+        """The runs of a family's history that somebody deleted in MLflow, whose next `mlflow gc` purges them."""
+        runs = [run_id for run_id, _ in self._parts(family, whole=True)]
+        with translated(self.uri, f"history of {family.name!r}"):
+            return tuple(run for run in runs if self.client.get_run(run).info.lifecycle_stage == "deleted")
+
     def _parts(self, family: Family, *, whole: bool) -> Iterator[tuple[str, Mapping[str, str]]]:
         with translated(self.uri, f"history of {family.name!r}"):
             run_id, run = family.ledger, self.client.get_run(family.ledger)

@@ -307,6 +307,18 @@ def test_verifying_all_versions_names_an_alias_whose_version_lost_its_tags(store
     assert problem.startswith("support-bot@production is at support-bot/1, and MLflow has no such version, or not the")
 
 
+def test_verifying_all_versions_names_a_history_that_is_in_mlflows_bin(store: Store, tmp_path: Path) -> None:
+    make_version(store, tmp_path / "one")
+    run = store.family("support-bot").ledger
+    store.client.delete_run(run)
+    answer = CliRunner().invoke(cli, ["verify", "support-bot", "--all", "--json"])
+    assert isinstance(answer.exception, Refused)
+    [problem] = answer.exception.problems
+    assert problem.endswith(f"mlflow runs restore --run-id {run}")
+    store.client.restore_run(run)
+    assert CliRunner().invoke(cli, ["verify", "support-bot", "--all", "--json"]).exit_code == 0
+
+
 def test_verifying_all_versions_that_are_whole(store: Store, tmp_path: Path) -> None:
     make_version(store, tmp_path / "a")
     answer = CliRunner().invoke(cli, ["verify", "support-bot", "--all", "--json"], catch_exceptions=False)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from registry import promotion
 from registry.cli import views
-from registry.errors import BadInput, NotFound
+from registry.errors import BadInput, NotFound, Taken
 from registry.store import Store
 from tests.support.adapters import NAME, make_version, ref
 
@@ -73,6 +73,11 @@ def test_list_shows_a_page_newest_first_and_says_how_to_go_on(seven: Store) -> N
     last = said(views.list_, NAME, "--limit", "5", "--before", "3")
     assert last.stderr == ""
     assert "support-bot/1" in last.stdout
+
+
+def test_list_refuses_a_registered_model_of_something_else(seven: Store) -> None:
+    seven.client.create_registered_model("forest")
+    assert isinstance(CliRunner().invoke(views.list_, ["forest"]).exception, Taken)
 
 
 def test_list_without_a_name_has_every_family(seven: Store, tmp_path: Path) -> None:
