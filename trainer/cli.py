@@ -73,6 +73,8 @@ def train(
         launch.run(["train", str(recipe), *flags], processes, machines, accelerate_config)
         return
     if os.environ.get("RANK", "0") == "0":  # the main process, or the only one
+        if rows.unread:
+            say(f"columns that are not read: {', '.join(rows.unread)}")
         say(f"{len(rows.rows)} rows in {rows.name}; loading")
     from trainer import run
 

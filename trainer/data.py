@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from registry.errors import BadInput
 from trainer import sources
-from trainer.formats import FORMATS, parse, recognise, renamed
+from trainer.formats import FORMATS, faults, parse, recognise, renamed, unread
 from trainer.recipe import Data
 from trainer.rows import Row
 from trainer.sources import File
@@ -38,6 +38,8 @@ class Rows:
     """What `data.path` names, without the directory of an absolute path; a Hub data set with its commit."""
     rows: tuple[Row, ...]
     duplicates: Duplicates = Duplicates()
+    unread: tuple[str, ...] = ()
+    """The columns that say nothing to a training, by name."""
 
     @cached_property
     def digest(self) -> str:
@@ -96,10 +98,11 @@ def load(data: Data, directory: Path) -> Rows:
     rows: list[Row] = []
     problems: list[str] = []
     columns: set[str] = set()
+    left: set[str] = set()
     for file in sources.read(data, directory):
         names[file.source] = None
-        for place, row, faults in _parsed(file, data, columns):
-            problems += (f"{place}: {fault}" for fault in faults)
+        for place, row, wrong in _parsed(file, data, columns, left):
+            problems += (f"{place}: {fault}" for fault in wrong)
             if row is not None:
                 places.append(place)
                 rows.append(row)
@@ -109,11 +112,14 @@ def load(data: Data, directory: Path) -> Rows:
     if problems:
         more = [f"and {len(problems) - _SHOWN:,} more"] if len(problems) > _SHOWN else []
         raise BadInput(f"{name} cannot be used", problems=problems[:_SHOWN] + more)
-    return Rows(name, tuple(rows), _duplicates(rows, places))
+    return Rows(name, tuple(rows), _duplicates(rows, places), tuple(sorted(left)))
 
 
-def _parsed(file: File, data: Data, columns: set[str]) -> Iterator[tuple[str, Row | None, list[str]]]:
-    """A file's rows with their places, or what is wrong with them; the names of its columns go into `columns`."""
+def _parsed(file: File, data: Data, columns: set[str], left: set[str]) -> Iterator[tuple[str, Row | None, list[str]]]:
+    """A file's rows with their places, or what is wrong with them.
+
+    The names of its columns go into `columns`, and those that are not read into `left`.
+    """
     layout: str = "" if data.format == "auto" else data.format
     first, empty = "", True
     for record in file.records:
@@ -132,9 +138,10 @@ def _parsed(file: File, data: Data, columns: set[str]) -> Iterator[tuple[str, Ro
                 yield record.place, None, [_unknown(value)]
         elif found and found != layout:
             yield record.place, None, [f"its layout is {found}, and {first} is {layout}; a file has one layout"]
-        elif faults := list(FORMATS[layout].faults(value)):
-            yield record.place, None, faults
+        elif wrong := list(faults(value, layout)):
+            yield record.place, None, wrong
         else:
+            left |= {*unread(value, layout)}
             yield record.place, parse(value, layout, data), []
     if empty:
         yield file.name, None, ["it has no rows"]

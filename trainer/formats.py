@@ -22,6 +22,19 @@ _SYNONYMS: Final[Mapping[str, str]] = {
 """What ShareGPT's files and their kin call the two who speak."""
 
 
+_TOLD: Final[Mapping[str, str]] = {
+    "system": "a system message of its own, which belongs among its messages",
+    "history": "earlier turns, which belong into a list of messages",
+    "chosen": "a preferred answer, and only one answer to a prompt can be trained on",
+    "rejected": "a rejected answer, and only one answer to a prompt can be trained on",
+    "chat_template_kwargs": "settings of its own for the chat template, and all rows have the same",
+    "documents": "documents for the chat template, which no row can have",
+}
+"""Columns by which TRL, LLaMA-Factory and others change what an answer answers."""
+_MEDIA: Final = frozenset({"image", "images", "video", "videos", "audio", "audios"})
+"""Columns with what is seen or heard, where they are lists or objects; text is an address that may say nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """One layout of rows."""
@@ -60,6 +73,23 @@ def recognise(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     found = [name for name, format_ in FORMATS.items() if all(column in row for column in format_.columns)]
     meant = [name for name in found if columns.keys() & {*FORMATS[name].columns, *FORMATS[name].optional}]
     return next(iter(meant or found), "")
+
+
+def faults(row: Mapping[str, Any], layout: str) -> Iterator[str]:
+    """What is wrong with a renamed row; nothing when `parse` can take it."""
+    yield from FORMATS[layout].faults(row)
+    for name in unread(row, layout):
+        if name in _TOLD and layout != "text" and row[name]:
+            yield f"it has {name}: {_TOLD[name]}"
+        elif name in _MEDIA and isinstance(row[name], list | dict) and row[name]:
+            yield f"it has {name}, and only text can be trained on"
+        elif name == "label" and row[name] is False:
+            yield "it is labelled false, as an answer that is not to be learned"
+
+
+def unread(row: Mapping[str, Any], layout: str) -> Iterator[str]:
+    """The columns of a renamed row that its layout does not have."""
+    return (name for name in row if name not in (*FORMATS[layout].columns, *FORMATS[layout].optional))
 
 
 def parse(row: Mapping[str, Any], layout: str, data: Data) -> Row:

@@ -257,3 +257,8 @@ def test_two_loads_of_the_same_data_are_recognised_in_mlflow(tmp_path: Path, sto
         store.client.log_param(ids[-1], "data.digest", digest)
     found = store.client.search_runs([experiment], filter_of[1].replace("DIGEST", digests[1]))
     assert [run.info.run_id for run in found] == ids[1:]
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    lines = [json.dumps({"messages": [USER, ANSWER], **more}) for more in ({"id": 1}, {"source": "web"}, {"id": None})]
+    assert load(tmp_path, *lines).unread == ("id", "source")
