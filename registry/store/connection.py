@@ -38,6 +38,11 @@ _ELSEWHERE: Final = (
     "set MLFLOW_TRACKING_URI to an MLflow server, or to a database of MLflow's (unset: the embedded store)"
 )
 _FAULTS: Final = (
+    (
+        r"Invalid Host header",
+        "it takes no requests that name it so",
+        "those who run it allow the name: mlflow server --allowed-hosts HOST:PORT, or MLFLOW_SERVER_ALLOWED_HOSTS",
+    ),
     (r"error code 401", "it asks who you are", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
     (r"error code 403", "it does not permit this to you", "ask those who run it"),
     # what a library says; what that means; what to do

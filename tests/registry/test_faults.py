@@ -206,6 +206,15 @@ def test_what_answers_in_mlflows_place_is_told_without_the_password(
     assert "secret" not in done.err
 
 
+@pytest.mark.slow
+def test_a_server_that_does_not_know_its_name_is_told_with_the_option_that_gives_it(
+    server: MLflowServer, home: Path
+) -> None:
+    elsewhere = server.uri.replace("127.0.0.1", "0x7f000001")  # the same address, as MLflow's guard sees another host
+    done = loradock("list", MLFLOW_TRACKING_URI=elsewhere)
+    is_clear(done, 6, "takes no requests that name it so", "--allowed-hosts")
+
+
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long this process sleeps each time, in seconds."""
