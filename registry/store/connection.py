@@ -196,8 +196,12 @@ def _refused(uri: str, text: str, what: str) -> LoradockError:
 
 
 def masked(uri: str) -> str:
-    """A URI without its user and password."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+    """A URI, or a text with some, without their users and passwords, in the part before the host and in the query.
+
+    A user ends at the first `:`, as SQLAlchemy's does, and a password at the last `@`: it may hold others, unencoded.
+    """
+    shown = re.sub(r"(\w://)[^:/\s]*(?::\S*)?@", r"\1***@", uri)
+    return re.sub(r"(?i)((?:password|passwd|pwd|passfile|token|secret)=)[^&\s]+", r"\1***", shown)
 
 
 def _unreachable(uri: str, error: Exception) -> Unreachable:
