@@ -25,6 +25,8 @@ from tests.support.faults.fault import Fault, faults
 from tests.support.stack.commands import say
 
 PACKAGES = ("registry", "trainer", "serving")
+_LAST = 3000
+"""Characters of what pytest says that are shown."""
 
 
 @dataclass
@@ -68,14 +70,14 @@ class Copy:
             if test not in self.clean:
                 self.clean[test] = self._failure(test)
             if self.clean[test]:
-                return f"without the fault, {test} fails"
+                return f"without the fault, {test} fails:\n{self.clean[test][-_LAST:]}"
         with fault.planted():
             self._forget()
             found = self._failure("-x", *fault.caught_by)
         self._forget()
         if not found:
             return "its tests pass"
-        return "" if fault.says in found else f"its tests fail, but do not say {fault.says!r}:\n{found[-3000:]}"
+        return "" if fault.says in found else f"its tests fail, but do not say {fault.says!r}:\n{found[-_LAST:]}"
 
     def _failure(self, *words: str) -> str:
         """What pytest says where a test failed, was skipped or was not there; empty where all passed."""
