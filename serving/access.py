@@ -17,6 +17,7 @@ STATUS: Final = "/loradock/status"
 READY: Final = "/loradock/ready"
 SIGNALS: Final = "/loradock/signals"
 NUDGE: Final = "/loradock/nudge"
+RESPONSES: Final = "/v1/responses"
 
 READING: Final = ("GET", "HEAD")
 """What changes and computes nothing."""
@@ -28,7 +29,7 @@ _KEYED: Final = frozenset(
     {f"/v1/chat/completions{way}" for way in ("", "/batch", "/render", "/derender")}
     | {f"/v1/completions{way}" for way in ("", "/render", "/derender")}
     | {f"/v1/messages{way}" for way in ("", "/count_tokens", "/render")}
-    | {"/v1/responses", "/v1/responses/render", "/v1/systemone", "/inference/v1/generate", "/generative_scoring"}
+    | {RESPONSES, "/v1/responses/render", "/v1/systemone", "/inference/v1/generate", "/generative_scoring"}
     | {"/cohere/v2/chat", "/cohere/v2/chat/render", "/invocations", "/ping", "/tokenize", "/detokenize"}
     | {"/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/score", "/v1/score"}
     | {"/rerank", "/v1/rerank", "/v2/rerank", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime"}
@@ -48,15 +49,19 @@ class Need(Enum):
 
 
 def need(method: str, path: str, *, open_metrics: bool) -> Need:
-    """What a request has to show; `method` is empty for a WebSocket."""
-    if method == "OPTIONS" or path == NUDGE:  # a nudge is signed, and looked at by its route
+    """What a request has to show; `method` is empty for a WebSocket.
+
+    OPTIONS needs what reading needs, since a mounted application does not tell them apart. What a browser asks before
+    its request does not come here: vLLM's CORS middleware, which is outside of the guard, answers it.
+    """
+    if path == NUDGE:  # it is signed, and looked at by its route
         return Need.NOTHING
-    if method in READING:
+    if method in (*READING, "OPTIONS"):
         if path in _OPEN or path.startswith("/static/") or (path == "/metrics" and open_metrics):
             return Need.NOTHING
         if path == "/metrics":
             return Need.KEY
-    if path in _KEYED or stored_response(path) or (method in READING and _MODEL.fullmatch(path)):
+    if path in _KEYED or stored_response(path) or (method in (*READING, "OPTIONS") and _MODEL.fullmatch(path)):
         return Need.KEY
     return Need.ADMIN
 

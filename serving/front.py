@@ -7,6 +7,8 @@ unloading in between can reach it. It is named to vLLM as `support-bot/3`, which
 from __future__ import annotations
 
 import json
+import uuid
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -29,6 +31,8 @@ VERSION_HEADER: Final = "x-loradock-version"
 DIGEST_HEADER: Final = "x-loradock-digest"
 
 _OURS: Final = "/loradock/"
+_KEPT: Final = 100_000
+"""Responses whose owners are remembered; older ones are an admin's."""
 _SHALLOW: Final = 100
 """Brackets that a body may have before its nesting is looked at."""
 _USERS: Final = ("safety_identifier", "user")
@@ -58,6 +62,25 @@ class Quotas(Protocol):
         """Count a request, and say what is left in headers; raises Denied."""
 
 
+class Owners:
+    """Which key each response that vLLM may keep belongs to, in this process, as vLLM keeps them."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[str, str] = OrderedDict()
+
+    def new(self, caller: Caller) -> str:
+        """An id for a response of this caller's."""
+        response_id = f"resp_{uuid.uuid4().hex}"
+        self._names[response_id] = caller.name
+        if len(self._names) > _KEPT:
+            self._names.popitem(last=False)
+        return response_id
+
+    def may(self, caller: Caller, response_id: str) -> bool:
+        """Whether a caller may read a response, go on from it, and cancel it."""
+        return caller.admin or self._names.get(response_id) == caller.name
+
+
 class Front:
     """ASGI middleware, inside of the guard, over every request that names a model in a JSON body."""
 
@@ -70,49 +93,85 @@ class Front:
         base_digest: Callable[[], str],
         stored: Callable[[str], str],
         refused: Callable[[str, int], None],
+        most: int,
     ) -> None:
-        """`stored` gives the engine's name of whoever gave a response that is kept, by its id, or nothing."""
+        """`stored` gives the engine's name of whoever gave a response that is kept, by its id, or nothing.
+
+        `most` is how long a body may be, in bytes.
+        """
         self._app, self._house, self._quotas = app, house, quotas
         self._base_digest, self._stored, self._refused = base_digest, stored, refused
+        self._most, self._owners = most, Owners()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Choose, hold, hand on; or answer with why not, in OpenAI's shape."""
         house = self._house()
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if house is not None and (response_id := access.stored_response(path)):
-            await self._app(scope, receive, _with(self._stored_headers(house, response_id), send))
-            return
-        if scope["type"] != "http" or scope["method"] != "POST" or house is None or path.startswith(_OURS):
+        if scope["type"] != "http" or house is None or path.startswith(_OURS):
             await self._app(scope, receive, send)
             return
-        raw = await _read(receive)
-        if raw is None:  # the client left
-            return
         try:
-            body = _parsed(raw, scope[CALLER])
-            if body is None:  # no JSON object: not a request for a model, or vLLM says what is wrong with it
-                await self._app(scope, _replay(raw, receive), send)
-                return
-            await self._answer(house, body, raw, scope, receive, send)
+            if response_id := access.stored_response(path):
+                await self._kept(house, response_id, scope, receive, send)
+            elif scope["method"] != "POST":
+                await self._app(scope, receive, send)
+            else:
+                await self._compute(house, path, scope, receive, send)
         except Denied as denied:
             self._refused(denied.caller, denied.status)
             await denied.response(path)(scope, receive, send)
 
+    async def _kept(self, house: House, response_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        caller: Caller = scope[CALLER]
+        if not self._owners.may(caller, response_id):
+            raise refusals.no_such_response(response_id, caller=caller.name)
+        await self._app(scope, receive, _with(self._stored_headers(house, response_id), send))
+
+    async def _compute(self, house: House, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count a request before anything is done for it, read it, and hand it on."""
+        caller: Caller = scope[CALLER]
+        limits = self._quotas.admit(caller)
+        raw = await _read(scope, receive, self._most)
+        if raw is None:  # the client left
+            return
+        body = _parsed(raw, caller)
+        if body is None:  # no JSON object: not a request for a model, or vLLM says what is wrong with it
+            if caller.restricted:
+                raise refusals.bad_request("The body is no JSON object.", caller=caller.name)
+            await self._app(scope, _replay(raw, receive), _with(limits, send))
+            return
+        if path == access.RESPONSES:
+            body = self._owned(body, caller)
+        await self._answer(house, body, limits, scope, receive, send)
+
+    def _owned(self, body: dict[str, Any], caller: Caller) -> dict[str, Any]:
+        """A request of the Responses API that goes on from this key's own alone, under an id that is this key's."""
+        before = body.get("previous_response_id")
+        if isinstance(before, str) and not self._owners.may(caller, before):
+            raise refusals.no_such_response(before, caller=caller.name)
+        return {**body, "request_id": self._owners.new(caller)}
+
     async def _answer(
-        self, house: House, body: dict[str, Any], raw: bytes, scope: Scope, receive: Receive, send: Send
+        self,
+        house: House,
+        body: dict[str, Any],
+        limits: Mapping[str, str],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         caller: Caller = scope[CALLER]
         found = _find(house.table(), body, caller)
-        limits = self._quotas.admit(caller)
         asked = Asked(found.name, found.role, caller.name)
         if found.ref is None:
             headers = {**limits, VERSION_HEADER: found.name, DIGEST_HEADER: self._base_digest()}
-            await self._hand_on(asked, scope, _replay(raw, receive), _with(headers, send))
+            raw = _written(body, caller)
+            await self._hand_on(asked, _sized(scope, len(raw)), _replay(raw, receive), _with(headers, send))
             return
+        named = _written({**body, "model": str(found.ref)}, caller)
         version = await _acquired(house, found.ref, caller)
         try:
             headers = {**limits, VERSION_HEADER: str(found.ref), DIGEST_HEADER: version.facts.digest}
-            named = json.dumps({**body, "model": str(found.ref)}).encode()
             inner = _sized(scope, len(named), (ADAPTER_HEADER, str(found.ref)))
             await self._hand_on(asked, inner, _replay(named, receive), _with(headers, send))
         finally:
@@ -181,14 +240,29 @@ def _is_deep(raw: bytes) -> bool:
     return False
 
 
-async def _read(receive: Receive) -> bytes | None:
-    """A request's whole body; None where the client left before its end."""
-    pieces = []
+def _written(body: Mapping[str, Any], caller: Caller) -> bytes:
+    """A body as JSON; raises Denied for numbers and characters that Python reads, and JSON and UTF-8 do not have."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        message = "The JSON holds a number that is not finite, or half of a surrogate pair."
+        raise refusals.bad_request(message, caller=caller.name) from error
+
+
+async def _read(scope: Scope, receive: Receive, most: int) -> bytes | None:
+    """A request's whole body; None where the client left before its end. Raises Denied for more bytes than `most`."""
+    caller: Caller = scope[CALLER]
+    told = dict(scope["headers"]).get(b"content-length", b"0")
+    if told.isdigit() and int(told) > most:
+        raise refusals.too_large(most, caller=caller.name)
+    pieces, size = [], 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
         pieces.append(message.get("body", b""))
+        if (size := size + len(pieces[-1])) > most:
+            raise refusals.too_large(most, caller=caller.name)
         if not message.get("more_body", False):
             return b"".join(pieces)
 

@@ -62,6 +62,9 @@ def _path(scope: Scope) -> str:
 
 
 def _shows_model(method: str, headers: Headers) -> bool:
-    """Whether a request's model can be seen: it reads and computes nothing, or its body is JSON."""
+    """Whether a request's model can be seen: it reads and computes nothing, or its body is JSON, which the front reads.
+
+    A WebSocket has no method, whatever its headers say.
+    """
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    return method in access.READING or media_type == "application/json"
+    return method in (*access.READING, "OPTIONS") or (method == "POST" and media_type == "application/json")

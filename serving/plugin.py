@@ -21,7 +21,7 @@ from registry import base as bases
 from registry.base import LocalBase
 from registry.errors import BadInput
 from registry.settings import Settings
-from serving import access, refusals
+from serving import access, refusals, report
 from serving import engine as engines
 from serving.admission import Admission
 from serving.cache import Cache
@@ -77,8 +77,9 @@ async def _cards(request: Request) -> list[dict[str, Any]]:
 @router.get(access.STATUS)
 async def status(request: Request) -> JSONResponse:
     """What this replica holds, answers with, holds back and refuses, and how fresh its view of the registry is."""
-    state = request.app.state
-    return JSONResponse({**state.loradock.status(), **state.loradock_limits, "keys": state.loradock_keys.status()})
+    state, caller = request.app.state, request.scope[CALLER]
+    found = {**state.loradock.status(), **state.loradock_limits, "keys": state.loradock_keys.status()}
+    return JSONResponse(report.seen_by(caller, found) if caller.restricted else found)
 
 
 @router.get(access.READY)
@@ -129,6 +130,7 @@ class Plugin:
             base_digest=lambda: state.loradock_base.weights_digest,
             stored=lambda response_id: engines.stored_model(state, response_id),
             refused=metrics.refused,
+            most=int(settings.body_mib * 2**20),
         )
         app.add_middleware(Guard, keys=keys, open_metrics=settings.metrics_open, refused=metrics.refused)
         app.add_middleware(Stopping, seconds=settings.stop_seconds, began=lambda: state.loradock.stop())  # noqa: PLW0108 - it is not there yet

@@ -18,6 +18,7 @@ _ANTHROPICS: Final = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
 }
@@ -86,6 +87,17 @@ def no_such_model(model: str, *, caller: str = "") -> Denied:
 def bad_request(message: str, *, param: str | None = None, caller: str = "") -> Denied:
     """400: what the request says cannot be meant; clients raise BadRequestError."""
     return Denied(400, message, code="invalid_request", param=param, caller=caller)
+
+
+def no_such_response(response_id: str, *, caller: str) -> Denied:
+    """404: no response of this key's is kept under this id."""
+    return Denied(404, f"Response with id '{response_id[:100]}' not found.", code="response_not_found", caller=caller)
+
+
+def too_large(most: int, *, caller: str = "") -> Denied:
+    """413: a body above the limit, in bytes; the rest of it is not read."""
+    message = f"The body is larger than {most / 2**20:g} MiB, which is the most here."
+    return Denied(413, message, code="request_too_large", headers={"Connection": "close"}, caller=caller)
 
 
 def unavailable(message: str, *, caller: str = "") -> Denied:

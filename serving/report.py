@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from registry.refs import VersionRef
 from serving.desired import Desired
+from serving.keys import Caller
 from serving.probe import Proof
 from serving.reconcile import Observed
 
@@ -43,6 +44,30 @@ def page(
         "resident": {str(ref): held.in_flight for ref, held in sorted(observed.resident.items())},
         "proofs": {str(ref): dict(proof.figures) for ref, proof in sorted(proofs.items())},
     }
+
+
+_OF_NAMES: Final = ("waiting", "adapters", "cold", "shares", "loading", "quarantined", "refused", "resident", "proofs")
+"""What of a page tells of single adapters: objects by name or version, and one list."""
+
+
+def seen_by(caller: Caller, page: Mapping[str, Any]) -> dict[str, Any]:
+    """A page as a key that is for some models only sees it: its own adapters, and nothing of the machine's paths."""
+
+    def own(name: str) -> bool:
+        return caller.may(name) or caller.may(name.partition("/")[0])
+
+    shown = dict(page)
+    for part in _OF_NAMES:
+        told = page[part]
+        shown[part] = list(filter(own, told)) if isinstance(told, list) else {k: v for k, v in told.items() if own(k)}
+    shown["registry"] = {
+        **page["registry"],
+        "uri": "the registry",
+        "error": "out of reach" if page["registry"]["error"] else "",
+    }
+    shown["converged"] = not shown["waiting"]
+    del shown["keys"]
+    return shown
 
 
 def _name(name: str, desired: Desired, observed: Observed, since: Mapping[str, datetime]) -> dict[str, Any]:

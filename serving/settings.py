@@ -39,6 +39,8 @@ class ServingSettings(FromEnvironment):
     """The file of API keys; without it, and without vLLM's own key, whoever reaches the port may call."""
     webhook_secret: SecretStr = SecretStr("")
     """What MLflow signs its webhooks to /loradock/nudge with; without it, only callers with a key can nudge."""
+    body_mib: float = Field(default=32.0, gt=0, le=1024)
+    """How long the body of a request may be, in MiB."""
     metrics_open: bool = True
     """Whether /metrics needs no key."""
     metrics_adapters: int = Field(default=100, ge=1)

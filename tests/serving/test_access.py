@@ -58,9 +58,11 @@ def test_the_metrics_are_open_or_for_any_key() -> None:
     assert access.need("GET", "/metrics", open_metrics=False) is Need.KEY
 
 
-@pytest.mark.parametrize("path", [*COMPUTING, *FOR_ADMINS])
-def test_a_browser_may_ask_what_it_may_ask(path: str) -> None:
-    assert access.need("OPTIONS", path, open_metrics=True) is Need.NOTHING
+@pytest.mark.parametrize("path", [*COMPUTING, *FOR_ADMINS, *READ_BY_ADMINS, "/v1/models/a", "/docs", access.STATUS])
+@pytest.mark.parametrize("open_metrics", [False, True])
+def test_options_are_read_as_the_page_is(path: str, open_metrics: bool) -> None:
+    as_read = access.need("GET", path, open_metrics=open_metrics)
+    assert access.need("OPTIONS", path, open_metrics=open_metrics) is as_read
 
 
 @pytest.mark.parametrize(
@@ -174,6 +176,7 @@ def test_a_websocket_is_refused_before_it_opens(file: Path) -> None:
     harness = GuardHarness(Keys(file))
     assert harness.ask("", "/v1/realtime")[0] == 401
     assert harness.ask("", "/v1/realtime", some)[0] == 403
+    assert harness.ask("", "/v1/realtime", some, **JSON)[0] == 403, "no header shows a WebSocket's model"
     assert harness.ask("", "/new", some)[0] == 403
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from registry.errors import NotFound, NotServable, Unreachable
 from registry.records import Version
 from registry.refs import VersionRef
-from serving import refusals
+from serving import access, refusals
 from serving.calls import Asked, current
 from serving.desired import Desired
 from serving.front import Front
@@ -22,6 +23,8 @@ from serving.guard import CALLER
 from serving.keys import ANYBODY, Caller
 from serving.table import Table
 from tests.support.serving.versions import ONE, TWO
+
+MOST = 2**20
 
 
 class FakeReplica:
@@ -50,10 +53,12 @@ class FakeReplica:
 
 class FakeQuotas:
     full = False
+    admitted = 0
 
     def admit(self, caller: Caller) -> Mapping[str, str]:
         if self.full:
             raise refusals.over_quota("requests", "1/m", 5, lasting=False, headers={}, caller=caller.name)
+        self.admitted += 1
         return {"x-ratelimit-remaining-requests": "7"}
 
 
@@ -72,6 +77,7 @@ class FrontHarness:
             base_digest=lambda: "of-the-base",
             stored=lambda response_id: {"resp_1": "bot/2", "resp_2": "smol"}.get(response_id, ""),
             refused=lambda key, status: self.refused.append((key, status)),
+            most=MOST,
         )
 
     async def behind(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +101,7 @@ class FrontHarness:
         async def asking() -> httpx.Response:
             transport = httpx.ASGITransport(self.guarded)
             async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
-                content = body if isinstance(body, bytes) else json.dumps(body).encode()
+                content = json.dumps(body).encode() if isinstance(body, dict) else body
                 return await client.request(method, path, content=content)
 
         return asyncio.run(asking())
@@ -160,10 +166,58 @@ def test_json_that_is_nested_too_deep_is_a_bad_request(opening: bytes, depth: in
         assert not harness.seen
 
 
-def test_many_brackets_are_not_deep_and_what_one_parser_alone_reads_is_asked_as_ever() -> None:
+def test_many_brackets_are_not_deep() -> None:
     harness = FrontHarness()
-    body = b'{"model": "bot", "x": ["\\ud800", ' + b",".join([b"[]"] * 500) + b"]}"
+    body = b'{"model": "bot", "x": [' + b",".join([b"[]"] * 500) + b"]}"
     assert harness.ask(body).headers["x-loradock-version"] == "bot/1"
+
+
+@pytest.mark.parametrize("model", ["bot", "smol"])
+@pytest.mark.parametrize("value", [b'"\\ud800"', b"1e400", b"NaN", b"-Infinity"])
+def test_what_json_does_not_have_is_a_bad_request(model: str, value: bytes) -> None:
+    harness = FrontHarness()
+    answer = harness.ask(b'{"model": "%s", "x": [%s]}' % (model.encode(), value))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+    assert not harness.seen
+    assert harness.refused == [("", 400)]
+
+
+def in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 1000):
+            yield body[start : start + 1000]
+
+    return pieces()
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages", "/v1/audio/transcriptions"])
+def test_a_body_above_the_limit_is_refused_and_counted(told: bool, path: str) -> None:
+    harness = FrontHarness()
+    body = json.dumps({"model": "bot", "prompt": "x" * MOST}).encode()
+    answer = harness.ask(body if told else in_pieces(body), path)
+    assert answer.status_code == 413
+    assert "larger than 1 MiB" in answer.json()["error"]["message"]
+    assert not harness.seen
+    assert harness.quotas.admitted == 1
+    assert harness.ask(in_pieces(b'{"model": "bot"}')).status_code == 200
+
+
+def test_a_request_is_counted_before_anything_is_done_for_it() -> None:
+    harness = FrontHarness()
+    for body, path in (({"model": "nobody"}, "/v1/completions"), (b"{", "/v1/completions"), (b"a form", "/v1/audio")):
+        harness.ask(body, path)
+    assert harness.quotas.admitted == 3
+    harness.quotas.full = True
+    assert harness.ask(b"{").status_code == 429
+
+
+def test_a_key_for_some_models_only_asks_in_json_objects() -> None:
+    harness = FrontHarness()
+    harness.caller = Caller("site", allowed=re.compile("bot"))
+    for body in (b"", b"[1]", b"{", b'"bot"'):
+        assert harness.ask(body).status_code == 400
+    assert not harness.seen
 
 
 def test_where_vllm_takes_the_model_from_a_header_it_is_the_version() -> None:
@@ -185,8 +239,26 @@ def test_a_response_that_is_kept_names_the_version_that_gave_it(
     path: str, version: str | None, digest: str | None
 ) -> None:
     harness = FrontHarness()
+    harness.caller = Caller("operator", admin=True)
     answer = harness.ask({}, path, "POST" if path.endswith("cancel") else "GET")
     assert (answer.headers.get("x-loradock-version"), answer.headers.get("x-loradock-digest")) == (version, digest)
+
+
+def test_a_response_that_is_kept_belongs_to_the_key_that_made_it() -> None:
+    harness = FrontHarness()
+    ann, bob, operator = Caller("ann"), Caller("bob"), Caller("operator", admin=True)
+
+    def asked(caller: Caller, path: str = access.RESPONSES, **body: Any) -> int:
+        harness.caller = caller
+        return harness.ask({"model": "bot", **body}, path, "POST" if path == access.RESPONSES else "GET").status_code
+
+    assert asked(ann, request_id="resp_of_bob") == 200
+    made = json.loads(harness.seen[0][0])["request_id"]
+    assert made != "resp_of_bob"
+    for path in (f"/v1/responses/{made}", f"/v1/responses/{made}/cancel"):
+        assert [asked(caller, path) for caller in (ann, bob, operator, ANYBODY)] == [200, 404, 200, 404]
+    assert [asked(one, previous_response_id=made) for one in (ann, bob, operator)] == [200, 404, 200]
+    assert asked(bob, "/v1/responses/resp_of_nobody") == 404
 
 
 def test_a_refusal_on_anthropics_routes_looks_like_anthropics() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from serving import keyfile
+from serving import access, keyfile
 from serving.nudge import Nudges
 from serving.plugin import NAME
 
@@ -45,6 +45,8 @@ class RoutesHarness:
         self.client = TestClient(app, raise_server_exceptions=False)
         pairs = [(method, route.path) for route in app.routes for method in getattr(route, "methods", None) or ()]
         self.routes = sorted({pair for pair in pairs if pair[0] not in ("HEAD", "OPTIONS")})
+        self.paths = sorted({route.path for route in app.routes})
+        """Those of mounted applications, too."""
 
     def ask(self, method: str, path: str, key: str = "") -> int:
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -87,6 +89,15 @@ def test_without_a_key_nothing_is_open_but_what_a_probe_or_a_person_reads(replic
     assert {path for (method, path), status in asked.items() if status != 401} == OPEN
     assert {method for (method, _), status in asked.items() if status != 401} == {"GET"}
     assert {pair: replica.ask(*pair, key="wrong") for pair in replica.routes} == asked
+
+
+def test_options_open_no_more_than_reading_does_and_a_browsers_question_needs_no_key(replica: RoutesHarness) -> None:
+    open_ = {path for path in replica.paths if replica.ask("OPTIONS", path) != 401}
+    assert open_ == OPEN & set(replica.paths) | {access.NUDGE}
+    assert replica.ask("OPTIONS", access.NUDGE) == 405, "its route looks at the signature of a POST, and has no other"
+    browser = {"origin": "https://site.example", "access-control-request-method": "POST"}
+    told = {replica.client.options(path, headers=browser).text for path in replica.paths}
+    assert told == {"Disallowed CORS origin"}, "vLLM's CORS middleware is outside of the guard, and allows none here"
 
 
 def test_only_an_admins_key_opens_what_runs_the_server(replica: RoutesHarness) -> None:

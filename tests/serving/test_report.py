@@ -1,0 +1,53 @@
+"""What a key that is for some models only sees of a replica."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from serving.fleet import page
+from serving.keys import Caller
+from serving.report import seen_by
+
+WHOLE: dict[str, Any] = {
+    "base": {"names": ["smol"]},
+    "ready": True,
+    "converged": False,
+    "waiting": {"cat": "cat/2 is being loaded"},
+    "stopping": False,
+    "registry": {
+        "uri": "http://mlflow:5000",
+        "reachable": False,
+        "staleness_seconds": 1.0,
+        "error": "mlflow:5000 refused",
+    },
+    "adapters": {
+        name: {"version": f"{name}/1", "digest": "d" * 64, "since": "today", "promoted": f"{name}/1"}
+        for name in ("bot", "cat")
+    },
+    "cold": {"cow": "cow/1"},
+    "shares": {"cat": {"canary": {"version": "cat/2", "weight": 0.1}}},
+    "loading": ["cat/2", "bot/2"],
+    "quarantined": {"cat/3": {"reason": "no effect", "attempts": 1, "retry_in_seconds": 9.0}},
+    "refused": {"cod": {"version": "cod/1", "reason": "another base"}},
+    "resident": {"bot/1": 1, "cat/1": 0},
+    "proofs": {"bot/1": {}, "cat/1": {}},
+    "capacity": 4,
+    "slots": 2,
+    "keys": {"file": "/etc/keys.json", "count": 3, "error": ""},
+}
+
+
+def test_it_sees_its_own_adapters_and_no_address() -> None:
+    seen = seen_by(Caller("site", allowed=re.compile("bot")), WHOLE)
+    assert not re.search("cat|cow|cod|mlflow|keys.json", repr(seen))
+    assert (seen["adapters"].keys(), seen["loading"], seen["resident"]) == ({"bot"}, ["bot/2"], {"bot/1": 1})
+    assert (seen["converged"], seen["waiting"], seen["registry"]["reachable"]) == (True, {}, False)
+    assert "bot" in page(seen), "`loradock status` prints it"
+
+
+def test_every_part_that_tells_of_single_adapters_is_known() -> None:
+    seen = seen_by(Caller("site", allowed=re.compile("bot")), WHOLE)
+    assert {part for part in WHOLE if part in seen and WHOLE[part] == seen[part]} == {
+        *("base", "ready", "stopping", "capacity", "slots")
+    }
