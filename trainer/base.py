@@ -36,12 +36,12 @@ class Loaded:
         return bool(self.model.device.type == "cuda")
 
 
-def load(local: LocalBase, recipe: Recipe) -> Loaded:
-    """Load a base's model and tokenizer; raises BadInput when either cannot be read.
+def load(local: LocalBase, recipe: Recipe, tokenizer: Any = None) -> Loaded:
+    """Load a base's model, and its tokenizer where that is not given; raises BadInput when either cannot be read.
 
     No code that comes with a model is run, and no pickled weight is read.
     """
-    tokenizer = _tokenizer(local)
+    tokenizer = tokenizer or tokenizer_of(local)
     dtype = _DTYPES.get(recipe.training.dtype) or best_dtype()
     quantization = recipe.quantization
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
@@ -80,7 +80,8 @@ def bits_and_bytes(quantization: Quantization) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(**given, bnb_4bit_compute_dtype=compute)
 
 
-def _tokenizer(local: LocalBase) -> Any:
+def tokenizer_of(local: LocalBase) -> Any:
+    """A base's tokenizer; raises BadInput when it cannot be read, or ends no text."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(local.path)
     except Exception as error:  # whatever its files lack

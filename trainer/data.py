@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -94,7 +94,6 @@ def load(data: Data, directory: Path) -> Rows:
     or `file: row N`.
     """
     names: dict[str, None] = {}
-    places: list[str] = []
     rows: list[Row] = []
     problems: list[str] = []
     columns: set[str] = set()
@@ -104,7 +103,6 @@ def load(data: Data, directory: Path) -> Rows:
         for place, row, wrong in _parsed(file, data, columns, left):
             problems += (f"{place}: {fault}" for fault in wrong)
             if row is not None:
-                places.append(place)
                 rows.append(row)
     name = ", ".join(names)
     if unknown := [f"{theirs} (for {ours})" for ours, theirs in data.columns.items() if theirs not in columns]:
@@ -112,7 +110,7 @@ def load(data: Data, directory: Path) -> Rows:
     if problems:
         more = [f"and {len(problems) - _SHOWN:,} more"] if len(problems) > _SHOWN else []
         raise BadInput(f"{name} cannot be used", problems=problems[:_SHOWN] + more)
-    return Rows(name, tuple(rows), _duplicates(rows, places), tuple(sorted(left)))
+    return Rows(name, tuple(rows), _duplicates(rows), tuple(sorted(left)))
 
 
 def _parsed(file: File, data: Data, columns: set[str], left: set[str]) -> Iterator[tuple[str, Row | None, list[str]]]:
@@ -142,7 +140,7 @@ def _parsed(file: File, data: Data, columns: set[str], left: set[str]) -> Iterat
             yield record.place, None, wrong
         else:
             left |= {*unread(value, layout)}
-            yield record.place, parse(value, layout, data), []
+            yield record.place, replace(parse(value, layout, data), place=record.place), []
     if empty:
         yield file.name, None, ["it has no rows"]
 
@@ -159,7 +157,7 @@ def _unknown(row: dict[str, Any]) -> str:
     return f"{found}, which is no known layout: {known}. Map other names in data.columns"
 
 
-def _duplicates(rows: list[Row], places: list[str]) -> Duplicates:
+def _duplicates(rows: list[Row]) -> Duplicates:
     seen: dict[bytes, int] = {}
     count, shown = 0, list[str]()
     for index, row in enumerate(rows):
@@ -167,5 +165,5 @@ def _duplicates(rows: list[Row], places: list[str]) -> Duplicates:
         if earlier != index:
             count += 1
             if len(shown) < _DUPLICATES_SHOWN:
-                shown.append(f"{places[index]} repeats {places[earlier]}")
+                shown.append(f"{row.place} repeats {rows[earlier].place}")
     return Duplicates(count, tuple(shown))

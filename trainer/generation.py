@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, GenerationConfig
+
+
+def stops(directory: Path, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer of the base in `directory`: its tokenizer's, and those of its generation settings.
+
+    As vLLM has it: what config.json says counts where there is no generation_config.json.
+    """
+    try:
+        config = GenerationConfig.from_pretrained(directory)
+    except OSError:
+        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(directory))
+    named = config.eos_token_id
+    return frozenset({tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None})
 
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int, **inputs: Any) -> list[str]:

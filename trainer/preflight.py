@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,13 +13,15 @@ from transformers import PretrainedConfig, get_scheduler
 
 from registry import patterns
 from registry.errors import BadInput, first_line
-from trainer import catalogue, count, meta, methods, targets
+from trainer import catalogue, count, meta, methods, targets, tokens
 from trainer.recipe import Recipe, Training
 from trainer.recipe_file import RecipeFile
+from trainer.tokens import Side, Tokens
 
 Fault = tuple[tuple[str | int, ...], str]
 """A place in the recipe, or below its `method`, and what is wrong there."""
 
+_SHOWN: Final = 8
 _UNTRIED: Final = ("xlora", *count.BY_SIZE)
 """PEFT's types that are not put on shapes alone here: they look at values, or at the files of adapters."""
 
@@ -42,6 +44,33 @@ def check(source: RecipeFile, config: PretrainedConfig) -> None:
             problems=[source.fault(place, said) for place, said in found],
             hint=names,
         )
+
+
+def check_rows(source: RecipeFile, side: Side, tokenizer: Any) -> str:
+    """Words for the examples that an activated LoRA passes over; raises BadInput where it passes over all.
+
+    PEFT switches it on at the last occurrence of its invocation tokens, and leaves a sequence without them to the base.
+    """
+    wanted = source.recipe.method.settings.get("alora_invocation_tokens")
+    if not wanted:
+        return ""
+    idle = [place for place, each in zip(side.places, side.tokens, strict=True) if not _activated(wanted, each)]
+    said = f"{wanted}, which are {tokenizer.decode(wanted)!r}"
+    if len(idle) < len(side.tokens):
+        return f"{tokens.counted(idle)} {said}: they train nothing" if idle else ""
+    ends = side.tokens[0].prompt[-_SHOWN:]
+    raise BadInput(
+        f"{source.path} cannot be used",
+        problems=[source.fault(("method", "alora_invocation_tokens"), f"no example has {said}: nothing is trained")],
+        hint=f"the first prompt ends with {list(ends)}, which are {tokenizer.decode(ends)!r}" if ends else "",
+    )
+
+
+def _activated(wanted: Sequence[int], example: Tokens) -> bool:
+    """Whether a token that carries loss follows the last occurrence, which counts from its own first token on."""
+    ids, size = example.input_ids, len(wanted)
+    last = next((at for at in range(len(ids) - size, -1, -1) if ids[at : at + size] == tuple(wanted)), None)
+    return last is not None and any(example.completion_mask[last + 1 :])
 
 
 def _schedule(training: Training) -> Iterator[Fault]:
@@ -87,7 +116,7 @@ def _faults(recipe: Recipe, names: _Names, config: PretrainedConfig) -> Iterator
         yield from _unknown(key, given.get(key), there)
     yield from _layers(given, names)
     vocabulary = int(config.get_text_config().vocab_size)
-    for key in ("token_indices", "trainable_token_indices"):
+    for key in ("token_indices", "trainable_token_indices", "alora_invocation_tokens"):
         listed = given.get(key) or []
         for place, indices in listed.items() if isinstance(listed, dict) else [(None, listed)]:
             for index in indices if isinstance(indices, list) else []:
@@ -162,7 +191,9 @@ def _put_on(source: RecipeFile, model: Any) -> Iterator[Fault]:
     tied = [name for name in embeddings if name in carriers and model.config.get_text_config().tie_word_embeddings]
     if tied and start.startswith(catalogue.FROM_BASE):
         yield (), f"{start} takes a part out of {tied[0]}, which is one with another weight of this base: leave it out"
-    if recipe.training.packing and (method.peft_type in methods.PROMPTS or methods.wants_logits(wrapped)):
+    if recipe.training.packing and method.settings.get("alora_invocation_tokens"):
+        yield (), "an activated LoRA is switched on by the last of packed rows alone: set training.packing to false"
+    elif recipe.training.packing and (method.peft_type in methods.PROMPTS or methods.wants_logits(wrapped)):
         yield (), f"{method.type} on this base is not trained on packed rows: set training.packing to false"
     for key, rule in patterns.RULES.get(config.peft_type.value, {}).items():
         given = method.settings.get(key) or {}

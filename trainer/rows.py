@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from registry.records import canonical_json
@@ -48,8 +48,16 @@ class TextExample:
 Example = ChatExample | TextExample
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Placed:
+    """What every row has beside its content."""
+
+    place: str = field(default="", compare=False)
+    """`FILE:LINE`, or `FILE: row N`."""
+
+
 @dataclass(frozen=True, slots=True)
-class Chat:
+class Chat(_Placed):
     """One conversation."""
 
     format: ClassVar[str] = "chat"
@@ -69,7 +77,7 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(_Placed):
     """One instruction with its answer, and the template that it is written in.
 
     The template is Alpaca's headers (https://github.com/tatsu-lab/stanford_alpaca) or the base's chat template.
@@ -105,7 +113,7 @@ class Instruction:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(_Placed):
     """A prompt and its completion, as two texts or as messages."""
 
     format: ClassVar[str] = "prompt_completion"
@@ -121,7 +129,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Text(_Placed):
     """A text without a prompt, all of which is learned."""
 
     format: ClassVar[str] = "text"

@@ -23,6 +23,7 @@ from trainer import (
     base,
     environment,
     fit,
+    generation,
     meta,
     methods,
     preflight,
@@ -88,6 +89,16 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
     with quiet(), _told_by_main(crew), processes.losses_told():
         local = registry.base.resolve(recipe.base, settings, relative_to=source.directory)
         preflight.check(source, meta.config(local.path))
+        tokenizer = base.tokenizer_of(local)
+        sides = tokens.fitting(
+            train_rows,
+            heldout_rows,
+            tokenizer,
+            recipe.training.max_length,
+            completion_only_loss=recipe.training.completion_only_loss,
+            stops=generation.stops(local.path, tokenizer),
+        )
+        idle = preflight.check_rows(source, sides.train, tokenizer)
         free = room.available()
         with (
             undertaking.opened(source, rows.digest, local.base, settings, crew, resume=resume) as task,
@@ -95,17 +106,12 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
             _machine_told(recipe, local.path, free),
         ):
             say(f"run {task.run.id}: {recipe.name} on {recipe.base}{task.since}")
-            loaded = base.load(local, recipe)
-            sides = tokens.fitting(
-                train_rows,
-                heldout_rows,
-                loaded.tokenizer,
-                recipe.training.max_length,
-                completion_only_loss=recipe.training.completion_only_loss,
-            )
             _say_rows(say, rows, sides, recipe.training.max_length)
+            if idle:
+                say(f"warning: {idle}")
             if words := room.lacking(recipe, local.path, max(sides.train.lengths), free):
                 say(f"warning: {words}")
+            loaded = base.load(local, recipe, tokenizer)
             prepared = prepare(source, loaded, local.path, sides, task)
             say(f"{prepared.trainable:,} of {prepared.total:,} weights are trained ({prepared.share:.3%})")
             _describe(task, source, rows, sides, loaded, prepared)
@@ -146,8 +152,8 @@ def _say_rows(say: Say, rows: Rows, sides: Sides, max_length: int) -> None:
         say(f"warning: {rows.duplicates.count} rows are copies of an earlier one: {', '.join(rows.duplicates.places)}")
     if left_out := sides.train.left_out + sides.heldout.left_out:
         say(f"warning: {left_out} examples are left out: they are longer than training.max_length {max_length}")
-    if odd := sides.train.not_a_prefix + sides.heldout.not_a_prefix:
-        say(f"warning: the chat template writes {odd} examples otherwise than serving writes their prompts")
+    for words in tokens.oddities(sides.train, sides.heldout):
+        say(f"warning: {words}")
 
 
 def _describe(

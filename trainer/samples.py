@@ -27,8 +27,8 @@ def choose(examples: Sequence[Tokens], count: int) -> list[Prompt]:
     for example in examples:
         if len(found) == count:
             break
-        start = example.completion_mask.index(1) or _OPENING
-        ids = example.input_ids[:start]
+        ids = example.prompt or example.input_ids[:_OPENING]
+        start = example.completion_mask.index(1) or len(ids)
         found.setdefault(ids, Prompt(ids, example.input_ids[start : start + _NEW_TOKENS]))
     return list(found.values())
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.errors import BadInput
-from trainer.rows import ChatExample, Example, Row, TextExample
+from trainer import written
+from trainer.rows import Example, Row
+from trainer.written import KINDS, Kind, Oddity, Placed, Written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BATCH: Final = 1000
 _SHOWN: Final = 20
+_PLACES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Tokens:
 
     input_ids: tuple[int, ...]
     completion_mask: tuple[int, ...]
+    prompt: tuple[int, ...] = ()
+    """What serving gives the model to answer; the example can go on otherwise."""
 
     def plain(self) -> dict[str, list[int]]:
         """A row that trainers take as it is: TRL masks, cuts and leaves out nothing of what has labels and fits."""
@@ -41,8 +44,10 @@ class Side:
     """Those of each example, in the same order."""
     too_long: tuple[int, ...] = ()
     """The lengths of the examples that did not fit, and are left out."""
-    not_a_prefix: int = 0
-    """Examples whose whole does not begin with their prompt as serving writes it; thinking templates do that."""
+    odd: Mapping[Oddity, tuple[str, ...]] = field(default_factory=dict)
+    """What is written otherwise than rows say, and the place of each example's row."""
+    places: tuple[str, ...] = field(default=(), compare=False)
+    """Of each example's row."""
 
     @property
     def left_out(self) -> int:
@@ -59,12 +64,16 @@ class Side:
         """Tokens of each that carry loss."""
         return tuple(sum(tokens.completion_mask) for tokens in self.tokens)
 
+    def count(self, kind: Kind) -> int:
+        """How many examples are odd in one way."""
+        return sum(len(places) for oddity, places in self.odd.items() if oddity.kind == kind)
+
     def statistics(self) -> dict[str, str]:
         """Counts and lengths, as text."""
         return {
             "examples": str(len(self.examples)),
             "left_out": str(self.left_out),
-            "not_a_prefix": str(self.not_a_prefix),
+            **{kind: str(self.count(kind)) for kind in KINDS},
             "tokens": str(sum(self.lengths)),
             "tokens_median": f"{statistics.median(self.lengths or [0]):g}",
             "tokens_max": str(max(self.lengths, default=0)),
@@ -80,6 +89,19 @@ class Sides:
     heldout: Side
 
 
+def oddities(*sides: Side) -> Iterator[str]:
+    """What examples say that their rows do not, with how many and the first rows."""
+    for oddity in dict.fromkeys(chain(*(side.odd for side in sides))):
+        yield f"{counted([place for side in sides for place in side.odd.get(oddity, ())])}: {oddity.words}"
+
+
+def counted(examples: Sequence[str]) -> str:
+    """How many examples, and the first of their rows' places."""
+    places = [place for place in dict.fromkeys(examples) if place]
+    shown = ", ".join(places[:_PLACES]) + (" ..." if len(places) > _PLACES else "")
+    return f"{len(examples):,} example{'s' if len(examples) > 1 else ''}{f' ({shown})' if shown else ''}"
+
+
 def fitting(
     train: Sequence[Row],
     heldout: Sequence[Row],
@@ -87,98 +109,60 @@ def fitting(
     max_length: int,
     *,
     completion_only_loss: bool = True,
+    stops: Collection[int] = (),
 ) -> Sides:
     """The examples that are at most `max_length` tokens long, as tokens; a side without rows stays empty.
 
-    Without `completion_only_loss` every token carries loss, and a conversation is one example: its last turn with all
-    before it. Raises BadInput when none of a side's examples fits, or when the tokenizer cannot write one.
+    Without `completion_only_loss` every token carries loss that the template did not add to an answer, and a
+    conversation is one example: its last turn with all before it. `stops` are the tokens that end a generation.
+    Raises BadInput when none of a side's examples fits, or when the tokenizer cannot write one.
     """
+    whole = not completion_only_loss
+    pairs = [
+        [(row.place, example) for row in rows for example in (row.examples()[-1:] if whole else row.examples())]
+        for rows in (train, heldout)
+    ]
+    found = iter(written.write([*chain(*pairs)], tokenizer, stops))
     return Sides(
         *(
-            _side(rows, tokenizer, max_length, what=what, whole=not completion_only_loss)
-            for rows, what in ((train, "train on"), (heldout, "hold out"))
+            _side(examples, [next(found) for _ in examples], max_length, what=what, whole=whole)
+            for examples, what in zip(pairs, ("train on", "hold out"), strict=True)
         )
     )
 
 
-def _side(rows: Sequence[Row], tokenizer: Any, max_length: int, *, what: str, whole: bool) -> Side:
-    examples = [example for row in rows for example in (row.examples()[-1:] if whole else row.examples())]
-    kept: list[tuple[Example, Tokens]] = []
+def _side(examples: Sequence[Placed], found: Sequence[Written], max_length: int, *, what: str, whole: bool) -> Side:
+    kept: list[tuple[Example, Tokens, str]] = []
     too_long: list[int] = []
-    empty: list[Example] = []
-    broken = 0
-    for example, (prompt, ids) in zip(examples, _written(examples, tokenizer), strict=True):
-        begins = _common(prompt, ids)
-        broken += begins < len(prompt)
-        if begins == len(ids):
-            empty.append(example)
-        elif len(ids) > max_length:
-            too_long.append(len(ids))
+    empty: list[str] = []
+    odd: dict[Oddity, list[str]] = {}
+    for (place, example), each in zip(examples, found, strict=True):
+        for oddity in each.odd:
+            odd.setdefault(oddity, []).append(place)
+        if each.answer == len(each.ids):
+            empty.append(": ".join(filter(None, (place, f"nothing is left of {example.plain()['completion']!r:.80}"))))
+        elif len(each.ids) > max_length:
+            too_long.append(len(each.ids))
         else:
-            mask = (int(whole),) * begins + (1,) * (len(ids) - begins)
-            kept.append((example, Tokens(tuple(ids), mask)))
+            ids = tuple(each.ids)
+            mask = (int(whole),) * each.begins + (0,) * (each.answer - each.begins) + (1,) * (len(ids) - each.answer)
+            prompt = ids[: each.begins] if each.begins == len(each.prompt) else tuple(each.prompt)
+            kept.append((example, Tokens(ids, mask, prompt), place))
     if empty:
-        shown = [f"nothing is left of {example.plain()['completion']!r:.80}" for example in empty[:_SHOWN]]
         more = [f"and {len(empty) - _SHOWN:,} more"] if len(empty) > _SHOWN else []
-        raise BadInput("the base's tokenizer leaves completions empty", problems=shown + more)
+        raise BadInput("the base's tokenizer leaves completions empty", problems=empty[:_SHOWN] + more)
     if examples and not kept:
         raise BadInput(
             f"none of the {len(examples)} examples to {what} fits into {max_length} tokens",
             hint=f"raise training.max_length: the shortest has {min(too_long)} tokens",
         )
-    return Side(tuple(example for example, _ in kept), tuple(tokens for _, tokens in kept), tuple(too_long), broken)
-
-
-def _written(examples: Sequence[Example], tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
-    """Each example's prompt as serving writes it, and its prompt with its completion, as token ids."""
-    chats = _batches([example for example in examples if isinstance(example, ChatExample)], _chats, tokenizer)
-    texts = _batches([example for example in examples if isinstance(example, TextExample)], _texts, tokenizer)
-    for example in examples:
-        yield next(chats if isinstance(example, ChatExample) else texts)
-
-
-def _batches(
-    examples: Sequence[Any],
-    write: Callable[[Sequence[Any], Any], Iterator[tuple[list[int], list[int]]]],
-    tokenizer: Any,
-) -> Iterator[tuple[list[int], list[int]]]:
-    for start in range(0, len(examples), _BATCH):
-        yield from write(examples[start : start + _BATCH], tokenizer)
-
-
-def _chats(examples: Sequence[ChatExample], tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
-    if not tokenizer.chat_template:
-        raise BadInput(
-            "the base's tokenizer has no chat template, so chat rows cannot be written for it",
-            hint="use the instruct model of the family, or put a chat_template.jinja beside its tokenizer",
-        )
-    prompts = [[message.plain() for message in example.prompt] for example in examples]
-    wholes = [[*prompt, example.completion.plain()] for prompt, example in zip(prompts, examples, strict=True)]
-    write = partial(tokenizer.apply_chat_template, tokenize=True, return_dict=False)
-    try:
-        yield from zip(write(prompts, add_generation_prompt=True), write(wholes), strict=True)
-    except Exception as error:  # a template is a program that raises what it likes
-        raise BadInput(f"the base's chat template cannot write a row: {error}") from error
-
-
-def _texts(examples: Sequence[TextExample], tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
-    """The completion is written apart where the two texts would share a token: serving sees the prompt alone."""
-    prompts = tokenizer([example.prompt for example in examples])["input_ids"]
-    wholes = tokenizer([example.prompt + example.completion for example in examples])["input_ids"]
-    for example, prompt, whole in zip(examples, prompts, wholes, strict=True):
-        ids = whole
-        if ids[: len(prompt)] != prompt:
-            ids = prompt + tokenizer(example.completion, add_special_tokens=False)["input_ids"]
-        ends = len(ids) == len(prompt) or ids[-1] == tokenizer.eos_token_id
-        yield prompt, ids if ends else [*ids, tokenizer.eos_token_id]
-
-
-def _common(one: list[int], other: list[int]) -> int:
-    """How many tokens two lists begin with alike."""
-    if other[: len(one)] == one:
-        return len(one)
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (left, right) in pairs if left != right), len(other))
+    return Side(
+        tuple(example for example, *_ in kept),
+        tuple(tokens for _, tokens, _ in kept),
+        tuple(too_long),
+        {oddity: tuple(places) for oddity, places in odd.items()},
+        tuple(place for *_, place in kept),
+    )
 
 
 def histogram(sides: Sides, max_length: int) -> Figure:

@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from registry.errors import BadInput
 from tests.support.trainer.training import write_rows
-from trainer import catalogue, dialects, meta, preflight
+from trainer import catalogue, data, dialects, meta, preflight, tokens
 from trainer.plan_cli import plan
+from trainer.recipe_file import RecipeFile
+from trainer.rows import Text
+from trainer.tokens import Side
 
 TWO = {"target_modules": ["q_proj", "v_proj"]}
 
@@ -65,6 +71,7 @@ def faults(directory: Path, base: Path, method: dict[str, Any], **training: Any)
         ({**TWO, "trainable_token_indices": [1, 49152]}, "trainable_token_indices: | .*this base has 49,152"),
         ({**TWO, "trainable_token_indices": {"embed_token": [1]}}, "embed_token: | .*did you mean embed_tokens"),
         ({"type": "trainable_tokens", "token_indices": [-1]}, "token_indices: | .*is no token"),
+        ({**TWO, "alora_invocation_tokens": [1, 49152]}, "alora_invocation_tokens: | .*this base has 49,152"),
         ({"r": 577, **TWO}, "r: 577 | method.r: 577 is larger than"),
         (
             {"rank_pattern": {"k_proj": 193}},
@@ -102,11 +109,11 @@ def test_what_the_schedule_does_not_take_is_told(
     assert re.match(f"{line} \\| {words}", found), found
 
 
-@pytest.mark.parametrize("kind", ["prompt_tuning", "prefix_tuning", "cpt", "trainable_tokens"])
+@pytest.mark.parametrize("kind", ["prompt_tuning", "prefix_tuning", "cpt", "trainable_tokens", "lora"])
 def test_packed_rows_are_refused_where_the_loss_does_not_keep_them_apart(
     kind: str, shallow_dir: Path, tmp_path: Path
 ) -> None:
-    needs = {"token_indices": [1, 2]} if kind == "trainable_tokens" else {}
+    needs = {"trainable_tokens": {"token_indices": [1, 2]}, "lora": {"alora_invocation_tokens": [1, 2]}}.get(kind, {})
     (found,) = faults(tmp_path, shallow_dir, {"type": kind, **needs}, packing=True)
     assert "set training.packing to false" in found
 
@@ -128,6 +135,51 @@ def test_packed_rows_are_refused_where_the_loss_does_not_keep_them_apart(
 )
 def test_what_the_base_has_is_let_through(method: dict[str, Any], shallow_dir: Path, tmp_path: Path) -> None:
     assert faults(tmp_path, shallow_dir, {"type": "lora", **method}) == []
+
+
+def invoked(directory: Path, base: Path, text: str) -> tuple[RecipeFile, Side, PreTrainedTokenizerBase]:
+    """An activated LoRA's recipe with its rows as tokens, of which one says aye."""
+    write_rows(directory, 4)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = tokenizer(text)["input_ids"]
+    whole = {"base": str(base), "data": "rows.jsonl", "method": {**TWO, "alora_invocation_tokens": ids}}
+    (directory / "r.yaml").write_text(yaml.safe_dump(whole | {"training": {"max_steps": 1}}))
+    source = dialects.load(directory / "r.yaml", lambda _: None)
+    extra = Text("Aye aye!", place="rows.jsonl:5")
+    rows = (*data.load(source.recipe.data, directory).rows, extra)
+    return source, tokens.fitting(rows, [], tokenizer, 64).train, tokenizer
+
+
+def gradient(base: Path, source: RecipeFile, side: Side) -> list[float]:
+    """The size of the gradient of each example, by PEFT on the real base."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    settings = dict(source.recipe.method.settings)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    found = []
+    for row in side.tokens:
+        plain = row.plain()
+        model.zero_grad()
+        model(input_ids=torch.tensor([plain["input_ids"]]), labels=torch.tensor([plain["labels"]])).loss.backward()
+        found.append(sum(float(part.grad.abs().sum()) for name, part in model.named_parameters() if "lora_B" in name))
+    return found
+
+
+@pytest.mark.parametrize("text", ["<|im_start|>assistant\n", "Aye", "!", "<|im_end|>\n", "Nay"])
+def test_an_activated_lora_that_no_row_invokes_is_refused_and_rows_that_do_not_are_told(
+    text: str, shallow_dir: Path, tmp_path: Path
+) -> None:
+    source, side, tokenizer = invoked(tmp_path, shallow_dir, text)
+    idle = [place for place, size in zip(side.places, gradient(shallow_dir, source, side), strict=True) if not size]
+    if len(idle) < len(side.tokens):
+        told = preflight.check_rows(source, side, tokenizer)
+        assert told.startswith(f"{len(idle)} example" if idle else "")
+        assert all(place in told for place in idle)
+        return
+    with pytest.raises(BadInput) as raised:
+        preflight.check_rows(source, side, tokenizer)
+    line = 1 + (tmp_path / "r.yaml").read_text().splitlines().index("  alora_invocation_tokens:")
+    assert raised.value.problems[0].startswith(f"r.yaml:{line}: method.alora_invocation_tokens: no example has [")
+    assert "<|im_start|>assistant" in raised.value.hint
 
 
 AXOLOTL = {

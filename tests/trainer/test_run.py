@@ -8,13 +8,15 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+import trl
 from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from registry import artifact
 from registry.errors import BadInput, LoradockError
@@ -24,9 +26,11 @@ from tests.support.trainer.training import write_rows
 from trainer import data, recipe_file, room, run
 from trainer.data import Rows
 from trainer.recipe_file import RecipeFile
+from trainer.rows import Row
 
 pytestmark = [pytest.mark.slow, pytest.mark.story]
 
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 RECIPE = """\
 # a comment that is kept
 name: tiny
@@ -185,6 +189,68 @@ def test_a_target_that_does_not_exist_leaves_no_run(home: Path, tmp_path: Path, 
         "recipe.yaml:6: method.target_modules[1]: 'v_prj': no module of this base ends so; did you mean v_proj?",
     )
     assert Store(Settings()).client.get_experiment_by_name(Settings().experiment) is None
+
+
+def with_template(directory: Path, base: Path, template: str) -> Path:
+    """The base with another chat template."""
+    other = directory / "other-base"
+    shutil.copytree(base, other)
+    (other / "chat_template.jinja").write_text(template)
+    return other
+
+
+def test_rows_that_the_template_refuses_are_named_before_anything_is_loaded(
+    home: Path, tmp_path: Path, shallow_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = "{% if '7' in messages[0]['content'] %}{{ raise_exception('no sevens') }}{% endif %}Arr"
+    source, rows = written(tmp_path, with_template(tmp_path, shallow_dir, refuses))
+    monkeypatch.delattr(run.base, "load")
+    with pytest.raises(BadInput) as raised:
+        run.train(source, rows, Settings(), lambda _: None)
+    assert raised.value.problems == ("rows.jsonl:8: no sevens",)
+    assert Store(Settings()).client.get_experiment_by_name(Settings().experiment) is None
+
+
+def test_an_activated_lora_that_no_row_invokes_leaves_no_run(home: Path, tmp_path: Path, shallow_dir: Path) -> None:
+    source, rows = written(tmp_path, shallow_dir, ("r: 4", "r: 4, alora_invocation_tokens: [1, 1, 1]"))
+    with pytest.raises(BadInput) as raised:
+        run.train(source, rows, Settings(), lambda _: None)
+    assert raised.value.problems[0].startswith(
+        "recipe.yaml:6: method.alora_invocation_tokens: no example has [1, 1, 1]"
+    )
+    assert Store(Settings()).client.get_experiment_by_name(Settings().experiment) is None
+
+
+def test_a_block_that_the_template_adds_is_told_before_training_and_out_of_its_loss(
+    home: Path, tmp_path: Path, shallow_dir: Path
+) -> None:
+    block = "<think>\n\n</think>\n\n"
+    base = with_template(tmp_path, shallow_dir, (TEMPLATES / "qwen3.jinja").read_text())
+    source, rows = written(tmp_path, base, ("max_steps: 3", "max_steps: 1, dtype: float32"))
+    said: list[str] = []
+    outcome = run.train(source, rows, Settings(), said.append)
+    heldout = rows.split(0.3)[1]
+    told = next(index for index, words in enumerate(said) if f"puts {block!r} before the answer" in words)
+    assert said[told].startswith("warning: 12 examples (rows.jsonl:")
+    assert told < next(index for index, words in enumerate(said) if "weights are trained" in words)
+    params = Store(Settings()).client.get_run(outcome.run_id).data.params
+    assert params["data.heldout.added"] == str(len(heldout))
+    assert outcome.eval_loss_before == pytest.approx(loss_after(block, base, heldout), rel=1e-4)
+
+
+def loss_after(block: str, base: Path, rows: Sequence[Row]) -> float:
+    """The base's loss on what follows the block, by transformers alone."""
+    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
+    total = count = 0.0
+    for row in rows:
+        text = tokenizer.apply_chat_template([turn.plain() for turn in row.messages], tokenize=False)
+        written = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+        behind = written.offset_mapping[0, 1:, 0] >= text.index(block) + len(block)
+        with torch.inference_mode():
+            losses = torch.log_softmax(model(written.input_ids).logits[0, :-1], -1)
+        total -= float(losses.gather(1, written.input_ids[0, 1:, None])[behind].sum())
+        count += int(behind.sum())
+    return total / count
 
 
 def interrupt(_: str) -> None:

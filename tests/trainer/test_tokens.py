@@ -86,7 +86,7 @@ def test_what_is_read_and_what_is_learned(
     found = side([row], tokenizer)
     assert parts(found.tokens[0], tokenizer) == (read, learned)
     assert found.completion_tokens[0] == sum(found.tokens[0].completion_mask) > 0
-    assert found.not_a_prefix == 0
+    assert found.odd == {}
 
 
 def test_a_prompt_has_the_tokens_that_serving_sees(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -121,8 +121,12 @@ def test_without_completion_only_loss_all_is_learned_once(tokenizer: PreTrainedT
 def test_the_template_that_writes_an_answer_differently_is_counted(tokenizer: PreTrainedTokenizerBase) -> None:
     thinking = with_template(tokenizer, THINKING)
     found = side([chat("Hello?"), pair("a", "b")], thinking)
-    assert found.not_a_prefix == 1
     assert found.statistics()["not_a_prefix"] == "1"
+    assert found.tokens[0].prompt == tuple(
+        thinking.apply_chat_template(
+            [{"role": "user", "content": "Hello?"}], add_generation_prompt=True, return_dict=False
+        )
+    )
     assert parts(found.tokens[0], thinking) == (
         f"<|im_start|>user\nHello?{END}\n<|im_start|>assistant\n",
         f"Arr!{END}\n",
@@ -137,8 +141,8 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_puts_none_before_the_co
     fast = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     assert fast("b", add_special_tokens=False)["input_ids"] == [3, 5]
     assert side([pair("a\n", "b"), Text("ab")], fast).tokens == (
-        Tokens((1, 3, 4, 6, 5, 2), (0, 0, 0, 0, 1, 1)),
-        Tokens((1, 3, 4, 5, 2), (0, 1, 1, 1, 1)),
+        Tokens((1, 3, 4, 6, 5, 2), (0, 0, 0, 0, 1, 1), (1, 3, 4, 6)),
+        Tokens((1, 3, 4, 5, 2), (0, 1, 1, 1, 1), (1,)),
     )
 
 
@@ -163,7 +167,7 @@ def test_what_is_too_long_is_left_out_and_counted(tokenizer: PreTrainedTokenizer
     assert sides.train.statistics() == {
         "examples": "2",
         "left_out": "1",
-        "not_a_prefix": "0",
+        **dict.fromkeys(("not_a_prefix", "added", "rewritten", "begins_twice", "endless"), "0"),
         "tokens": str(2 * sides.heldout.lengths[0]),
         "tokens_median": str(sides.heldout.lengths[0]),
         "tokens_max": str(sides.heldout.lengths[0]),
@@ -199,8 +203,9 @@ def test_chat_rows_need_a_chat_template_and_no_others_do(tokenizer: PreTrainedTo
 
 def test_a_template_that_raises_is_told(tokenizer: PreTrainedTokenizerBase) -> None:
     strict = with_template(tokenizer, "{{ raise_exception('no system role') }}")
-    with pytest.raises(BadInput, match="cannot write a row: no system role"):
+    with pytest.raises(BadInput, match="the base's chat template refuses rows") as raised:
         side([chat("Hello?")], strict)
+    assert raised.value.problems == ("no system role",)
 
 
 def test_a_completion_that_leaves_no_token_is_told(tokenizer: PreTrainedTokenizerBase) -> None:

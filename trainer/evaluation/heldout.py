@@ -30,9 +30,8 @@ class Item:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """Token ids before the completion; none for a plain text."""
-        mask = self.tokens.completion_mask
-        return self.tokens.input_ids[: mask.index(1)]
+        """Token ids as serving gives them to the model; none for a plain text."""
+        return self.tokens.prompt
 
     @property
     def reference(self) -> str:
@@ -98,8 +97,8 @@ def items(rows: Rows, tokenizer: Any, max_length: int, say: Say) -> tuple[Rows, 
             kept.append(row)
     if side.left_out:
         say(f"warning: {side.left_out} examples are left out: they are longer than the model's {max_length} tokens")
-    if odd := side.not_a_prefix:
-        say(f"warning: the chat template writes {odd} examples otherwise than serving writes their prompts")
+    for words in tokens.oddities(side):
+        say(f"warning: {words}")
     return replace(rows, rows=tuple(kept)), tuple(found)
 
 
