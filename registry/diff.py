@@ -58,7 +58,7 @@ def compare(store: Store, a: Version, b: Version) -> Difference:
     return Difference(
         versions=(str(a.ref), str(b.ref)),
         facts=_changed(*({key: found[key] for key in _FACTS} for found in facts)),
-        base=_changed(*(found["base"] for found in facts)),
+        base=_changed(*(found["base"] | found["text"] for found in facts)),
         recipe=_changed(*(_below(found, "recipe.") for found in params)),
         data=_changed(*(known | _below(found, "data.") for known, found in zip(data, params, strict=True))),
         metrics=_changed(*(_metrics(run) for run in runs)),

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from registry.records import Record
+from registry.records import Record, TextSettings
 
 Subject = Literal["candidate", "incumbent", "base"]
 """Who is measured: the version, the one under the alias, and the base alone."""
@@ -58,6 +58,8 @@ class Evidence(Record):
     """Completion tokens of each row."""
     rows: tuple[str, ...] = ()
     """SHA-256 of each row's canonical text."""
+    text: TextSettings = TextSettings()
+    """Those of the base that was measured on; not known of evaluations by an older loradock."""
 
     @model_validator(mode="after")
     def _one_value_a_row(self) -> Self:

@@ -46,6 +46,22 @@ class Base(Record):
         return (self.config_digest, self.weights_digest) == (other.config_digest, other.weights_digest)
 
 
+class TextSettings(Record):
+    """What decides an answer beside the weights, each by its digest; empty where it is not known."""
+
+    tokenizer: str = ""
+    template: str = ""
+    """The chat template."""
+    generation: str = ""
+    """What generation_config.json says of how tokens are chosen, and where answers end."""
+
+    def unlike(self, other: TextSettings) -> tuple[str, ...]:
+        """The names of those that are known of both, and differ."""
+        names = {"tokenizer": "tokenizer", "template": "chat template", "generation": "generation_config.json"}
+        both = ((words, getattr(self, name), getattr(other, name)) for name, words in names.items())
+        return tuple(words for words, one, two in both if one and two and one != two)
+
+
 class FileEntry(Record):
     """One file of an adapter."""
 
@@ -83,6 +99,8 @@ class Facts(Record):
     """SHA-256 over every row that was trained on, or held out."""
     parents: tuple[str, ...] = ()
     """The versions that it was made from, `support-bot/3`; none for a trained or imported adapter."""
+    text: TextSettings = TextSettings()
+    """Those of its base when it was trained or imported; not known of versions of an older loradock."""
 
 
 class Version(Record):

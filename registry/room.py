@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from registry.errors import NotFound
-from registry.records import Version
+from registry.records import TextSettings, Version
 from registry.refs import CANARY, PRODUCTION, SHADOW
+from registry.text import unlike
 
 _FOLLOWED: Final = (PRODUCTION, CANARY, SHADOW)
 """The aliases that every replica follows."""
@@ -31,6 +32,8 @@ class Room:
     """Those that it follows."""
     wanted: Mapping[str, str]
     """By public name, the version that it should answer with."""
+    text: TextSettings = field(default_factory=TextSettings)
+    """Of its base, where it says."""
 
     @classmethod
     def of(cls, url: str, status: Mapping[str, Any]) -> Room:
@@ -46,6 +49,7 @@ class Room:
                 max_rank=int(status["max_rank"]),
                 aliases=frozenset(status.get("aliases", _FOLLOWED)),
                 wanted={**status["cold"], **wanted},
+                text=TextSettings.model_validate(status["base"].get("text", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise NotFound("it is of another version of loradock") from error
@@ -76,6 +80,8 @@ def fit(version: Version, alias: str, rooms: Sequence[Room]) -> Fit:
         return Fit(refusal=f"{over}the {largest} that every replica of its base was started for")
     found = [f"{over}the {room.max_rank} that {room.url} was started for: it is held back there" for room in low]
     for room in asked:
+        if words := unlike(version, room.text):
+            found.append(f"{words}, at {room.url}")
         if room not in low:
             found += _crowding(version, alias, room)
     return Fit(warnings=tuple(found))

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from registry import artifact, check, foreign, layouts, pickled
+from registry import artifact, check, foreign, layouts, pickled, text
 from registry.base import LocalBase
 from registry.check.findings import some
 from registry.errors import BadInput, DigestMismatch, LoradockError, NotFound, NotServable
-from registry.records import Base, Facts, Manifest, Version
+from registry.records import Base, Facts, Manifest, TextSettings, Version
 from registry.scratch import room, scratch
 from registry.store import Store, candidates
 from registry.store.candidates import Candidate
@@ -77,7 +77,7 @@ def _is_whole(store: Store, candidate: Candidate) -> bool:
     return True
 
 
-def describe(directory: Path, base: Base, *, run_id: str, data_digest: str) -> Facts:
+def describe(directory: Path, base: Base, *, run_id: str, data_digest: str, text: TextSettings | None = None) -> Facts:
     """What the registry keeps of an adapter, read from its files, whose manifest is written."""
     config = check.read_config(directory)
     tensors = artifact.read_header(directory / artifact.WEIGHTS)
@@ -89,6 +89,7 @@ def describe(directory: Path, base: Base, *, run_id: str, data_digest: str) -> F
         targets=tuple(sorted({name.partition(".lora_")[0].rsplit(".", 1)[-1] for name in tensors})),
         run_id=run_id,
         data_digest=data_digest,
+        text=text or TextSettings(),
     )
 
 
@@ -118,6 +119,12 @@ def import_directory(
         )
     if found.aside:
         log.info("left aside: %s", some(found.aside, most=12))
+    if unlike := text.beside(found.directory, local.path):
+        log.warning(
+            "warning: another %s than the base's lies beside the adapter, and is left aside;"
+            " if it was trained with that, give --base a copy of the base that has it",
+            " and ".join(unlike),
+        )
     origin = "/".join(filter(None, (origin or directory.resolve().name, found.below)))
     with scratch() as staged:
         config = _stage(found, staged)
@@ -125,7 +132,7 @@ def import_directory(
             raise NotServable(f"{found.directory} on {local.base.id}", misfits)
         if doubt := foreign.doubt(config, local):
             log.warning("warning: %s", doubt)
-        facts = _described(staged, local.base)
+        facts = _described(staged, local)
         if existing := store.find_version(name, facts.digest):
             return existing
         tags = {"loradock.imported_from": origin, **foreign.claims(config)}
@@ -152,11 +159,11 @@ def _stage(found: layouts.Found, into: Path) -> dict[str, Any]:
     return config
 
 
-def _described(staged: Path, base: Base) -> Facts:
+def _described(staged: Path, local: LocalBase) -> Facts:
     try:
         artifact.canonicalise(staged)
         artifact.write_manifest(staged)
-        return describe(staged, base, run_id="", data_digest="")
+        return describe(staged, local.base, run_id="", data_digest="", text=text.settings_of(local.path))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadInput(f"{artifact.CONFIG} holds values that PEFT cannot mean: {error}") from error
 

@@ -129,6 +129,8 @@ def _troubles(found: Mapping[str, Any], *, timeless: bool = False) -> Iterator[t
     for ref, held in found.get("quarantined", {}).items():
         again = "" if timeless else f"; tried again in {held['retry_in_seconds']:.0f} s"
         yield f"{ref} (held back)", held["reason"] + again
+    for ref, words in found.get("unlike", {}).items():
+        yield f"{ref} (answers otherwise)", words
     for name, refusal in found.get("refused", {}).items():
         yield f"{name} (refused)", f"{refusal['version']}: {refusal['reason']}"
 

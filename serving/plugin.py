@@ -20,7 +20,9 @@ from fastapi.responses import JSONResponse
 from registry import base as bases
 from registry.base import LocalBase
 from registry.errors import BadInput
+from registry.records import TextSettings
 from registry.settings import Settings
+from registry.text import settings_of
 from serving import access, refusals, report
 from serving import engine as engines
 from serving.admission import Admission
@@ -169,6 +171,7 @@ class Plugin:
             serving,
             capacity=engines.capacity(engine_client),
             watcher=state.loradock_metrics,
+            text=await asyncio.to_thread(_text, args, local),
         )
         Shadow(engine_client, lambda name: replica.table().shadow(name), engine.request)
         engine.meter.ended += [state.loradock_metrics.ended, state.loradock_keys.ended, state.loradock_signals.ended]
@@ -194,6 +197,16 @@ def _base(args: Namespace, settings: Settings) -> LocalBase:
     """The base that vLLM loaded, found by the name that it was given."""
     pinned = args.revision and not Path(args.model).is_dir()
     return bases.resolve(f"{args.model}@{args.revision}" if pinned else args.model, settings)
+
+
+def _text(args: Namespace, local: LocalBase) -> TextSettings:
+    """What vLLM writes prompts and chooses tokens by; what its options take from elsewhere is not known."""
+    found = settings_of(Path(args.tokenizer) if args.tokenizer and Path(args.tokenizer).is_dir() else local.path)
+    elsewhere = {
+        "template": args.chat_template,
+        "generation": args.generation_config != "auto" or args.override_generation_config,
+    }
+    return found.model_copy(update={name: "" for name, given in elsewhere.items() if given})
 
 
 def show_logs() -> None:

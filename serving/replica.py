@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from registry.errors import DigestMismatch, LoradockError, NotFound, NotServable, Unreachable
-from registry.records import Base, Version
+from registry.records import Base, TextSettings, Version
 from registry.refs import VersionRef
+from registry.text import unlike
 from serving import reconcile, report
 from serving.admission import Admission
 from serving.desired import Desired, Reading, for_base
@@ -60,10 +61,12 @@ class Replica:
         *,
         capacity: int,
         watcher: Watcher,
+        text: TextSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry, self._admission, self._engine, self._watcher = registry, admission, engine, watcher
         self._base, self._settings, self._clock = base, settings, clock
+        self._text = text or TextSettings()
         self._limits = Limits(settings.drain_seconds, capacity)
         self._desired = Desired()
         self._error = ""
@@ -170,6 +173,9 @@ class Replica:
         for name, refusal in desired.refused.items():
             if self._desired.refused.get(name) != refusal:
                 log.warning("%s is promoted and not served here: %s", refusal.version.ref, refusal.reason)
+        for ref, words in self._unlike(desired).items():
+            if ref not in self._unlike(self._desired):
+                log.warning("%s", words)
         self._desired = desired
         wanted = {version.ref for version in desired.targets.values()}
         self._quarantined = {ref: held for ref, held in self._quarantined.items() if ref in wanted}
@@ -323,15 +329,25 @@ class Replica:
         known |= {ref: held.version for ref, held in self._engine.resident.items()}
         return {ref: version.facts.digest for ref, version in known.items()}
 
+    def _unlike(self, desired: Desired) -> dict[str, str]:
+        """Of each version that should be served and was trained with another tokenizer or template, words for it."""
+        found = {str(version.ref): unlike(version, self._text) for version in desired.targets.values()}
+        return {ref: words for ref, words in sorted(found.items()) if words}
+
     def status(self) -> dict[str, Any]:
         """All that this replica knows of itself, as JSON has it."""
         observed = self._observed()
         unmet = reconcile.unmet(self._desired, observed, self._limits)
         return {
-            "base": {"names": sorted(self._engine.served_as), **self._base.model_dump(mode="json", exclude={"id"})},
+            "base": {
+                "names": sorted(self._engine.served_as),
+                **self._base.model_dump(mode="json", exclude={"id"}),
+                "text": self._text.model_dump(mode="json"),
+            },
             "ready": self.ready and not self.stopping,
             "converged": not unmet,
             "waiting": unmet,
+            "unlike": self._unlike(self._desired),
             "stopping": self.stopping,
             "capacity": self._limits.capacity,
             "registry": {

@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 
 import registry.base
 from registry.errors import LoradockError, first_line
+from registry.records import TextSettings
 from registry.settings import Settings
+from registry.text import settings_of
 from registry.versions import describe
 from trainer import (
     adapter,
@@ -89,6 +91,7 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
     with quiet(), _told_by_main(crew), processes.losses_told():
         local = registry.base.resolve(recipe.base, settings, relative_to=source.directory)
         preflight.check(source, meta.config(local.path))
+        text = settings_of(local.path)
         tokenizer = base.tokenizer_of(local)
         sides = tokens.fitting(
             train_rows,
@@ -101,7 +104,7 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
         idle = preflight.check_rows(source, sides.train, tokenizer)
         free = room.available()
         with (
-            undertaking.opened(source, rows.digest, local.base, settings, crew, resume=resume) as task,
+            undertaking.opened(source, rows.digest, local.base, text, settings, crew, resume=resume) as task,
             processes.losses_told(),
             _machine_told(recipe, local.path, free),
         ):
@@ -114,7 +117,7 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
             loaded = base.load(local, recipe, tokenizer)
             prepared = prepare(source, loaded, local.path, sides, task)
             say(f"{prepared.trainable:,} of {prepared.total:,} weights are trained ({prepared.share:.3%})")
-            _describe(task, source, rows, sides, loaded, prepared)
+            _describe(task, source, rows, sides, loaded, prepared, text)
             done = fit.fit(recipe, prepared, loaded, sides, task, say)
             digest = ""
             if crew.main:
@@ -124,7 +127,7 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
                 if prepared.config is not None:
                     directory = task.work.empty("adapter")
                     digest = adapter.save(prepared.model, directory, loaded.base, prepared.start).digest
-                    facts = describe(directory, loaded.base, run_id=task.run.id, data_digest=rows.digest)
+                    facts = describe(directory, loaded.base, run_id=task.run.id, data_digest=rows.digest, text=text)
                     task.run.finish(facts, directory, name=recipe.name)
         return (
             Outcome(
@@ -163,11 +166,12 @@ def _describe(
     sides: Sides,
     loaded: base.Loaded,
     prepared: Prepared,
+    text: TextSettings,
 ) -> None:
     """Log all that is known before the first step."""
     if task.checkpoint:
         return
-    of_base = {key: str(value) for key, value in loaded.base.model_dump(mode="json").items() if value}
+    of_base = loaded.base.model_dump(mode="json") | text.model_dump(mode="json")
     task.run.text(source.text, "recipe.yaml")
     if source.original:
         task.run.text(source.original, "original.yaml")
@@ -182,7 +186,7 @@ def _describe(
             **{f"data.{key}": str(value) for key, value in rows.statistics().items()},
             **{f"data.train.{key}": value for key, value in sides.train.statistics().items()},
             **{f"data.heldout.{key}": value for key, value in sides.heldout.statistics().items()},
-            **{f"base.{key}": value for key, value in of_base.items()},
+            **{f"base.{key}": str(value) for key, value in of_base.items() if value},
             **{f"environment.{key}": value for key, value in environment.facts().items()},
             "environment.dtype": str(loaded.dtype).removeprefix("torch."),
             "environment.processes": str(task.crew.size),

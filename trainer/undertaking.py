@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from registry.errors import LoradockError
-from registry.records import Base
+from registry.records import Base, TextSettings
 from registry.settings import Settings
 from registry.store import Store
 from trainer import scattered, tracking, workdir
@@ -47,7 +47,14 @@ class Undertaking:
 
 @contextmanager
 def opened(
-    source: RecipeFile, data_digest: str, base: Base, settings: Settings, crew: Crew, *, resume: bool
+    source: RecipeFile,
+    data_digest: str,
+    base: Base,
+    text: TextSettings,
+    settings: Settings,
+    crew: Crew,
+    *,
+    resume: bool,
 ) -> Iterator[Undertaking]:
     """Open a training's run and its place for checkpoints; a training that ends well leaves none of these behind.
 
@@ -56,8 +63,15 @@ def opened(
     """
     found: tuple[str, Path | None] | None = None
     recipe = source.recipe.model_dump_json(exclude={"name"})
-    crew.agree({"recipe": recipe, "data": data_digest, "base": base.weights_digest + base.config_digest})
-    identity = workdir.identity(source.recipe, data_digest, base)
+    crew.agree(
+        {
+            "recipe": recipe,
+            "data": data_digest,
+            "base": base.weights_digest + base.config_digest,
+            "tokenizer or chat template": text.tokenizer + text.template,
+        }
+    )
+    identity = workdir.identity(source.recipe, data_digest, base, text)
     if crew.main:
         store = Store(settings)
         bury_the_dead(store, settings)

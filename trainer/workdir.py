@@ -14,16 +14,17 @@ from typing import Final
 
 from registry import scratch
 from registry.errors import LoradockError
-from registry.records import Base, canonical_json
+from registry.records import Base, TextSettings, canonical_json
 from registry.settings import Settings
 from trainer.recipe import Recipe
 
 _STATE: Final = "trainer_state.json"
 
 
-def identity(recipe: Recipe, data_digest: str, base: Base) -> str:
+def identity(recipe: Recipe, data_digest: str, base: Base, text: TextSettings) -> str:
     """SHA-256 of all that decides what comes out of a training: only its own like can go on from its checkpoints."""
     parts = [recipe.model_dump(mode="json", exclude={"name"}), data_digest, base.weights_digest, base.config_digest]
+    parts += [text.tokenizer, text.template]
     # PEFT takes the first key of a pattern that matches, and canonical JSON has no order.
     parts += [f"{key}: {list(value)}" for key, value in recipe.method.settings.items() if isinstance(value, dict)]
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()

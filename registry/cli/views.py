@@ -67,6 +67,8 @@ def show(ref: str, as_json: bool) -> None:
         **version.model_dump(mode="json", exclude={"ref"}),
         "reference": _reference(store, version),
     }
+    text = facts["facts"]["text"]
+    text |= {name: digest or "unknown" for name, digest in text.items()}
     if settings.replica_urls:
         facts["replicas"] = {
             url: status if isinstance(status, str) else standing(version, status)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from registry import base as bases
+from registry import text
 from registry.base import LocalBase
 from registry.errors import BadInput
 from registry.records import Record, Version
@@ -100,6 +101,8 @@ def run(job: Job, settings: Settings, *, boot: Boot = boot) -> Done:
             if any(refs):
                 versions = asked.resolve(job.input, found.rows, refs, local, Store(settings))
                 plan = plan.model_copy(update={"versions": versions})
+                for version in {version.ref: version for version in versions.values()}.values():
+                    text.warn(version, local.path)
         kept = journal.done - (journal.failed if job.retry_failed else frozenset())
         spent = Spent()
         if waiting := [
@@ -140,6 +143,7 @@ def _manifest(job: Job, found: Rows, local: LocalBase, begun: Manifest | None) -
         input=found.sha256,
         rows=len(found.rows),
         base=local.base,
+        text=text.settings_of(local.path),
         model=job.model,
         settings=job.sampling.given(),
         vllm=manifest.lasting(job.vllm),

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from registry.errors import BadInput
-from registry.records import Base, Record, Version
+from registry.records import Base, Record, TextSettings, Version
 
 RESTART: Final = "--restart answers every row anew; or give another --output"
 _ANYHOW: Final = frozenset(
@@ -32,6 +32,8 @@ class Manifest(Record):
     """SHA-256 of the input file."""
     rows: int
     base: Base
+    text: TextSettings = TextSettings()
+    """The base's; not known of a run of an older loradock."""
     model: str
     """Whom rows ask that name nobody; empty for the base."""
     settings: dict[str, Any]
@@ -76,6 +78,7 @@ def refuse_another(output: Path, begun: Manifest, asked: Manifest) -> None:
     changed = [name for name in before | now if before.get(name) != now.get(name)]
     if not begun.base.same_weights(asked.base):
         changed.append("the base")
+    changed += (f"the base's {name}" for name in begun.text.unlike(asked.text))
     if changed:
         raise BadInput(f"{output} belongs to a run with other settings; changed: {', '.join(changed)}", hint=RESTART)
 

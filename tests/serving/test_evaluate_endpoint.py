@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry import gates, promotion
-from registry.base import LocalBase
+from registry.base import LocalBase, identify
 from registry.errors import BadInput, Conflict, NotFound
 from registry.evidence import mean
 from registry.settings import Settings
@@ -24,11 +24,19 @@ from trainer.evaluation.task import Task, prepare
 
 pytestmark = pytest.mark.slow
 
+CHOOSING = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "temperature": 2.0, "top_k": 3}
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, base: LocalBase) -> Iterator[Server]:
-    """A replica with `bot/1` promoted; `bot/2` is there, and not served."""
+    """A replica with `bot/1` promoted; `bot/2` is there, and not served. The base says how tokens are chosen."""
     scratch = tmp_path_factory.mktemp("endpoint")
+    own = scratch / "own"
+    own.mkdir()
+    for path in base.path.iterdir():
+        (own / path.name).symlink_to(path)
+    (own / "generation_config.json").unlink()
+    (own / "generation_config.json").write_text(json.dumps({**CHOOSING, "eos_token_id": 2}))
     home = scratch / "home"
     store = Store(Settings(home=home))
     first, _ = (
@@ -42,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, base: LocalBase) -> Iterato
     (scratch / "pairs.jsonl").write_text(
         json.dumps({"prompt": "The keeper of the lighthouse ", "completion": "slept."})
     )
-    with serving(home, base, store, scratch) as running:
+    with serving(home, LocalBase(own, identify(own, base_id=str(own))), store, scratch) as running:
         yield running
 
 
@@ -50,6 +58,7 @@ def task(server: Server, **changes: object) -> Task:
     first = server.store.versions("bot")[0]
     wanted = metrics.parse(["loss", "rouge"])
     whole = Task(first.ref, str(server.scratch / "rows.jsonl"), wanted, endpoint=server.url, api_key=KEY, new_tokens=8)
+    whole = replace(whole, base=str(server.base.path))
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 

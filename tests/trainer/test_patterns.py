@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from registry import versions
 from registry.artifact import CONFIG
 from registry.base import LocalBase, identify
-from registry.records import Base
+from registry.records import Base, TextSettings
 from registry.store import Store
 from tests.support.trainer.training import written
 from trainer import adapter, methods, workdir
@@ -148,7 +148,10 @@ def test_a_training_of_another_order_does_not_go_on_from_this_ones_checkpoints(
 ) -> None:
     there = [
         workdir.identity(
-            written(tmp_path, shallow_dir, method={**LORA, "alpha_pattern": dict(items)})[0].recipe, "d", BASE
+            written(tmp_path, shallow_dir, method={**LORA, "alpha_pattern": dict(items)})[0].recipe,
+            "d",
+            BASE,
+            TextSettings(),
         )
         for items in (list(ALPHAS.items()), list(ALPHAS.items())[::-1])
     ]

@@ -10,7 +10,7 @@ import pytest
 
 from registry.base import LocalBase, identify
 from registry.errors import LoradockError
-from registry.records import Base
+from registry.records import Base, TextSettings
 from registry.settings import Settings
 from registry.store import Store
 from tests.support import dying, warm
@@ -95,7 +95,7 @@ def test_a_checkpoint_is_whole_only_with_the_random_states_of_all_processes(
 
 def undertaken(source: RecipeFile, rows: Rows, base_dir: Path, *, resume: bool = True) -> Any:
     base: Base = LocalBase(base_dir, identify(base_dir, base_id="base")).base
-    return opened(source, rows.digest, base, Settings(), Crew(0, 1), resume=resume)
+    return opened(source, rows.digest, base, TextSettings(), Settings(), Crew(0, 1), resume=resume)
 
 
 def checkpoint(directory: Path, step: int, *, whole: bool = True) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from registry import artifact, promotion
+from registry import artifact, promotion, text
 from registry import base as bases
 from registry.base import LocalBase
 from registry.errors import NotFound, WrongBase
@@ -86,6 +86,7 @@ def base_of(version: Version, given: str | None, settings: Settings, *, here: bo
     if not local.base.same_weights(facts):
         hint = "" if given else "say where its base is with --base DIR"
         raise WrongBase(str(version.ref), trained_on=facts.id, given=given or str(local.path), hint=hint)
+    text.warn(version, local.path)
     return local
 
 

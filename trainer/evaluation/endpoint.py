@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
@@ -17,6 +17,14 @@ from trainer.evaluation.scorer import Step
 
 _TIMEOUT: Final = 600  # seconds; a busy server lets requests wait
 _AT_ONCE: Final = 16
+
+GREEDY: Final[Mapping[str, float]] = {
+    "temperature": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
+"""What vLLM has to be told, so that no default of its base's chooses a token; here all such defaults are left out."""
 
 T = TypeVar("T")
 
@@ -35,11 +43,15 @@ class Served:
 
 
 class Endpoint:
-    """An OpenAI-compatible endpoint of loradock's; `serve` says which of its names stand for whom."""
+    """An OpenAI-compatible endpoint of loradock's; `serve` says which of its names stand for whom.
 
-    def __init__(self, url: str, key: str = "") -> None:
+    Answers end at the tokens of `stops`, as they do here.
+    """
+
+    def __init__(self, url: str, key: str = "", stops: Iterable[int] = ()) -> None:
         if not url.startswith(("http://", "https://")):
             raise BadInput(f"{url!r} is not a URL", hint="write it as http://HOST:PORT")
+        self._stops = sorted(stops)
         self._url = url.rstrip("/").removesuffix("/v1")
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -101,14 +113,22 @@ class Endpoint:
         room = self._names[subject].max_length - len(item.prompt)
         body = {"max_tokens": min(new_tokens, room)}
         if (turns := messages(item)) is not None:
-            choice = self._generate(subject, "/v1/chat/completions", {**body, "messages": turns})
+            asked = {**body, "messages": turns, "return_token_ids": True}
+            choice = self._generate(subject, "/v1/chat/completions", asked, written=item.prompt)
             return str(choice["message"]["content"] or "")
         return str(self._generate(subject, "/v1/completions", {**body, "prompt": list(item.prompt)})["text"])
 
-    def _generate(self, subject: Subject, route: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The one choice of an answer, which must be by the version that was asked."""
+    def _generate(
+        self, subject: Subject, route: str, body: Mapping[str, Any], written: tuple[int, ...] = ()
+    ) -> Mapping[str, Any]:
+        """The one choice of an answer, which must be by the version that was asked, to a prompt written as here."""
         served = self._names[subject]
-        answer = self._ask("POST", route, {"model": served.name, "temperature": 0, **body})
+        answer = self._ask("POST", route, {"model": served.name, **GREEDY, "stop_token_ids": self._stops, **body})
+        if written and tuple(answer.get("prompt_token_ids") or written) != written:
+            raise LoradockError(
+                f"{self._url} writes a prompt otherwise than the tokenizer and chat template of the base here",
+                hint="say with --base DIR where the base is that it serves",
+            )
         if answer.get("model") != served.answers_as:
             raise Conflict(served.name, expected=served.answers_as, found=str(answer.get("model")))
         choice: Mapping[str, Any] = answer["choices"][0]

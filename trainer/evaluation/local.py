@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
+from transformers import PretrainedConfig
 
 from registry.base import LocalBase
 from registry.errors import LoradockError, first_line
@@ -43,7 +44,7 @@ class Local:
     @property
     def max_length(self) -> int:
         """Tokens that the base was made to read."""
-        return getattr(self._bare.config.get_text_config(), "max_position_embeddings", None) or _UNBOUNDED
+        return longest(self._bare.config)
 
     @property
     def dtype(self) -> str:
@@ -137,6 +138,11 @@ class Local:
             ids = torch.arange(_PROBE, device=self._model.device)[None]
             found: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
         return found
+
+
+def longest(config: PretrainedConfig) -> int:
+    """Tokens that a base was made to read."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or _UNBOUNDED
 
 
 def _padded(values: Sequence[int], length: int, pad: int) -> list[int]:

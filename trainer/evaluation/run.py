@@ -15,23 +15,26 @@ import transformers
 
 from registry.errors import LoradockError
 from registry.evidence import Evidence, Scores, Subject
-from registry.records import Version
+from registry.records import TextSettings, Version
 from registry.store import Store
-from trainer import tracking
+from registry.text import generation_of, settings_of
+from trainer import base, meta, tracking
 from trainer.data import Rows
-from trainer.evaluation import contestants, heldout, plots, table
+from trainer.evaluation import contestants, heldout, local, plots, table
 from trainer.evaluation.contestants import Contestants
-from trainer.evaluation.endpoint import Endpoint
+from trainer.evaluation.endpoint import GREEDY, Endpoint
 from trainer.evaluation.heldout import Item
-from trainer.evaluation.local import Local
 from trainer.evaluation.plots import Differences
 from trainer.evaluation.scorer import Scorer, shown
 from trainer.evaluation.table import Measured
 from trainer.evaluation.task import Case, Task
+from trainer.generation import stops
 from trainer.quiet import quiet
 
 Say = Callable[[str], None]
 
+_GENERATION: Final = ", ".join(f"{key} {value}" for key, value in GREEDY.items())
+_ANYHOW: Final = ("eos_token_id", "do_sample", "max_length", "max_new_tokens")
 _BASE_OF_ENDPOINT: Final = "as the endpoint holds it"
 
 
@@ -52,7 +55,6 @@ class _Bench:
 
     scorer: Scorer
     tokenizer: Any
-    max_length: int
     held: Mapping[str, str]
     """How it holds the base, for the run's params."""
 
@@ -68,20 +70,27 @@ def evaluate(case: Case, say: Say) -> Outcome:
     task, found, rows = case.task, case.found, case.rows
     store = Store(case.settings)
     with quiet(), ExitStack() as stack:
-        endpoint = stack.enter_context(Endpoint(task.endpoint, task.api_key)) if task.endpoint else None
-        if endpoint:
+        tokenizer = base.tokenizer_of(case.local)
+        endpoint = None
+        if task.endpoint:
+            ends = stops(case.local.path, tokenizer)
+            endpoint = stack.enter_context(Endpoint(task.endpoint, task.api_key, ends))
             found = contestants.served(found, endpoint, say)
         directories = {} if endpoint else contestants.fetch(store, found, stack)
+        # One token is left for the answer that vLLM gives to every request.
+        longest = endpoint.max_length - 1 if endpoint else local.longest(meta.config(case.local.path))
+        rows, items = heldout.items(rows, tokenizer, longest, say)
         title = f"{found.candidate.ref} on {rows.name}"
         run_id = store.begin_evaluation(title)
         with tracking.opened(store, run_id), _memory_told():
             say(f"run {run_id}: {found.words} on {len(rows.rows)} rows of {rows.name}; loading")
-            bench = _by_endpoint(endpoint, case) if endpoint else _by_transformers(case, directories)
-            rows, items = heldout.items(rows, bench.tokenizer, bench.max_length, say)
+            if task.asks:
+                say(_choosing(case))
+            bench = _by_endpoint(endpoint, tokenizer) if endpoint else _by_transformers(case, directories)
             measured = {subject: _measure(task, subject, bench, items) for subject in found.apart}
             if found.same:
                 measured["incumbent"] = measured["candidate"]
-            evidence = _evidence(task, run_id, found, rows, items, measured)
+            evidence = _evidence(task, run_id, found, rows, items, measured, settings_of(case.local.path))
             differences = _differences(evidence)
             store.record_evidence(
                 evidence,
@@ -96,15 +105,21 @@ def evaluate(case: Case, say: Say) -> Outcome:
 
 def _by_transformers(case: Case, directories: Mapping[Subject, Path]) -> _Bench:
     recipe = contestants.as_trained(case.found.candidate, case.trained)
-    scorer = Local(case.local, recipe, directories)
+    scorer = local.Local(case.local, recipe, directories)
     held = {"base.quantization": recipe.quantization.kind if recipe.quantization else "none", "dtype": scorer.dtype}
-    return _Bench(scorer, scorer.tokenizer, scorer.max_length, held)
+    return _Bench(scorer, scorer.tokenizer, held)
 
 
-def _by_endpoint(endpoint: Endpoint, case: Case) -> _Bench:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(case.local.path)
-    # One token is left for the answer that vLLM gives to every request.
-    return _Bench(endpoint, tokenizer, endpoint.max_length - 1, {"base.quantization": _BASE_OF_ENDPOINT})
+def _by_endpoint(endpoint: Endpoint, tokenizer: Any) -> _Bench:
+    return _Bench(endpoint, tokenizer, {"base.quantization": _BASE_OF_ENDPOINT})
+
+
+def _choosing(case: Case) -> str:
+    """Words for how answers are chosen, and for what the base's own settings would do otherwise."""
+    given = {key: value for key, value in generation_of(case.local.path).items() if key not in _ANYHOW}
+    left = ", ".join(f"{key} {value}" for key, value in given.items())
+    without = f", without {left} of the base's generation_config.json" if left else ""
+    return f"answers: {_GENERATION}, at most {case.task.new_tokens} tokens{without}"
 
 
 def _measure(task: Task, subject: Subject, bench: _Bench, items: Sequence[Item]) -> Measured:
@@ -135,6 +150,7 @@ def _evidence(
     rows: Rows,
     items: Sequence[Item],
     measured: Mapping[Subject, Measured],
+    text: TextSettings,
 ) -> Evidence:
     weights = [float(item.weight) for item in items]
     alike = [1.0] * len(items)
@@ -160,6 +176,7 @@ def _evidence(
         },
         weights=heldout.weights(items),
         rows=heldout.hashes(rows),
+        text=text,
     )
 
 
@@ -186,7 +203,8 @@ def _details(case: Case, found: Contestants, evidence: Evidence, bench: _Bench) 
         **{f"metric.{metric.name}.sha256": metric.digest for metric in task.metrics if metric.digest},
         "through": evidence.through,
         **bench.held,
-        **({"max_new_tokens": str(task.new_tokens)} if task.asks else {}),
+        **({"max_new_tokens": str(task.new_tokens), "generation": _GENERATION} if task.asks else {}),
+        **{f"base.{name}": digest for name, digest in evidence.text.model_dump().items() if digest},
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

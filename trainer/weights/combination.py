@@ -142,6 +142,7 @@ def _register(
         versions[0].facts.base,
         run_id="",
         data_digest=digests.pop() if len(digests) == 1 else "",
+        text=versions[0].facts.text if len({version.facts.text for version in versions}) == 1 else None,
     ).model_copy(update={"parents": refs})
     mix = best.mix
     outcome = Combined(

@@ -138,7 +138,7 @@ def convert(task: Task, settings: Settings, say: Say) -> Converted:
         if not found.servable:
             raise NotServable(f"{version.ref}, converted,", [finding.text for finding in found.blocking])
         facts = describe(directory, version.facts.base, run_id="", data_digest=version.facts.data_digest)
-        facts = facts.model_copy(update={"parents": (str(version.ref),)})
+        facts = facts.model_copy(update={"parents": (str(version.ref),), "text": version.facts.text})
         like, effect = _likeness(parent, local, directory)
         outcome = Converted(
             version="",

@@ -168,6 +168,45 @@ def test_answers_are_those_of_plain_peft_one_at_a_time(
 
 
 @pytest.mark.slow
+def test_the_bases_own_settings_of_generation_are_told_and_left_out_of_greedy_answers(
+    trained_store: TrainedStore, measured: run.Outcome, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = shutil.copytree(trained_store.base_dir, tmp_path / "base")
+    own = {"no_repeat_ngram_size": 1, "repetition_penalty": 1.3, "eos_token_id": 2}
+    (base / "generation_config.json").write_text(json.dumps(own))
+    said: list[str] = []
+    asked = metrics.parse(["rouge", "exact_match"])
+    found, plain = (
+        trained_store.evaluate(metrics=asked, base=str(each), say=said.append)
+        for each in (base, trained_store.base_dir)
+    )
+    assert found.evidence.metrics == plain.evidence.metrics
+    assert measured.evidence.metrics["rouge"] == found.evidence.metrics["rouge"]
+    left = "without no_repeat_ngram_size 1, repetition_penalty 1.3 of the base's generation_config.json"
+    assert any(line.endswith(left) for line in said)
+    assert (
+        f"warning: {NAME}/2 was trained with another generation_config.json than its base has here" in caplog.messages
+    )
+    params = trained_store.store.client.get_run(found.evidence.run_id).data.params
+    assert params["generation"] == "temperature 0, repetition_penalty 1, presence_penalty 0, frequency_penalty 0"
+    assert params["base.template"] == trained_store.versions[1].facts.text.template
+    assert params["base.generation"] != trained_store.versions[1].facts.text.generation
+
+
+@pytest.mark.slow
+def test_rows_that_the_template_refuses_are_named_before_anything_is_loaded(
+    trained_store: TrainedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = shutil.copytree(trained_store.base_dir, tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{{ raise_exception('not today') }}")
+    monkeypatch.delattr(run.local, "Local")
+    with pytest.raises(BadInput, match="refuses rows") as raised:
+        trained_store.evaluate(base=str(base), limit=2)
+    assert [problem.rpartition(": ")[2] for problem in raised.value.problems] == ["not today"] * 2
+    assert raised.value.problems[0].startswith("rows.jsonl:")
+
+
+@pytest.mark.slow
 def test_without_an_incumbent_and_with_the_incumbent_itself(trained_store: TrainedStore) -> None:
     said: list[str] = []
     alone = trained_store.evaluate(limit=2, say=said.append)
