@@ -12,10 +12,9 @@ from trainer.rows import ChatExample, Example, TextExample
 
 _BATCH: Final = 1000
 _SHOWN: Final = 20
-_GLANCE: Final = 16  # tokens that show whether an answer begins as its row has it
 _OTHER: Final = "\ue000"  # a private character, with which no answer begins
 
-Kind = Literal["not_a_prefix", "added", "rewritten", "begins_twice", "endless"]
+Kind = Literal["not_a_prefix", "added", "rewritten", "garbled", "begins_twice", "endless"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 
@@ -28,6 +27,7 @@ class Oddity:
 
 
 _NOT_A_PREFIX: Final = Oddity("not_a_prefix", "the chat template writes the prompt otherwise than serving does")
+_GARBLED: Final = Oddity("garbled", "the tokenizer does not give the row's own text back: is it the base's?")
 _REWRITTEN: Final = Oddity("rewritten", "the chat template writes the answer otherwise than the row has it")
 
 
@@ -109,10 +109,12 @@ def _rendered(render: Callable[[list[Any]], Any], conversations: list[Any]) -> l
 def _chat(example: ChatExample, prompt: list[int], whole: list[int], tokenizer: Any, stops: Collection[int]) -> Written:
     begins = _common(prompt, whole)
     odd = [_NOT_A_PREFIX] if begins < len(prompt) else []
-    answer = begins
-    if not _as_in_row(example, tokenizer.decode(whole[begins : begins + _GLANCE])):
+    answer, said = begins, example.completion.content
+    if not _says(whole[begins:], said, tokenizer, at_once=True):
         answer = _answer(example, begins, whole, tokenizer)
-        if "".join(example.completion.content.split()) not in "".join(tokenizer.decode(whole[answer:]).split()):
+        if not _says(tokenizer(said, add_special_tokens=False)["input_ids"], said, tokenizer):
+            odd.append(_GARBLED)
+        elif not _says(whole[answer:], said, tokenizer):
             odd.append(_REWRITTEN)
     if answer > begins:
         added = tokenizer.decode(whole[begins:answer])
@@ -123,9 +125,10 @@ def _chat(example: ChatExample, prompt: list[int], whole: list[int], tokenizer: 
     return Written(prompt, whole, begins, answer, tuple(odd))
 
 
-def _as_in_row(example: ChatExample, opening: str) -> bool:
-    said, seen = example.completion.content.strip(), opening.strip().rstrip("\ufffd")
-    return seen.startswith(said) or said.startswith(seen)
+def _says(ids: Sequence[int], text: str, tokenizer: Any, *, at_once: bool = False) -> bool:
+    """Whether tokens read as a text, white space around it left out; `at_once` allows for nothing before it."""
+    found = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return found.strip().startswith(text.strip()) if at_once else text.strip() in found
 
 
 def _answer(example: ChatExample, begins: int, whole: list[int], tokenizer: Any) -> int:
@@ -153,11 +156,14 @@ def _texts(batch: Sequence[tuple[str, TextExample]], tokenizer: Any) -> Iterator
     wholes = tokenizer([example.prompt + example.completion for _, example in batch])["input_ids"]
     for (_, example), asked, whole in zip(batch, prompts, wholes, strict=True):
         prompt, ids = (each[len(start) :] if each[: 2 * len(start)] == start * 2 else each for each in (asked, whole))
-        odd = (begins,) if len(ids) < len(whole) else ()
+        odd = [begins] if len(ids) < len(whole) else []
         if ids[: len(prompt)] != prompt:
             ids = prompt + tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+        text = example.prompt + example.completion
+        if not (_says(ids[len(prompt) :], example.completion, tokenizer) or _says(ids, text, tokenizer)):
+            odd.append(_GARBLED)
         ends = len(ids) == len(prompt) or ids[-1] == tokenizer.eos_token_id
-        yield Written(prompt, ids if ends else [*ids, tokenizer.eos_token_id], len(prompt), len(prompt), odd)
+        yield Written(prompt, ids if ends else [*ids, tokenizer.eos_token_id], len(prompt), len(prompt), tuple(odd))
 
 
 def _start(tokenizer: Any) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -136,6 +137,24 @@ def test_what_the_tokenizer_puts_before_a_text_is_there_once(
         assert list(tokens.oddities(found)) == [
             "1 example (rows.jsonl:1): the text begins with '<|im_start|>', as the tokenizer does: kept once"
         ]
+
+
+def test_a_tokenizer_that_does_not_give_the_text_back_is_told(base_dir: Path, tmp_path: Path) -> None:
+    for path in base_dir.glob("*token*"):
+        shutil.copy(path, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "LlamaTokenizer"}))
+    spaceless = AutoTokenizer.from_pretrained(tmp_path)
+    spaceless.chat_template = NO_SYSTEM
+    assert spaceless.decode(spaceless("Arr, a cat!", add_special_tokens=False)["input_ids"]) == "Arr,acat!"
+    rows = [
+        *rows_of(tmp_path, answered("Arr, a cat!"), answered("Arr!")),
+        *rows_of(tmp_path, {"prompt": "Hi?", "completion": "Arr!"}, {"prompt": "Hi?", "completion": "Arr, a cat!"}),
+    ]
+    [told] = tokens.oddities(side(rows, spaceless))
+    assert told.startswith(
+        "2 examples (rows.jsonl:1, rows.jsonl:2): the tokenizer does not give the row's own text back"
+    )
 
 
 def test_an_answer_whose_end_is_no_stop_token_is_told(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
