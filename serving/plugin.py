@@ -201,7 +201,10 @@ def _base(args: Namespace, settings: Settings) -> LocalBase:
 
 def _text(args: Namespace, local: LocalBase) -> TextSettings:
     """What vLLM writes prompts and chooses tokens by; what its options take from elsewhere is not known."""
-    found = settings_of(Path(args.tokenizer) if args.tokenizer and Path(args.tokenizer).is_dir() else local.path)
+    found = settings_of(local.path)
+    if args.tokenizer:
+        other = settings_of(Path(args.tokenizer)) if Path(args.tokenizer).is_dir() else TextSettings()
+        found = found.model_copy(update={"tokenizer": other.tokenizer, "template": other.template})
     elsewhere = {
         "template": args.chat_template,
         "generation": args.generation_config != "auto" or args.override_generation_config,

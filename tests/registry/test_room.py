@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from registry.errors import NotFound
-from registry.records import Base, Facts, Version
+from registry.records import Base, Facts, TextSettings, Version
 from registry.refs import VersionRef
 from registry.room import Room, fit
 from tests.support.adapters import SMOL
@@ -43,6 +43,17 @@ def many(count: int) -> Mapping[str, Any]:
 
 def test_what_fits_is_not_spoken_of() -> None:
     assert fit(version(), "production", [room(), room("http://b")]) == fit(version(), "production", [])
+
+
+def test_a_template_that_is_another_one_at_a_replica_is_warned_of() -> None:
+    facts = version().facts.model_copy(update={"text": TextSettings(tokenizer="t", template="a")})
+    trained = version().model_copy(update={"facts": facts})
+    other = status()["base"] | {"text": {"tokenizer": "t", "template": "b", "generation": "g"}}
+    found = fit(
+        trained, "production", [room(base=other), room("http://b"), room("http://c", base=other | {"text": {}})]
+    )
+    assert found.warnings == ("bot/2 was trained with another chat template than its base has here, at http://a",)
+    assert found.refusal == ""
 
 
 def test_a_rank_above_every_replicas_limit_is_refused() -> None:

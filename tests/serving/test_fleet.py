@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from registry.errors import DigestMismatch, Unreachable
-from registry.records import Version
+from registry.records import TextSettings, Version
 from serving import cli, fleet
 from serving.fleet import Asked
 from tests.support.adapters import SMOL
@@ -48,6 +48,13 @@ def behind() -> dict[str, Any]:
 
     harness.follow(story)
     return status(harness=harness)
+
+
+def test_a_version_of_another_template_stands_among_what_a_person_should_see_to() -> None:
+    here, there = TextSettings(template="a"), TextSettings(template="b")
+    [row] = fleet.troubles([Asked("a", status(harness=ReplicaHarness(version("bot", text=there), text=here)))])
+    assert row["what"] == "bot/1 (answers otherwise)"
+    assert row["why"] == "bot/1 was trained with another chat template than its base has here"
 
 
 @pytest.fixture

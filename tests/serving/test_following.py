@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from registry.errors import DigestMismatch, NotFound, NotServable, Unreachable
+from registry.records import TextSettings
 from registry.refs import VersionRef
 from serving.admission import Admission
 from tests.support.adapters import SMOL
@@ -29,6 +30,23 @@ def test_a_start_without_any_plan_fails() -> None:
     harness.registry.error = Unreachable("out of reach")
     with pytest.raises(Unreachable):
         asyncio.run(harness.replica.start())
+
+
+def test_a_version_of_another_template_answers_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    here, there = TextSettings(tokenizer="t", template="a"), TextSettings(tokenizer="t", template="b")
+    harness = ReplicaHarness(version("bot", 1, text=there), version("cat", 1, text=here), version("dog"), text=here)
+    words = "bot/1 was trained with another chat template than its base has here"
+
+    async def story() -> None:
+        await harness.turns()
+        harness.registry.promote(version("bot", 1, text=there), version("cat", 2, text=here))
+        await harness.until(lambda: str(harness.engine.pointed.get("cat")) == "cat/2")
+
+    harness.follow(story)
+    status = harness.replica.status()
+    assert status["unlike"] == {"bot/1": words}
+    assert status["converged"]
+    assert caplog.messages.count(words) == 1
 
 
 def test_a_move_is_followed_and_the_old_version_goes_when_its_requests_have_ended() -> None:

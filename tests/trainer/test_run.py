@@ -20,8 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from registry import artifact
 from registry.errors import BadInput, LoradockError
+from registry.records import TextSettings
 from registry.settings import Settings
 from registry.store import Store
+from registry.text import settings_of
 from tests.support.trainer.training import write_rows
 from trainer import data, recipe_file, room, run
 from trainer.data import Rows
@@ -154,6 +156,9 @@ def test_it_holds_an_adapter_that_the_registry_can_take(trained: Trained, tmp_pa
     assert [entry.path for entry in manifest.files] == ["adapter_config.json", "adapter_model.safetensors"]
     assert (facts.method, facts.rank, facts.targets) == ("lora", 4, ("q_proj", "v_proj"))
     assert (facts.digest, facts.data_digest) == (trained.outcome.digest, trained.rows.digest)
+    assert facts.text == settings_of(shallow_dir) != TextSettings()
+    params = trained.store.client.get_run(trained.outcome.run_id).data.params
+    assert params["base.template"] == facts.text.template
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == shallow_dir.name
     assert (config["r"], config["lora_alpha"]) == (4, 8)

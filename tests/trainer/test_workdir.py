@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from transformers import TrainerState
 
+from registry.records import TextSettings
+from tests.support.adapters import SMOL
 from trainer import workdir
+from trainer.recipe import Recipe
 
 
 @pytest.mark.parametrize("best", ["checkpoint-10", None])
@@ -22,3 +25,9 @@ def test_a_checkpoint_whose_home_was_moved_names_the_best_one_beside_it(best: st
     found = TrainerState.load_from_json(str(tmp_path / "new/checkpoint-20/trainer_state.json"))
     state.best_model_checkpoint = str(tmp_path / "new" / best) if best else None
     assert found == state
+
+
+def test_a_training_with_another_tokenizer_or_template_does_not_go_on_from_this_ones_checkpoints() -> None:
+    recipe = Recipe.model_validate({"name": "tiny", "base": "base", "data": "rows.jsonl"})
+    texts = [TextSettings(tokenizer=one, template=two) for one in "ab" for two in "cd"]
+    assert len({workdir.identity(recipe, "d", SMOL, text) for text in texts}) == 4

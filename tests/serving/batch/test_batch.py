@@ -402,6 +402,14 @@ def test_only_what_was_written_to_its_end_counts(job: Callable[..., Job], settin
         assert sum(row["text"].startswith("first: ") for row in answers) == kept
 
 
+def rewrite(wish: Job, **changes: object) -> None:
+    """The manifest of a run, with another record of its base's tokenizer and template, or none."""
+    path = manifest.path_for(wish.output)
+    found = json.loads(path.read_text())
+    del found["text"]
+    path.write_text(json.dumps(found | changes))
+
+
 def test_another_input_or_setting_is_refused_and_restart_begins_anew(
     job: Callable[..., Job], settings: Settings, tmp_path: Path
 ) -> None:
@@ -418,6 +426,11 @@ def test_another_input_or_setting_is_refused_and_restart_begins_anew(
             run(job(rows, **options), settings, boot=never)
     with pytest.raises(BadInput, match=r"changed: the input$"):
         run(job([*rows, {"prompt": "more"}]), settings, boot=never)
+    for text, word in (({"template": "1" * 64}, "chat template"), ({"generation": "1" * 64}, "generation_config.json")):
+        rewrite(wish, text=text)
+        with pytest.raises(BadInput, match=f"changed: the base's {word}$"):
+            run(job(rows), settings, boot=never)
+    rewrite(wish)  # as an older loradock wrote it
     assert run(job(rows, vllm=("--max-num-seqs", "4", "--gpu-memory-utilization=0.5")), settings, boot=never).kept == 3
     assert wish.output.read_bytes() == before
     move_on(settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import NotFound
-from registry.records import Base, Version
+from registry.records import Base, TextSettings, Version
 from registry.reference import Reference
 from registry.refs import VersionRef
 from serving.admission import Admission
@@ -166,6 +166,7 @@ class ReplicaHarness:
         *versions: Version,
         base: Base = SMOL,
         capacity: int = 32,
+        text: TextSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry, self.cache, self.engine, self.told = (
@@ -176,7 +177,15 @@ class ReplicaHarness:
         )
         admission = Admission(self.cache, FakeReferences(), self.engine, proof=FAST.proof, precision="float32")
         self.replica = Replica(
-            self.registry, admission, self.engine, base, FAST, capacity=capacity, watcher=self.told, clock=clock
+            self.registry,
+            admission,
+            self.engine,
+            base,
+            FAST,
+            capacity=capacity,
+            watcher=self.told,
+            text=text,
+            clock=clock,
         )
 
     async def until(self, true: Callable[[], Any]) -> None:

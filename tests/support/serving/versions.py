@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from registry.records import Facts, Version
+from registry.records import Facts, TextSettings, Version
 from registry.refs import VersionRef
 from serving.reconcile import Resident
 from tests.support.adapters import SMOL
 
+UNKNOWN = TextSettings()
 
-def version(name: str = "bot", number: int = 1, digest: str = "") -> Version:
+
+def version(name: str = "bot", number: int = 1, digest: str = "", text: TextSettings = UNKNOWN) -> Version:
     facts = Facts(
         digest=digest or f"{name}{number}",
         base=SMOL,
@@ -19,6 +21,7 @@ def version(name: str = "bot", number: int = 1, digest: str = "") -> Version:
         targets=("q_proj",),
         run_id="run",
         data_digest="",
+        text=text,
     )
     return Version(
         ref=VersionRef(name, number), facts=facts, source="models:/m-1", created_at=datetime(2026, 1, 1, tzinfo=UTC)
