@@ -105,7 +105,8 @@ def _unfit(found: Evidence, rules: Rules, case: Case) -> str:
     """Why an evaluation does not count; empty when it does."""
     if found.base != case.version.facts.base.weights_digest:
         return "it was evaluated on another base model"
-    if names := found.text.unlike(case.version.facts.text):
+    # How tokens are chosen is no part of it: an evaluation leaves the base's own settings of that out.
+    if names := found.text.model_copy(update={"generation": ""}).unlike(case.version.facts.text):
         return f"it was evaluated with another {' and '.join(names)} than it was trained with"
     if not found.data_digest.startswith(rules.data):
         return f"it was evaluated on rows {found.data_digest[:12]}, asked for {rules.data[:12]}"

@@ -39,7 +39,7 @@ _NO_CHOICE: Final = (
 
 
 def settings_of(directory: Path) -> TextSettings:
-    """Those of a base, or what lies beside an adapter; what is not there, or cannot be read, is not known."""
+    """Those of a base's directory; a file that is not there says nothing, as one that cannot be read."""
     config = _json(directory / "tokenizer_config.json") or {}
     return TextSettings(
         tokenizer=_tokenizer(directory, config),
@@ -83,7 +83,7 @@ def _template(directory: Path, config: Mapping[str, Any]) -> str:
         found = (_json(directory / "chat_template.json") or config).get("chat_template") or ""
     if isinstance(found, list):  # several by name
         found = next((each.get("template") for each in found if each.get("name") == "default"), "")
-    return str(found).rstrip("\n")
+    return str(found).removesuffix("\n")  # as Jinja has it
 
 
 def _tokenizer(directory: Path, config: Mapping[str, Any]) -> str:

@@ -172,5 +172,6 @@ def test_evidence_by_another_template_counts_for_nothing(store: Store, copied: P
     other = made.facts.text.model_copy(update={"template": "1" * 64})
     assert verdict(made.facts.text).passed
     assert verdict(TextSettings()).passed
+    assert verdict(made.facts.text.model_copy(update={"generation": "1" * 64})).passed
     assert not verdict(other).passed
     assert "it was evaluated with another chat template" in verdict(other).figure

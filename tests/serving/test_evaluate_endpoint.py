@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from registry import gates, promotion
 from registry.base import LocalBase, identify
-from registry.errors import BadInput, Conflict, NotFound
+from registry.errors import BadInput, Conflict, LoradockError, NotFound
 from registry.evidence import mean
 from registry.settings import Settings
 from registry.store import Store
@@ -97,6 +98,16 @@ def test_text_prompts_are_asked_as_texts(server: Server) -> None:
     served, here = evaluate(server, data=rows), evaluate(server, data=rows, endpoint=None)
     assert served.evidence.metrics["loss"].candidate == pytest.approx(here.evidence.metrics["loss"].candidate, abs=0.15)
     assert answers(server, served) == answers(server, here)
+
+
+def test_an_endpoint_that_writes_prompts_by_another_template_is_refused(server: Server, tmp_path: Path) -> None:
+    edited = shutil.copytree(server.base.path, tmp_path / "edited", symlinks=True)
+    template = (edited / "chat_template.jinja").read_text()
+    (edited / "chat_template.jinja").unlink()
+    (edited / "chat_template.jinja").write_text(template.replace("You are a helpful", "You are a grumpy"))
+    with pytest.raises(LoradockError, match="writes a prompt otherwise than the tokenizer and chat template"):
+        evaluate(server, base=str(edited))
+    assert evaluate(server, base=str(edited), metrics=metrics.parse(["loss"])).evidence.text.template
 
 
 def test_a_version_that_is_not_served_is_told_with_what_is(server: Server) -> None:
