@@ -46,28 +46,36 @@ def check(source: RecipeFile, config: PretrainedConfig) -> None:
         )
 
 
-def check_rows(source: RecipeFile, side: Side, tokenizer: Any) -> str:
-    """Words for the examples that an activated LoRA passes over; raises BadInput where it passes over all.
+def check_rows(source: RecipeFile, side: Side, tokenizer: Any, config: PretrainedConfig) -> list[str]:
+    """Words for the rows and tokens on which nothing is trained; raises BadInput where that is so of all."""
+    given, found = source.recipe.method.settings, list[str]()
+    if wanted := given.get("alora_invocation_tokens"):
+        idle = [place for place, each in zip(side.places, side.tokens, strict=True) if not _activated(wanted, each)]
+        said = f"no answer follows {wanted}, which are {tokenizer.decode(wanted)!r}: nothing is trained"
+        if idle and len(idle) == len(side.tokens):
+            ends = side.tokens[0].prompt[-_SHOWN:]
+            hint = f"the first prompt ends with {list(ends)}, which are {tokenizer.decode(ends)!r}" if ends else ""
+            raise _unusable(source, "alora_invocation_tokens", f"in every row {said}", hint)
+        found += [f"in {tokens.counted(idle)} {said}"] if idle else []
+    for key in ("token_indices", "trainable_token_indices"):
+        listed = given.get(key)
+        if not isinstance(listed, list) or not listed or config.get_text_config().tie_word_embeddings:
+            continue  # a head that is one with the embeddings learns of every token
+        seen = {token for each in side.tokens for token in each.input_ids}
+        if unseen := [index for index in listed if index not in seen]:
+            said = f"no row has {unseen}, which are {tokenizer.decode(unseen)!r}: nothing is trained of them"
+            if key == "token_indices" and len(unseen) == len(listed):
+                raise _unusable(source, key, said, "")
+            found.append(said)
+    return found
 
-    PEFT switches it on at the last occurrence of its invocation tokens, and leaves a sequence without them to the base.
-    """
-    wanted = source.recipe.method.settings.get("alora_invocation_tokens")
-    if not wanted:
-        return ""
-    idle = [place for place, each in zip(side.places, side.tokens, strict=True) if not _activated(wanted, each)]
-    said = f"{wanted}, which are {tokenizer.decode(wanted)!r}"
-    if len(idle) < len(side.tokens):
-        return f"{tokens.counted(idle)} {said}: they train nothing" if idle else ""
-    ends = side.tokens[0].prompt[-_SHOWN:]
-    raise BadInput(
-        f"{source.path} cannot be used",
-        problems=[source.fault(("method", "alora_invocation_tokens"), f"no example has {said}: nothing is trained")],
-        hint=f"the first prompt ends with {list(ends)}, which are {tokenizer.decode(ends)!r}" if ends else "",
-    )
+
+def _unusable(source: RecipeFile, key: str, said: str, hint: str) -> BadInput:
+    return BadInput(f"{source.path} cannot be used", problems=[source.fault(("method", key), said)], hint=hint)
 
 
 def _activated(wanted: Sequence[int], example: Tokens) -> bool:
-    """Whether a token that carries loss follows the last occurrence, which counts from its own first token on."""
+    """Whether a token that carries loss follows the last occurrence, from whose first token on PEFT switches it on."""
     ids, size = example.input_ids, len(wanted)
     last = next((at for at in range(len(ids) - size, -1, -1) if ids[at : at + size] == tuple(wanted)), None)
     return last is not None and any(example.completion_mask[last + 1 :])

@@ -90,7 +90,8 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
     datasets.disable_progress_bars()
     with quiet(), _told_by_main(crew), processes.losses_told():
         local = registry.base.resolve(recipe.base, settings, relative_to=source.directory)
-        preflight.check(source, meta.config(local.path))
+        config = meta.config(local.path)
+        preflight.check(source, config)
         text = settings_of(local.path)
         tokenizer = base.tokenizer_of(local)
         sides = tokens.fitting(
@@ -101,7 +102,7 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
             completion_only_loss=recipe.training.completion_only_loss,
             stops=generation.stops(local.path, tokenizer),
         )
-        idle = preflight.check_rows(source, sides.train, tokenizer)
+        idle = preflight.check_rows(source, sides.train, tokenizer, config)
         free = room.available()
         with (
             undertaking.opened(source, rows.digest, local.base, text, settings, crew, resume=resume) as task,
@@ -110,8 +111,8 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
         ):
             say(f"run {task.run.id}: {recipe.name} on {recipe.base}{task.since}")
             _say_rows(say, rows, sides, recipe.training.max_length)
-            if idle:
-                say(f"warning: {idle}")
+            for words in idle:
+                say(f"warning: {words}")
             if words := room.lacking(recipe, local.path, max(sides.train.lengths), free):
                 say(f"warning: {words}")
             loaded = base.load(local, recipe, tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from registry.errors import BadInput
@@ -171,15 +172,60 @@ def test_an_activated_lora_that_no_row_invokes_is_refused_and_rows_that_do_not_a
     source, side, tokenizer = invoked(tmp_path, shallow_dir, text)
     idle = [place for place, size in zip(side.places, gradient(shallow_dir, source, side), strict=True) if not size]
     if len(idle) < len(side.tokens):
-        told = preflight.check_rows(source, side, tokenizer)
-        assert told.startswith(f"{len(idle)} example" if idle else "")
-        assert all(place in told for place in idle)
+        told = preflight.check_rows(source, side, tokenizer, meta.config(shallow_dir))
+        places = f"({', '.join(idle)}) no answer follows"
+        assert [places in words and words.startswith(f"in {len(idle)} example") for words in told] == [True][
+            : len(idle)
+        ]
         return
     with pytest.raises(BadInput) as raised:
-        preflight.check_rows(source, side, tokenizer)
+        preflight.check_rows(source, side, tokenizer, meta.config(shallow_dir))
     line = 1 + (tmp_path / "r.yaml").read_text().splitlines().index("  alora_invocation_tokens:")
-    assert raised.value.problems[0].startswith(f"r.yaml:{line}: method.alora_invocation_tokens: no example has [")
+    assert raised.value.problems[0].startswith(
+        f"r.yaml:{line}: method.alora_invocation_tokens: in every row no answer follows ["
+    )
     assert "<|im_start|>assistant" in raised.value.hint
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["trainable_tokens", "lora"])
+def test_tokens_that_no_row_has_are_told_where_nothing_would_be_trained_of_them(
+    kind: str, tied: bool, shallow_dir: Path, tmp_path: Path
+) -> None:
+    _, side, tokenizer = invoked(tmp_path, shallow_dir, "Aye")
+    model = AutoModelForCausalLM.from_pretrained(shallow_dir)
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    seen, unseen = side.tokens[0].input_ids[0], 30000
+    key = "token_indices" if kind == "trainable_tokens" else "trainable_token_indices"
+    targets = {"target_modules": ["embed_tokens"]} if kind == "trainable_tokens" else TWO
+    made = TrainableTokensConfig if kind == "trainable_tokens" else LoraConfig
+    with warnings.catch_warnings():  # PEFT's remark on tied weights
+        warnings.simplefilter("ignore")
+        wrapped = get_peft_model(model, made(task_type="CAUSAL_LM", **targets, **{key: [seen, unseen]}))
+    plain = side.tokens[0].plain()
+    wrapped(input_ids=torch.tensor([plain["input_ids"]]), labels=torch.tensor([plain["labels"]])).loss.backward()
+    [deltas] = [
+        part for name, part in wrapped.named_parameters() if "trainable_tokens_delta" in name and part.requires_grad
+    ]
+    trained = [bool(row.abs().sum()) for row in deltas.grad]
+    assert trained == [True, tied]
+
+    def told(*indices: int) -> list[str]:
+        whole = {
+            "base": str(shallow_dir),
+            "data": "rows.jsonl",
+            "method": {"type": kind, **targets, key: list(indices)},
+        }
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump(whole))
+        return preflight.check_rows(dialects.load(tmp_path / "r.yaml", lambda _: None), side, tokenizer, model.config)
+
+    assert [words.split(",")[0] for words in told(seen, unseen)] == ([] if tied else [f"no row has [{unseen}]"])
+    if kind == "trainable_tokens" and not tied:
+        with pytest.raises(BadInput) as raised:
+            told(unseen)
+        assert "method.token_indices: no row has [30000]" in raised.value.problems[0]
 
 
 AXOLOTL = {

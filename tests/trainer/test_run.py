@@ -221,7 +221,7 @@ def test_an_activated_lora_that_no_row_invokes_leaves_no_run(home: Path, tmp_pat
     with pytest.raises(BadInput) as raised:
         run.train(source, rows, Settings(), lambda _: None)
     assert raised.value.problems[0].startswith(
-        "recipe.yaml:6: method.alora_invocation_tokens: no example has [1, 1, 1]"
+        "recipe.yaml:6: method.alora_invocation_tokens: in every row no answer follows [1, 1, 1]"
     )
     assert Store(Settings()).client.get_experiment_by_name(Settings().experiment) is None
 
