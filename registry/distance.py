@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from registry import check
-from registry.artifact import WEIGHTS, TensorInfo, read_header
-from registry.check.matrices import read_tensors
-from registry.check.names import parse_all
-from registry.check.settings import Scaling
-from registry.check.tensors import Pair, pairs
+from registry.check.effect import meant
+from registry.errors import NotServable
 from registry.records import Record
 
 if TYPE_CHECKING:
@@ -23,7 +21,9 @@ _NOT_COMPARABLE: Final = frozenset(
         *("config-unreadable", "weights-unreadable", "weights-missing", "weights-pickled", "weights-sharded"),
         *("method-missing", "not-lora", "no-lora-weights", "half-pair", "tensors-twice"),
         *("rank-missing", "rank-invalid", "alpha-missing", "alpha-invalid", "pattern-invalid", "pattern-unsafe"),
+        *("rank-not-configured", "ranks-differ", "tensor-empty", "tensor-transposed", "tensors-untargeted"),
         *("dora", "qalora", "kasa", "bdlora", "arrow", "start-left-in", "start-unknown"),
+        *("layers-replicated", "activated-lora"),
     }
 )
 """What the doctor finds where B·A alone does not say what an adapter adds to its base."""
@@ -77,10 +77,14 @@ class _Sums:
         )
 
 
+_NOTHING: Final = _Sums(0, 0, 0, 0)
+
+
 def between(one: Path, other: Path, *, names: tuple[str, str] = ("the first", "the second")) -> Weights:
     """How far apart the adapters in two directories are, which were made for the same base.
 
-    Only what plain LoRA adds is compared; what speaks against that is said instead. One layer is in memory at a time.
+    Only what plain LoRA adds is compared; what speaks against that is said instead. One layer is in memory at a time. A
+    parameter with a matrix for each expert is one module, whose matrices are as if they were one long vector.
     """
     besides = []
     for directory, name in zip((one, other), names, strict=True):
@@ -89,14 +93,17 @@ def between(one: Path, other: Path, *, names: tuple[str, str] = ("the first", "t
                 return Weights(why_not=f"{name}: {finding.text}")
             if finding.code in _BESIDES:
                 besides.append(f"{name}: {finding.text}")
-    adapters = (_Adapter.open(one), _Adapter.open(other))
+    try:
+        adapters = [meant(directory, check.BaseShapes()) for directory in (one, other)]
+    except NotServable as error:
+        return Weights(why_not="; ".join(error.reasons))
     modules: list[Distance] = []
-    total = _Sums(0, 0, 0, 0)
-    for module in sorted({*adapters[0].pairs, *adapters[1].pairs}):
+    total = _NOTHING
+    for module in sorted({*adapters[0].parts, *adapters[1].parts}):
         factors = [adapter.factors(module) for adapter in adapters]
-        if factors[0] and factors[1] and _shape(factors[0]) != _shape(factors[1]):
+        if all(factors) and [_shape(each) for each in factors[0]] != [_shape(each) for each in factors[1]]:
             return Weights(why_not=f"{module} is of another shape in {names[0]} than in {names[1]}")
-        sums = _sums(*factors)
+        sums = sum((_sums(*each) for each in zip_longest(*factors)), _NOTHING)
         total += sums
         modules.append(sums.distance(module))
     return Weights(total=total.distance("all modules"), modules=tuple(modules), besides=tuple(besides))
@@ -105,31 +112,6 @@ def between(one: Path, other: Path, *, names: tuple[str, str] = ("the first", "t
 Factors = tuple["NDArray[Any]", "NDArray[Any]"]
 """What an adapter adds to a module's weight is the product of these: outputs x rank, its scaling included, and rank x
 inputs."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Adapter:
-    """An adapter's weights, on disk."""
-
-    path: Path
-    header: dict[str, TensorInfo]
-    pairs: dict[str, Pair]
-    scaling: Scaling
-
-    @classmethod
-    def open(cls, directory: Path) -> _Adapter:
-        header = dict(read_header(directory / WEIGHTS))
-        scaling = Scaling.of(check.read_config(directory))
-        return cls(directory / WEIGHTS, header, pairs(parse_all(header)), scaling)
-
-    def factors(self, module: str) -> Factors | None:
-        """The two matrices of a module; None where it has none. A convolution's are flattened, which keeps norms."""
-        if (pair := self.pairs.get(module)) is None:
-            return None
-        found = read_tensors(self.path, {name: self.header[name] for name in (pair.b, pair.a)})
-        b, a = found[pair.b].values(), found[pair.a].values()
-        rank = a.shape[0]
-        return b.reshape(-1, rank) * self.scaling.scale_of(module), a.reshape(rank, -1)
 
 
 def _shape(factors: Factors) -> tuple[int, int]:

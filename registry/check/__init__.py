@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from registry.artifact import CONFIG, WEIGHTS, read_header
+from registry.artifact import CONFIG, WEIGHTS, TensorInfo, read_header
 from registry.check.config import in_config, rank_limit
 from registry.check.files import in_files, in_manifest
 from registry.check.findings import MENDINGS, VERBS, Diagnosis, Finding
 from registry.check.names import parse_all
-from registry.check.settings import largest_rank, read_config
+from registry.check.settings import largest_rank, parameters, read_config
 from registry.check.shapes import BaseShapes, read_shapes, shapes_of_config
 from registry.check.tensors import in_names, in_pairs, on_base, pairs, ranks, sound
 from registry.check.values import in_values
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 _UNKNOWN: Final = BaseShapes()
+_STACKED: Final = (".experts", ".experts.base_layer")
+_BY_MODULE: Final = ("settings", "zero-layers", "plain-start", "one-rank")
+"""Mendings that take a module for one matrix, which a parameter with one for each expert is not."""
 
 
 def examine(directory: Path, *, base: BaseShapes = _UNKNOWN, max_rank: int = MAX_RANK) -> Diagnosis:
@@ -96,6 +100,16 @@ def _all(directory: Path, base: BaseShapes, max_rank: int) -> Iterator[Finding]:
     if config is None or tensors is None:
         return
     names = parse_all(tensors)
+    found = pairs(names)
+    stacked = any(module.endswith(_STACKED) for module in found) or bool(parameters(config, found))
+    for finding in _in_weights(directory, config, tensors, base, max_rank):
+        yield replace(finding, remedy="") if stacked and finding.remedy in _BY_MODULE else finding
+
+
+def _in_weights(
+    directory: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], base: BaseShapes, max_rank: int
+) -> Iterator[Finding]:
+    names = parse_all(tensors)
     yield from in_config(config, names, base)
     if config.get("peft_type") not in ("LORA", None):
         return
@@ -103,6 +117,6 @@ def _all(directory: Path, base: BaseShapes, max_rank: int) -> Iterator[Finding]:
     yield from in_names(config, names)
     yield from in_pairs(config, tensors, found)
     found = sound(config, tensors, found)
-    yield from rank_limit(config, max(ranks(tensors, found), default=0), max_rank)
+    yield from rank_limit(config, max(ranks(config, tensors, found), default=0), max_rank)
     yield from on_base(tensors, found, base)
     yield from in_values(directory / WEIGHTS, tensors, found)

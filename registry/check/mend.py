@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from registry import artifact
 from registry.check import Diagnosis, examine
-from registry.check.matrices import Tensor, largest_difference, read_tensors, tensor, write_tensors
+from registry.check.effect import Effect, apart, meant, taken_up
+from registry.check.matrices import Tensor, read_tensors, tensor, write_tensors
 from registry.check.names import parse, parse_all
-from registry.check.settings import PEFT_ALPHA, Scaling, read_config, targets
+from registry.check.settings import PEFT_ALPHA, Scaling, parameters, read_config, targets
 from registry.check.shapes import BaseShapes
-from registry.check.starts import taken_out
+from registry.check.starts import is_taken_out, taken_out
 from registry.check.tensors import Pair, pairs
 from registry.errors import BadInput, LoradockError, NotServable
+from registry.patterns import matches
 from registry.scratch import beside
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ class Mended:
 
     mendings: tuple[str, ...]
     differences: Mapping[str, float]
-    """By module: the largest difference that any entry of its scaled B·A has from what it was, in float64."""
+    """By module: the largest difference that any entry of its scaled B·A has from what it was, in float64.
+
+    It is between the files as they were meant and the files as PEFT takes them up, not between what was mended.
+    """
     diagnosis: Diagnosis
     """Of the mended adapter."""
 
@@ -53,22 +58,11 @@ class Adapter:
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     taken: Mapping[str, Factors] = field(default_factory=dict)
-    """By module, what was taken out of the base before training."""
+    """By module, what was taken out of the base before training, without its scaling."""
 
     def pairs(self) -> dict[str, Pair]:
         """Its LoRA matrices by module."""
         return pairs(parse_all(self.tensors))
-
-    def factors(self, pair: Pair) -> Factors:
-        """A module's B and A, scaled, less what was taken out of the base."""
-        import numpy as np
-
-        scale = Scaling.of(self.config).scale_of(pair.module)
-        b, a = self.tensors[pair.b].values() * scale, self.tensors[pair.a].values()
-        if pair.module not in self.taken:
-            return b, a
-        b0, a0 = self.taken[pair.module]
-        return np.concatenate([b, -b0 * scale], axis=1), np.concatenate([a, a0], axis=0)
 
 
 def mend(directory: Path, out: Path, diagnosis: Diagnosis, *, base: BaseShapes, max_rank: int) -> Mended | None:
@@ -85,29 +79,81 @@ def mend(directory: Path, out: Path, diagnosis: Diagnosis, *, base: BaseShapes, 
         raise NotServable(str(directory), hopeless or [finding.text for finding in diagnosis.blocking])
     if not diagnosis.mendings:
         return None
-    before = _read(directory, diagnosis.mendings, base)
-    after = before
+    before = meant(directory, base)
+    adapter = _read(directory, diagnosis.mendings, base)
+    taken = {module: _verified(adapter, module, base) for module in adapter.taken}
     for name in diagnosis.mendings:
-        after = _STEPS[name](after) if name in _STEPS else after
-    return _write(before, after, out, diagnosis.mendings, base=base, max_rank=max_rank)
+        adapter = _STEPS[name](adapter) if name in _STEPS else adapter
+    try:
+        with beside(out) as scratch:
+            write_tensors(scratch / artifact.WEIGHTS, adapter.tensors)
+            (scratch / artifact.CONFIG).write_text(json.dumps(adapter.config), encoding="utf-8")
+            artifact.canonicalise(scratch)
+            artifact.write_manifest(scratch)
+            differences = dict(_differences(before, taken_up(scratch, base), taken))
+            found = examine(scratch, base=base, max_rank=max_rank)
+    except OSError as error:
+        raise LoradockError(f"{out} cannot be written: {error.strerror}") from error
+    return Mended(diagnosis.mendings, differences, found)
 
 
 def _read(directory: Path, mendings: tuple[str, ...], base: BaseShapes) -> Adapter:
     """The adapter with what names and settings leave open filled in, which says no more than was meant."""
     path = directory / artifact.WEIGHTS
     found = read_tensors(path, artifact.read_header(path))
-    named = {}
+    named, own = {}, {}
     for name, content in found.items():
         parsed = parse(name)
-        named[parsed.written(base.renames(parsed.module))] = content
+        called = base.renames(parsed.owner)
+        named[parsed.written(called)] = content
+        if parsed.side:
+            own[called or parsed.module] = (parsed.own, parsed.module)
     if len(named) != len(found):
         raise NotServable(str(directory), ["two of its tensors get the same name"])
     adapter = Adapter(read_config(directory), named)
+    if "names" in mendings:
+        adapter = replace(adapter, config=_renamed(adapter.config, own, base))
     if "settings" in mendings:
         adapter = replace(adapter, config=_completed(adapter, base))
     if "plain-start" in mendings:
         adapter = replace(adapter, taken=dict(_taken(adapter, base)))
     return adapter
+
+
+def _renamed(config: Mapping[str, Any], own: Mapping[str, tuple[str, ...]], base: BaseShapes) -> dict[str, Any]:
+    """The configuration in the base's names, of modules that it named otherwise; `own` has their former names."""
+    found = dict(config)
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key) or {}
+        said = {new: _first(pattern, (*names, new)) for new, names in own.items()}
+        if any(value != _first(pattern, (new,)) for new, value in said.items()):
+            found[key] = {f"^{new}": value for new, value in said.items() if value is not None}
+    for key in ("modules_to_save", "exclude_modules"):
+        if isinstance(config.get(key), list):
+            found[key] = [_called(str(name), base) for name in config[key]]
+    if isinstance(config.get("target_parameters"), list):
+        split = [str(name).rpartition(".") for name in config["target_parameters"]]
+        found["target_parameters"] = [f"{_called(path, base)}{dot}{end}" for path, dot, end in split]
+    if isinstance(config.get("target_modules"), list):
+        found["target_modules"] = [_called(str(name), base) for name in config["target_modules"]]
+    modules = [new for new in own if new not in parameters(found, own)]
+    others = {name for name in base.layers if targets(found, name)} if base.complete else set()
+    if modules and (any(targets(found, new) is False for new in modules) or not others <= set(modules)):
+        found["target_modules"] = _targets(modules, base)
+        found |= dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    return found
+
+
+def _first(pattern: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """What a pattern says of a module by the first of its names that it knows."""
+    return next((value for name in names for key, value in pattern.items() if matches(key, name)), None)
+
+
+def _called(name: str, base: BaseShapes) -> str:
+    """The name, or the end of one, that the base has for what a configuration names."""
+    bare = parse(name).module
+    known = any(f".{module}".endswith(f".{bare}") for module in base.layers)
+    return bare if known or not bare else base.renames(bare) or bare
 
 
 def _completed(adapter: Adapter, base: BaseShapes) -> dict[str, Any]:
@@ -207,32 +253,22 @@ _STEPS: Final = {"zero-layers": _without_idle, "plain-start": _plain, "one-rank"
 """Names and settings are put right while the adapter is read."""
 
 
-def _write(
-    before: Adapter, after: Adapter, out: Path, mendings: tuple[str, ...], *, base: BaseShapes, max_rank: int
-) -> Mended:
-    differences = dict(_differences(before, after))
-    try:
-        with beside(out) as scratch:
-            write_tensors(scratch / artifact.WEIGHTS, after.tensors)
-            (scratch / artifact.CONFIG).write_text(json.dumps(after.config), encoding="utf-8")
-            artifact.canonicalise(scratch)
-            artifact.write_manifest(scratch)
-            diagnosis = examine(scratch, base=base, max_rank=max_rank)
-    except OSError as error:
-        raise LoradockError(f"{out} cannot be written: {error.strerror}") from error
-    return Mended(mendings, differences, diagnosis)
+def _verified(adapter: Adapter, module: str, base: BaseShapes) -> Factors:
+    """What was taken out of a module, scaled; raises LoradockError where that is not what the start takes out."""
+    kind, (b, a) = str(adapter.config["init_lora_weights"]).lower(), adapter.taken[module]
+    scaling = Scaling.of(adapter.config)
+    scale = scaling.scale_of(module)
+    projection = b if kind == "olora" else b * scale
+    if not is_taken_out(kind, base.weight(module), scaling.rank_of(module), projection, a):
+        raise LoradockError(f"what {kind} took out of {module} cannot be told from its base; nothing was written")
+    return b * scale, a
 
 
-def _differences(before: Adapter, after: Adapter) -> Iterator[tuple[str, float]]:
+def _differences(before: Effect, after: Effect, taken: Mapping[str, Factors]) -> Iterator[tuple[str, float]]:
     """How far each module's scaled B·A went; raises LoradockError where that is more than rounding."""
-    import numpy as np
-
-    left = after.pairs()
-    for module, pair in before.pairs().items():
-        old = before.factors(pair)
-        none = np.zeros((len(old[0]), 0)), np.zeros((0, old[1].shape[1]))
-        far = largest_difference(old, after.factors(left[module]) if module in left else none)
-        narrow = any(before.tensors[name].dtype in _NARROW for name in (pair.a, pair.b))
-        if not far <= (1e-2 if narrow else 1e-5) * max(largest_difference(old, none), 1.0 if before.taken else 1e-30):
+    for module, far, most in apart(before, after, taken):
+        pair = before.parts[module].pair if module in before.parts else Pair(module)
+        narrow = any(before.header[name].dtype in _NARROW for name in (pair.a, pair.b) if name)
+        if not far <= (1e-2 if narrow else 1e-5) * max(most, 1.0 if taken else 1e-30):
             raise LoradockError(f"mending would change {module} by {far:.2g}; nothing was written")
         yield module, far

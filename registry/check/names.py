@@ -10,6 +10,7 @@ from typing import Final
 ROOT: Final = "base_model.model."
 """What PEFT puts before the name of every module."""
 
+_LAST = re.compile(r"(?:\.(?:base_layer|token_adapter|modules_to_save|original_module))?\.[^.]+$")
 _WRAPPER = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PATTERNS: Final = (
     re.compile(
@@ -32,6 +33,13 @@ class TensorName:
     """`A`, `B`, `embedding_A`, `embedding_B`, `bias`, `magnitude_vector`, or nothing for a foreign tensor."""
     faults: tuple[str, ...] = ()
     """Codes of what PEFT would not have written."""
+    own: str = ""
+    """The module as the name itself has it, with whatever wraps it there."""
+
+    @property
+    def owner(self) -> str:
+        """The base's module that a tensor belongs to which is no LoRA matrix."""
+        return self.module if self.part else _LAST.sub("", self.module)
 
     @property
     def side(self) -> str:
@@ -40,8 +48,9 @@ class TensorName:
 
     def written(self, module: str = "") -> str:
         """The name that PEFT gives it; with `module`, as that module's."""
-        end = {"A": ".lora_A.weight", "B": ".lora_B.weight", "bias": ".lora_B.bias", "": ""}
-        return f"{ROOT}{module or self.module}{end.get(self.part, f'.lora_{self.part}')}"
+        end = {"A": ".lora_A.weight", "B": ".lora_B.weight", "bias": ".lora_B.bias"}
+        end[""] = self.module.removeprefix(self.owner)
+        return f"{ROOT}{module or self.owner}{end.get(self.part, f'.lora_{self.part}')}"
 
 
 def parse(name: str) -> TensorName:
@@ -64,7 +73,9 @@ def parse(name: str) -> TensorName:
             part = "bias" if match["end"] == ".bias" else match["part"]
             if match["adapter"] or (part in ("A", "B") and not match["end"]):
                 faults.append("adapter-in-names")
-            return TensorName(match["module"], part, tuple(faults))
+            inside = name.rpartition(ROOT)[2]
+            kept = inside[: inside.rfind(".lora_")]
+            return TensorName(match["module"], part, tuple(faults), kept)
     return TensorName(module, "")
 
 

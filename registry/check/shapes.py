@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +29,9 @@ _PREFIXES: Final = {
 _TRANSPOSED_TYPES: Final = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _TRANSPOSED = re.compile(r"\.(?:c_attn|c_proj|c_fc|q_attn)$")
 """transformers' Conv1D, whose weight is (input, output)."""
+_EXPERT = re.compile(r"(?P<stack>.+\.experts)(?:\.(?P<number>\d+))?\.(?P<part>\w+?)(?:\.weight)?$")
+_GATE_UP: Final = ("gate_proj", "up_proj", "w1", "w3")
+_DOWN: Final = ("down_proj", "w2")
 _FLOATS: Final = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
@@ -41,6 +44,23 @@ class Layer:
     outputs: int | None = None
     embedding: bool = False
     bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The experts of one layer, which PEFT sees as two parameters with a matrix for each."""
+
+    count: int
+    hidden: int
+    between: int
+    apart: bool
+    """Whether the files hold each expert by itself."""
+
+    def layer(self, parameter: str) -> Layer | None:
+        """How wide each matrix of a parameter is, or each expert's own module; None for one that is not known."""
+        wide = {"gate_up_proj": (self.hidden, 2 * self.between)}
+        wide |= dict.fromkeys(_GATE_UP, (self.hidden, self.between)) | dict.fromkeys(_DOWN, (self.between, self.hidden))
+        return Layer(*wide[parameter]) if parameter in wide else None
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,13 @@ class BaseShapes:
     """Its config.json."""
     files: Mapping[str, tuple[Path, TensorInfo]] = field(default_factory=dict, repr=False)
     """Where each module's weight lies."""
+    stacks: Mapping[int, Stack] = field(default_factory=dict)
+    """The experts, by the layer that they are in."""
+
+    def stack(self, module: str) -> Stack | None:
+        """The experts that an adapter's module belongs to."""
+        stacked = _STACK.search(module)
+        return self.stacks.get(int(stacked[2])) if stacked and ".experts" in module else None
 
     @property
     def architecture(self) -> str:
@@ -88,14 +115,26 @@ class BaseShapes:
 
     def renames(self, module: str) -> str:
         """The name that a module ought to have, where that is another one and is sure; else empty."""
-        found = self.locate(module)
+        found = self.locate(module) or self._beside(module)
         loose = not self.complete or "text_config" in self.config
         return "" if loose or found == module else found
+
+    def _beside(self, module: str) -> str:
+        """The name of a module that holds a layer's experts, which is in no file by itself: as its layer is called."""
+        stacked = _STACK.search(module) if self.stack(module) else None
+        if not stacked or any(name.startswith(f"{module}.") for name in self.layers):
+            return ""
+        layer = stacked[1].partition(f".{stacked[2]}.")[0] + f".{stacked[2]}."
+        within = next((name for name in self.layers if name.startswith(layer) or f".{layer}" in name), "")
+        return within[: within.index(layer)] + stacked[1] if within else ""
 
     def layer(self, module: str) -> Layer | None:
         """A module's shape; None for one that the base does not have, an unknown shape for one it may have."""
         if found := self.locate(module):
             return self.layers[found]
+        expert, stack = _EXPERT.match(module), self.stack(module)
+        if stack and expert and expert["number"]:
+            return stack.layer(expert["part"]) if int(expert["number"]) < stack.count else None
         stacked = _STACK.search(module)
         if stacked and self.depth and int(stacked[2]) >= self.depth:
             return None
@@ -148,16 +187,46 @@ def _weight_files(directory: Path) -> list[Path]:
 def _from_tensors(found: Mapping[str, tuple[Path, TensorInfo]], config: Mapping[str, Any]) -> BaseShapes:
     prefix = f"{_PREFIXES.get(str(config.get('model_type')), 'model')}."
     bare = not any(name.startswith(prefix) for name in found) and any(_BARE.match(name) for name in found)
-    layers, files = {}, {}
+    layers, files, told = {}, {}, dict(_llama_like(_text(config)))
     for name, (path, info) in found.items():
         stem, _, kind = name.rpartition(".")
         module = prefix + stem if bare and not stem.startswith(_HEADS) else stem
         if kind == "weight":
-            layers[module] = _layer(module, info, config, bias=f"{stem}.bias" in found)
+            seen = _layer(module, info, config, bias=f"{stem}.bias" in found)
+            layers[module] = replace(told.get(module, seen), bias=seen.bias) if seen.inputs is None else seen
             files[module] = (path, info)
-        elif kind == "qweight":
-            layers[module] = Layer()
-    return BaseShapes(_with_tied_head(layers, config), complete=True, depth=_depth(config), config=config, files=files)
+        elif kind in ("qweight", "weight_packed"):
+            layers[module] = told.get(module, Layer())
+    shapes = {name: info.shape for name, (_, info) in found.items()}
+    return BaseShapes(
+        _with_tied_head(layers, config),
+        complete=True,
+        depth=_depth(config),
+        config=config,
+        files=files,
+        stacks=dict(_stacks(shapes, config)) or dict(_told_stacks(_text(config))),
+    )
+
+
+def _stacks(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Iterator[tuple[int, Stack]]:
+    """The experts of each layer whose weights are (output, input), or (expert, input, output) and the other way round.
+
+    Of two dimensions the one that is the model's width is the hidden one.
+    """
+    experts: dict[int, dict[str, Any]] = {}
+    for name, shape in shapes.items():
+        match, stacked = _EXPERT.match(name), _STACK.search(name)
+        if match and stacked and len(shape) == (2 if match["number"] else 3):
+            experts.setdefault(int(stacked[2]), {})[f"{match['number'] or ''}.{match['part']}"] = shape
+    hidden = int(_text(config).get("hidden_size") or 0)
+    for number, parts in experts.items():
+        down = next((shape for key, shape in parts.items() if key.rpartition(".")[2] in _DOWN), None)
+        if down is None or hidden not in down[-2:]:
+            continue
+        between = down[-1] if down[-2] == hidden else down[-2]
+        apart = len(down) == 2
+        count = 1 + max(int(key.partition(".")[0]) for key in parts) if apart else down[0]
+        yield number, Stack(count, hidden, between, apart)
 
 
 def _layer(module: str, info: TensorInfo, config: Mapping[str, Any], *, bias: bool) -> Layer:
@@ -198,7 +267,16 @@ def _depth(config: Mapping[str, Any]) -> int | None:
 
 def shapes_of_config(config: Mapping[str, Any]) -> BaseShapes:
     """The shapes that config.json tells, which holds for the families that share Llama's module names."""
-    return BaseShapes(dict(_llama_like(_text(config))), depth=_depth(config), config=config)
+    stacks = dict(_told_stacks(_text(config)))
+    return BaseShapes(dict(_llama_like(_text(config))), depth=_depth(config), config=config, stacks=stacks)
+
+
+def _told_stacks(config: Mapping[str, Any]) -> Iterator[tuple[int, Stack]]:
+    count = next((config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in config), 0)
+    hidden, between = config.get("hidden_size"), config.get("moe_intermediate_size", config.get("intermediate_size"))
+    if count and hidden and between:
+        for number in range(int(config.get("num_hidden_layers") or 0)):
+            yield number, Stack(int(count), int(hidden), int(between), apart=False)
 
 
 def _llama_like(config: Mapping[str, Any]) -> Iterator[tuple[str, Layer]]:

@@ -7,10 +7,13 @@ projection depends on no sign and on no library, so that it is the same as PEFT'
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_CLOSE: Final = 1e-6
+_STEPS: Final = 30
 
 
 def taken_out(kind: str, weight: NDArray[Any], rank: int, scale: float) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -31,3 +34,32 @@ def taken_out(kind: str, weight: NDArray[Any], rank: int, scale: float) -> tuple
     # Both factors get half of each singular value, so that neither is coarse in a narrow type.
     halves = np.sqrt(np.linalg.norm(b, axis=0) / np.maximum(np.linalg.norm(a, axis=1), np.finfo(float).tiny))
     return b / np.maximum(halves, np.finfo(float).tiny) / scale, a * halves[:, None]
+
+
+def is_taken_out(kind: str, weight: NDArray[Any], rank: int, b: NDArray[Any], a: NDArray[Any]) -> bool:
+    """Whether B·A is the projection that a start takes out of a weight, by what makes it one.
+
+    Both are projections on the span of B. OLoRA's holds the first columns. By Eckart and Young PiSSA's is the one that
+    the weight maps into itself, and beside which nothing larger is left than the smallest of its own singular values.
+    """
+    import numpy as np
+
+    span = np.linalg.qr(b)[0]
+    inside = span.T @ weight
+    whole = float(np.linalg.norm(weight))
+    if np.linalg.norm(b @ a - span @ inside) > _CLOSE * whole:
+        return False
+    if kind == "olora":
+        first = weight[:, :rank]
+        return bool(np.linalg.norm(first - span @ (span.T @ first)) <= _CLOSE * whole)
+    turned = weight @ inside.T
+    if np.linalg.norm(turned - span @ (span.T @ turned)) > _CLOSE * whole**2:
+        return False
+    left: Any = np.random.default_rng(0).standard_normal(weight.shape[1])
+    for _ in range(_STEPS):
+        left /= np.linalg.norm(left)
+        beside = weight @ left - span @ (inside @ left)
+        left = weight.T @ beside - inside.T @ (span.T @ beside)
+        if not left.any():
+            return True
+    return bool(np.sqrt(np.linalg.norm(left)) <= np.linalg.svd(inside, compute_uv=False)[-1] * (1 + _CLOSE))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from registry.artifact import TensorInfo
-from registry.check.config import replaces
+from registry.check.config import is_number, is_rank, replaces
 from registry.check.findings import Finding, some
 from registry.check.names import ROOT, TensorName
 from registry.check.settings import Scaling, targets
@@ -87,8 +88,9 @@ def in_pairs(
     if half := [pair.module for pair in found.values() if not (pair.a and pair.b)]:
         yield Finding("half-pair", f"{len(half)} modules have only one of lora_A and lora_B: {some(half)}")
     wrong: dict[str, list[str]] = {}
+    scaling = scaling_of(config, found)
     for pair in found.values():
-        if pair.a and pair.b and (fault := _shape_fault(config, pair, tensors[pair.a], tensors[pair.b])):
+        if pair.a and pair.b and (fault := _shape_fault(scaling, pair, tensors[pair.a], tensors[pair.b])):
             wrong.setdefault(fault[0], []).append(f"{pair.module} has {fault[1]}")
     told = {
         "tensor-empty": "are empty or flat, as a sharded training leaves them that was not gathered",
@@ -102,41 +104,70 @@ def in_pairs(
         text = f"its LoRA weights are {', '.join(odd)}, where {', '.join(_TYPES)} are usual"
         yield Finding("dtype-unusual", text, blocks=odd != ["F64"])
     yield from _untargeted(config, found)
+    if scaling:
+        yield from _as_vllm_scales(scaling, found)
+
+
+def scaling_of(config: Mapping[str, Any], found: Mapping[str, Pair]) -> Scaling | None:
+    """Rank and scaling of each of these modules; None for a configuration that names no rank, or not as PEFT does."""
+    patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    named = "r" in config and all(isinstance(pattern, dict) for pattern in patterns)
+    return Scaling.of(config, found) if named else None
+
+
+def _as_vllm_scales(scaling: Scaling, found: Mapping[str, Pair]) -> Iterator[Finding]:
+    """Where vLLM holds the patterns against another name than PEFT (vllm/lora/peft_helper.py)."""
+    apart = {}
+    told = (scaling.rank, *scaling.ranks.values(), scaling.alpha, *scaling.alphas.values())
+    for module in found if all(is_number(value) and value for value in told) else ():
+        name, end = module, module.rsplit(".", 1)[-1]
+        if module.endswith(".experts.base_layer"):
+            name = f"{module.removesuffix('.base_layer')}.gate_up_proj"
+        elif end == "experts":
+            name = f"{module}.down_proj"
+        theirs, ours = scaling.scale_named(name), scaling.scale_of(module)
+        if not math.isclose(theirs, ours, rel_tol=1e-6) and scaling.parameters.get(module) != "":
+            apart[module] = f"{module} {theirs / ours:.3g} times"
+    if apart:
+        text = f"vLLM scales {len(apart)} of {len(found)} modules otherwise than PEFT, by its patterns: "
+        yield Finding("scaling-differs", text + some(apart.values()))
 
 
 def sound(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], found: Mapping[str, Pair]) -> dict[str, Pair]:
     """The pairs whose widths mean something: not those that are empty or lie the other way round."""
+    scaling = scaling_of(config, found)
 
     def means(pair: Pair) -> bool:
-        fault = _shape_fault(config, pair, tensors[pair.a], tensors[pair.b]) if pair.a and pair.b else None
+        fault = _shape_fault(scaling, pair, tensors[pair.a], tensors[pair.b]) if pair.a and pair.b else None
         return fault is None or fault[0] not in ("tensor-empty", "tensor-transposed")
 
     return {module: pair for module, pair in found.items() if means(pair)}
 
 
-def ranks(tensors: Mapping[str, TensorInfo], found: Mapping[str, Pair]) -> list[int]:
-    """The rank of each pair that has one."""
-    both = ((tensors[pair.a].shape, tensors[pair.b].shape) for pair in found.values() if pair.a and pair.b)
-    return [a[0] for a, b in both if len(a) == len(b) == 2 and a[0] == b[1]]
+def ranks(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], found: Mapping[str, Pair]) -> list[int]:
+    """The rank of each pair that has one; of a parameter with a matrix for each expert, what is configured."""
+    scaling = scaling_of(config, found)
+    both = {name: (tensors[pair.a].shape, tensors[pair.b].shape) for name, pair in found.items() if pair.a and pair.b}
+    return [
+        scaling.rank_of(module) if scaling and module in scaling.parameters else a[0]
+        for module, (a, b) in both.items()
+        if len(a) == len(b) == 2 and a[0] == b[1]
+    ]
 
 
-def _shape_fault(config: Mapping[str, Any], pair: Pair, a: TensorInfo, b: TensorInfo) -> tuple[str, str] | None:
+def _shape_fault(scaling: Scaling | None, pair: Pair, a: TensorInfo, b: TensorInfo) -> tuple[str, str] | None:
     """A code and what was seen."""
     seen = f"lora_A of {a.shape} and lora_B of {b.shape}"
     if len(a.shape) != 2 or len(b.shape) != 2 or 0 in (*a.shape, *b.shape):
         return "tensor-empty", seen
-    if ".experts" in pair.module:  # fused experts share their ranks out
-        return None
-    try:
-        rank = Scaling.of(config).rank_of(pair.module) if "r" in config else None
-    except AttributeError:
-        rank = None
-    if rank is not None and ((a.shape[0] != rank == a.shape[1]) or (b.shape[1] != rank == b.shape[0])):
+    rank = scaling.rank_of(pair.module) if scaling else None
+    stacked = bool(scaling and pair.module in scaling.parameters)
+    if rank is not None and not stacked and ((a.shape[0] != rank == a.shape[1]) or (b.shape[1] != rank == b.shape[0])):
         return "tensor-transposed", seen
     if a.shape[0] != b.shape[1]:
         return "ranks-differ", seen
-    if rank is not None and a.shape[0] != rank:
-        return "rank-not-configured", f"rank {a.shape[0]} where {rank} is configured"
+    if rank is not None and (not is_rank(rank) or a.shape[0] % rank if stacked else a.shape[0] != rank):
+        return "rank-not-configured", f"rank {a.shape[0]} where {rank} is configured{' for each' if stacked else ''}"
     return None
 
 

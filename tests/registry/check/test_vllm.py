@@ -28,6 +28,8 @@ SILENT = {
     "pattern-unsafe",
     # what depends on the model that vLLM would have loaded
     "base-takes-no-lora", "embeddings-not-served",
+    # what PEFT does otherwise than vLLM
+    "scaling-differs",
 }  # fmt: skip
 """Findings that block although vLLM's parsing and validation let them pass."""
 

@@ -328,6 +328,12 @@ case("another tool's manifest", with_files(lambda d: (d / MANIFEST).write_text("
 
 # Ranks and scaling
 case("rank 32", lambda d: write(d, rank=32), "rank-above-limit", CONVERT)
+case(
+    "a pattern of a parameter",
+    with_config(target_modules=_TARGETS[1:], target_parameters=["q_proj.weight"], alpha_pattern={"q_proj.weight": 64}),
+    "scaling-differs uneven-layers",
+    NEVER,
+)
 case("rank 1024", lambda d: write(d, rank=1024), "rank-above-limit", CONVERT)
 case(
     "rank 32 by pattern",
