@@ -8,10 +8,14 @@ from typing import Any
 
 import psutil
 import torch
+from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from registry.artifact import WEIGHTS, read_header
 from registry.base import LocalBase
+from registry.check.findings import some
+from registry.errors import Refused
 from trainer.weights.layers import FROM_BASE, Source, base_name, filled, skeleton, ties, worn
 from trainer.weights.shards import Shards
 
@@ -22,11 +26,12 @@ def speaker(local: LocalBase, adapter: Path | None = None, method: str = "", sou
     """A base, with an adapter where one is given; `source` gives its weights, by default its own files do.
 
     `method` is the adapter's. One that reckons with the base's weights when it is put on them needs them in memory.
+    Raises Refused where the model does not hold all of the adapter: what it says would be said without the rest.
     """
     needed = Shards(local.path).size("float32")
     if method in FROM_BASE or needed < _SHARE * psutil.virtual_memory().available:
         bare = filled(local, source)
-        return worn(bare, adapter) if adapter else bare
+        return _wholly(worn(bare, adapter), adapter) if adapter else bare
     return streamed(local, adapter, source)
 
 
@@ -34,11 +39,22 @@ def streamed(local: LocalBase, adapter: Path | None = None, source: Source | Non
     """The same, with no more than one module's weights in memory; every token takes a reading of all."""
     read, bare = source or Shards(local.path).read, skeleton(local.path)
     places, tied = Shards(local.path).places, ties(bare)
-    model = worn(bare, adapter) if adapter else bare.eval()
+    model = _wholly(worn(bare, adapter), adapter) if adapter else bare.eval()
     for outer, held in _groups(model):
         names = {name: name if name in places else tied.get(name, name) for name in held}
         outer.register_forward_pre_hook(_filler(held, names, read))
         outer.register_forward_hook(_emptier(held))
+    return model
+
+
+def _wholly(model: Any, adapter: Path) -> Any:
+    """The model, which holds every tensor of the adapter's file; PEFT leaves out what it has no place for."""
+    held = {*model.state_dict(), *get_peft_model_state_dict(model, save_embedding_layers=False)}
+    if left := [name for name in read_header(adapter / WEIGHTS) if name not in held]:
+        raise Refused(
+            f"on this base PEFT leaves out {some(left)}, so that no comparison would see it",
+            hint="look at it: loradock check DIR --base BASE",
+        )
     return model
 
 
