@@ -22,10 +22,11 @@ from registry.store.candidates import Candidate
 log = logging.getLogger(__name__)
 
 
-def register(store: Store, run_id: str, name: str) -> Version:
+def register(store: Store, run_id: str, name: str, *, base: check.BaseShapes | None = None) -> Version:
     """Make a version of the adapter that a run logged; the same bytes give the same version, however often.
 
-    Its bytes are fetched and hashed first. What rules it out for serving is kept with it as findings. Killed at any
+    Its bytes are fetched and hashed first. What rules it out for serving, on `base` where that is at hand, is kept with
+    it as findings. Killed at any
     step it leaves nothing that is seen, and can be called again. Raises NotFound, BadInput, DigestMismatch, Taken,
     Unreachable, or LoradockError when the disk is full or a clean-up deletes these bytes.
     """
@@ -33,7 +34,7 @@ def register(store: Store, run_id: str, name: str) -> Version:
     source, facts = store.adapter_of(run_id)
     with _downloaded(store, source, what=f"run {run_id}") as directory:
         artifact.verify(directory, facts.digest, what=f"the adapter of run {run_id}")
-        found = tuple(check.findings(directory))
+        found = tuple(check.findings(directory, base=base))
     family = store.create_family(name)
     while True:
         made = candidates.same(store, name, facts.digest)
@@ -128,7 +129,8 @@ def import_directory(
     origin = "/".join(filter(None, (origin or directory.resolve().name, found.below)))
     with scratch() as staged:
         config = _stage(found, staged)
-        if misfits := check.misfits(staged, local.config):
+        shapes = check.read_shapes(local.path)
+        if misfits := check.misfits(staged, shapes):
             raise NotServable(f"{found.directory} on {local.base.id}", misfits)
         if doubt := foreign.doubt(config, local):
             log.warning("warning: %s", doubt)
@@ -138,7 +140,7 @@ def import_directory(
         tags = {"loradock.imported_from": origin, **foreign.claims(config)}
         with store.run(f"import {origin}", tags) as run_id, room(store.settings.artifacts):
             store.put_adapter(staged, name=name, facts=facts.model_copy(update={"run_id": run_id}))
-    return register(store, run_id, name)
+    return register(store, run_id, name, base=shapes)
 
 
 def _stage(found: layouts.Found, into: Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from registry.check.findings import MENDINGS, VERBS, Diagnosis, Finding
 from registry.check.names import parse_all
 from registry.check.settings import largest_rank, parameters, read_config
 from registry.check.shapes import BaseShapes, read_shapes, shapes_of_config
-from registry.check.tensors import in_names, in_pairs, on_base, pairs, ranks, sound
-from registry.check.values import in_values
+from registry.check.tensors import MISFITS, in_names, in_pairs, on_base, pairs, ranks, sound
+from registry.check.values import in_copies, in_values
 from registry.check.vllm import MAX_RANK, RANKS
 from registry.errors import BadInput, NotFound
 from registry.records import Base
@@ -67,20 +67,26 @@ def with_base(diagnosis: Diagnosis, trained_on: Base, given: Base) -> Diagnosis:
     return Diagnosis((Finding("other-base", text), *diagnosis.findings))
 
 
-def findings(directory: Path, *, base_config: Mapping[str, Any] | None = None, max_rank: int = MAX_RANK) -> list[str]:
-    """Every reason why vLLM cannot serve this adapter, whose files are verified, as it is; empty when it can.
+def findings(
+    directory: Path,
+    *,
+    base_config: Mapping[str, Any] | None = None,
+    base: BaseShapes | None = None,
+    max_rank: int = MAX_RANK,
+) -> list[str]:
+    """Every reason why vLLM cannot serve this adapter, whose files are verified, as it is; empty when there is none.
 
-    With `base_config`, a base's config.json, each layer's widths are held against those that it tells.
+    With `base`, or with what `base_config`, its config.json, tells of it, each layer is held against it.
     """
-    base = shapes_of_config(base_config or {})
+    base = base or shapes_of_config(base_config or {})
     return [finding.text for finding in _all(directory, base, max_rank) if finding.blocks]
 
 
-def misfits(directory: Path, base_config: Mapping[str, Any]) -> list[str]:
+def misfits(directory: Path, base: BaseShapes) -> list[str]:
     """Every way in which an adapter's tensors say that it was trained on another base."""
     tensors = read_header(directory / WEIGHTS)
-    found = on_base(tensors, pairs(parse_all(tensors)), shapes_of_config(base_config))
-    return [finding.text for finding in found if finding.blocks]
+    found = on_base(read_config(directory), tensors, pairs(parse_all(tensors)), base)
+    return [finding.text for finding in found if finding.code in MISFITS]
 
 
 def _all(directory: Path, base: BaseShapes, max_rank: int) -> Iterator[Finding]:
@@ -118,5 +124,6 @@ def _in_weights(
     yield from in_pairs(config, tensors, found)
     found = sound(config, tensors, found)
     yield from rank_limit(config, max(ranks(config, tensors, found), default=0), max_rank)
-    yield from on_base(tensors, found, base)
+    yield from on_base(config, tensors, found, base)
     yield from in_values(directory / WEIGHTS, tensors, found)
+    yield from in_copies(directory / WEIGHTS, tensors, names, base)

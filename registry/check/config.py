@@ -37,9 +37,13 @@ def in_config(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base
         yield Finding("not-lora", f"its method is {method}, and vLLM serves LORA", _cure(str(method)))
         return
     yield from _numbers(config)
+    yield from _keys(config)
     yield from _patterns(config)
     yield from _variants(config, tensors, base)
     yield from _start(config, base)
+
+
+_TIED: Final = ("embed_tokens", "lm_head", "wte")
 
 
 def rank_limit(config: Mapping[str, Any], found: int, limit: int) -> Iterator[Finding]:
@@ -84,10 +88,40 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("alpha-invalid", f"its lora_alpha is {config['lora_alpha']!r}, which is no number")
     elif config["lora_alpha"] == 0:
         yield Finding("no-effect", "it has no effect: lora_alpha is 0")
-    if not config.get("target_modules") and not config.get("target_parameters"):
+    if "target_modules" not in config or not (config["target_modules"] or config.get("target_parameters")):
         yield Finding("targets-missing", "its configuration names no target_modules", "settings")
     elif not isinstance(config.get("target_modules") or [], list | str):
         yield Finding("targets-invalid", f"its target_modules are {config['target_modules']!r}", "settings")
+
+
+def _keys(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The task, and keys that nobody here can read, unless they are off."""
+    if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
+        text = f"its task_type is {task!r}, and what is served is CAUSAL_LM: its head, where it has one, is left out"
+        yield Finding("task-differs", text)
+    if odd := [f"{key}: {config[key]!r}" for key in sorted(config.keys() - _READ - _SILENT) if config[key]]:
+        yield Finding("setting-unknown", f"it is not known what these of its settings do: {some(odd)}", unknown=True)
+
+
+_READ: Final = frozenset(
+    {
+        *("alora_invocation_tokens", "alpha_pattern", "arrow_config", "bias", "ensure_weight_tying", "exclude_modules"),
+        *("init_lora_weights", "kasa_config", "layer_replication", "layers_pattern", "layers_to_transform"),
+        *("lora_alpha", "lora_bias", "modules_to_save", "peft_type", "r", "rank_pattern", "target_modules"),
+        *("target_parameters", "task_type", "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora"),
+        "use_rslora",
+    }
+)
+"""Keys that a finding or a shape depends on."""
+_SILENT: Final = frozenset(
+    {
+        *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"),
+        *("corda_config", "eva_config", "loftq_config", "lora_dropout", "lora_ga_config", "velora_config"),
+        *("megatron_config", "megatron_core", "qalora_group_size", "runtime_config", "fan_in_fan_out"),
+        *("unsloth_fixed", "unsloth_version", "transformers_version", "_name_or_path"),
+    }
+)
+"""Keys that say nothing of what a trained adapter does: how it was started, trained, or is written down."""
 
 
 def _patterns(config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -107,8 +141,12 @@ def _patterns(config: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _variants(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base: BaseShapes) -> Iterator[Finding]:
     parts = {name.part for name in tensors.values()}
-    if config.get("use_dora") or "magnitude_vector" in parts:
+    if config.get("use_dora"):
         yield Finding("dora", "it is a DoRA adapter (use_dora)", "convert")
+    elif "magnitude_vector" in parts:
+        text = "it holds magnitudes, and its configuration does not say use_dora: PEFT leaves them out"
+        yield Finding("magnitudes-unclaimed", text)
+    yield from _ties(config, tensors, base)
     yield from _biases(config, tensors, base)
     yield from _whole_modules(config, tensors)
     if config.get("trainable_token_indices") or any("trainable_tokens" in name.module for name in tensors.values()):
@@ -125,6 +163,13 @@ def _variants(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base
         yield Finding("kasa", "it is a KaSA adapter, which cuts a part of its base away (kasa_config)")
     if config.get("arrow_config"):
         yield Finding("arrow", "it routes among other adapters (arrow_config)")
+
+
+def _ties(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base: BaseShapes) -> Iterator[Finding]:
+    ends = {name.module.rsplit(".", 1)[-1] for name in tensors.values() if name.side}
+    if config.get("ensure_weight_tying") and base.config.get("tie_word_embeddings", True) and ends & {*_TIED}:
+        text = "its adapter of the embedding acts in the head too (ensure_weight_tying), which vLLM does not do"
+        yield Finding("tied-adapter", text, "merge")
 
 
 def _biases(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base: BaseShapes) -> Iterator[Finding]:

@@ -30,15 +30,18 @@ class Finding:
     remedy: str = ""
     """A mending, a verb, or nothing."""
     blocks: bool = True
-    """False for what vLLM and PEFT both put up with."""
+    """False for what vLLM and PEFT both put up with, and for what is unknown."""
+    unknown: bool = False
+    """True for what nobody looked at, or could read: it may block."""
 
     def __post_init__(self) -> None:
         """Make the sentence fit to print: it may quote names of any length and of any characters from a file."""
         object.__setattr__(self, "text", printable(self.text, 600))
+        object.__setattr__(self, "blocks", self.blocks and not self.unknown)
 
     def row(self) -> dict[str, Any]:
         """What `check` prints of it."""
-        return {"code": self.code, "remedy": self.remedy, "blocks": self.blocks, "text": self.text}
+        return {name: getattr(self, name) for name in ("code", "remedy", "blocks", "unknown", "text")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,14 @@ class Diagnosis:
         return tuple(finding for finding in self.findings if finding.blocks)
 
     @property
-    def servable(self) -> bool:
-        """Whether it can be served as it is."""
-        return not self.blocking
+    def doubts(self) -> tuple[Finding, ...]:
+        """What keeps anybody from knowing whether it can be served."""
+        return tuple(finding for finding in self.findings if finding.unknown)
+
+    @property
+    def servable(self) -> bool | None:
+        """Whether it can be served as it is; None where that is unknown."""
+        return False if self.blocking else None if self.doubts else True
 
     @property
     def mendings(self) -> tuple[str, ...]:
@@ -69,16 +77,17 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """`servable`, `servable after ...`, or `not servable`."""
-        if self.servable:
-            return "servable"
+        """`servable`, `servable after ...`, `not servable`, or `unknown` and `unknown after ...`."""
+        best = "unknown" if self.doubts else "servable"
+        if not self.blocking:
+            return best
         if not self.curable:
             return "not servable"
         remedies = {finding.remedy for finding in self.blocking}
         steps = [f"mending: {', '.join(mendings)}"] if (mendings := _mendings(self.blocking)) else []
         # What is merged needs no conversion any more.
         steps += [verb for verb in VERBS[::-1] if verb in remedies][:1]
-        return f"servable after {', then '.join(steps)}"
+        return f"{best} after {', then '.join(steps)}"
 
 
 def _mendings(findings: Iterable[Finding]) -> tuple[str, ...]:

@@ -176,6 +176,7 @@ def _completed(adapter: Adapter, base: BaseShapes) -> dict[str, Any]:
     )
     if idle or not isinstance(wanted, list | str) or any(targets(config, module) is False for module in found):
         config["target_modules"] = _targets(list(found), base)
+        config |= dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
     return config
 
 

@@ -29,7 +29,8 @@ _PREFIXES: Final = {
 _TRANSPOSED_TYPES: Final = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _TRANSPOSED = re.compile(r"\.(?:c_attn|c_proj|c_fc|q_attn)$")
 """transformers' Conv1D, whose weight is (input, output)."""
-_EXPERT = re.compile(r"(?P<stack>.+\.experts)(?:\.(?P<number>\d+))?\.(?P<part>\w+?)(?:\.weight)?$")
+EXPERT: Final = re.compile(r"(?P<stack>.+\.experts)(?:\.(?P<number>\d+))?\.(?P<part>\w+?)(?:\.weight)?$")
+"""A parameter of all experts of a layer, or a module of one of them."""
 _GATE_UP: Final = ("gate_proj", "up_proj", "w1", "w3")
 _DOWN: Final = ("down_proj", "w2")
 _FLOATS: Final = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -132,7 +133,7 @@ class BaseShapes:
         """A module's shape; None for one that the base does not have, an unknown shape for one it may have."""
         if found := self.locate(module):
             return self.layers[found]
-        expert, stack = _EXPERT.match(module), self.stack(module)
+        expert, stack = EXPERT.match(module), self.stack(module)
         if stack and expert and expert["number"]:
             return stack.layer(expert["part"]) if int(expert["number"]) < stack.count else None
         stacked = _STACK.search(module)
@@ -141,6 +142,12 @@ class BaseShapes:
         holds_others = any(name.startswith(f"{module}.") for name in self.layers)  # fused experts
         many = len(self._by_tail.get(_tail(module), [])) > 1
         return Layer() if holds_others or many or not self.complete or ".experts" in module else None
+
+    def tied(self, module: str) -> str:
+        """The module whose weight a module has, itself, or the embedding that a head is tied to."""
+        found = self.locate(module)
+        tied = found == "lm_head" and found not in self.files
+        return next((name for name in self.files if name.rsplit(".", 1)[-1] in _TIED), "") if tied else found
 
     def weight(self, module: str) -> NDArray[Any]:
         """A linear layer's weight as float64 of (output, input); raises BadInput where its values are not at hand."""
@@ -215,7 +222,7 @@ def _stacks(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) ->
     """
     experts: dict[int, dict[str, Any]] = {}
     for name, shape in shapes.items():
-        match, stacked = _EXPERT.match(name), _STACK.search(name)
+        match, stacked = EXPERT.match(name), _STACK.search(name)
         if match and stacked and len(shape) == (2 if match["number"] else 3):
             experts.setdefault(int(stacked[2]), {})[f"{match['number'] or ''}.{match['part']}"] = shape
     hidden = int(_text(config).get("hidden_size") or 0)

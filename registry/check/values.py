@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from registry.artifact import TensorInfo, read_values
 from registry.check.findings import Finding, some
-from registry.check.tensors import Pair
+from registry.check.matrices import tensor
+from registry.check.names import TensorName
+from registry.check.shapes import BaseShapes
+from registry.check.tensors import EMBEDDING_WEIGHTS, Pair
+
+FLOATS: Final = ("BF16", "F16", "F32", "F64")
+"""From the narrowest on."""
+_ROWS: Final = 4096
+"""Rows of a matrix that are read at once."""
+
+
+def in_copies(
+    path: Path, tensors: Mapping[str, TensorInfo], names: Mapping[str, TensorName], base: BaseShapes
+) -> Iterator[Finding]:
+    """Copies of the base's embedding or head, which PEFT loads and vLLM passes over, that are not the base's own."""
+    for name, info in tensors.items():
+        if not name.endswith(EMBEDDING_WEIGHTS) or not base.config:
+            continue
+        module = names[name].owner
+        kept = base.files.get(base.tied(module))
+        if kept is None or not {info.dtype, kept[1].dtype} <= {*FLOATS}:
+            yield Finding("copy-unread", f"{name} cannot be held against the base's own weight", unknown=True)
+        elif info.shape != kept[1].shape or not _same(path, info, *kept):
+            text = f"{name} is not the base's own weight, for which vLLM takes it"
+            yield Finding("copy-differs", text, "merge")
+
+
+def _same(path: Path, info: TensorInfo, other: Path, kept: TensorInfo) -> bool:
+    """Whether two matrices are one, but for the rounding of the narrower type."""
+    width = math.prod(info.shape[1:])
+    narrow = min((info.dtype, kept.dtype), key=FLOATS.index)
+    for row in range(0, info.shape[0], _ROWS):
+        both = []
+        for file, where in ((path, info), (other, kept)):
+            size = (where.stop - where.start) // where.shape[0]
+            stop = min(where.start + (row + _ROWS) * size, where.stop)
+            part = replace(where, shape=(_ROWS, width), start=where.start + row * size, stop=stop)
+            both += [values.astype("float64") for _, values in read_values(file, {"": part})]
+        if len({tensor(values, narrow).data for values in both}) > 1:
+            return False
+    return True
 
 
 def in_values(path: Path, tensors: Mapping[str, TensorInfo], found: Mapping[str, Pair]) -> Iterator[Finding]:

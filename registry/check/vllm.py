@@ -12,6 +12,15 @@ MAX_RANK: Final = RANKS[-1]
 PLAIN_STARTS: Final = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Values of init_lora_weights after which an adapter is plain LoRA for vLLM (vllm/lora/peft_helper.py)."""
 
+FUSED_EXPERTS: Final = frozenset(
+    {
+        "GptOssForCausalLM", "InternS1ProForConditionalGeneration", "InternS2MobiusForConditionalGeneration",
+        "InternS2PreviewForConditionalGeneration", "Qwen3OmniMoeForConditionalGeneration",
+        "Qwen3VLMoeForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
+    }
+)  # fmt: skip
+"""Architectures whose experts vLLM takes LoRA for in one tensor for all, and of no other form; elsewhere one by one."""
+
 NO_LORA: Final = frozenset(
     {
         "BailingMoeV2_5ForCausalLM", "BailingMoeV3ForCausalLM", "BloomForCausalLM", "Cohere2MoeForCausalLM",

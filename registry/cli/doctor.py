@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -17,10 +17,12 @@ from registry.check.mend import Mended, mend
 from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
 from registry.cli.shared import base_option
-from registry.errors import NotFound, NotServable
+from registry.errors import LoradockError, NotFound, NotServable, Refused
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
+
+_NO_BASE: Final = {"base-not-given", "copy-unread", "shape-unheld"}
 
 
 @click.command()
@@ -36,21 +38,25 @@ from registry.store import Store
 @click.option("--fix", type=click.Path(path_type=Path), metavar="OUT", help="Mend what can be, into a new directory.")
 @json_option
 def check(target: str, base: str | None, max_lora_rank: int, fix: Path | None, as_json: bool) -> None:
-    """Say whether vLLM can serve an adapter, and why not.
+    """Say whether vLLM can serve an adapter, and why not: servable, not servable, or unknown.
 
-    Its configuration and its tensors' headers are read, and its values for NaN and zeros; no model is loaded. Without
-    --base its shapes are held against no base. It exits with 3 when the adapter cannot be served as it is. --fix
-    writes a mended copy and shows how little each layer's B·A went from what it was.
+    Its configuration and its tensors' headers are read, and its values for NaN and zeros; no model is loaded. It is
+    servable only where each tensor and each setting was understood and held against --base, which for a version is by
+    default its own, where that is on this machine. It exits with 0 for servable alone, else with 3. --fix writes a
+    mended copy, reads it as PEFT does, and shows how far each layer's B·A is from what was meant.
     """
     settings = Settings()
     if max_lora_rank not in checks.RANKS:
         say(f"warning: vLLM starts with no --max-lora-rank {max_lora_rank}, only {', '.join(map(str, checks.RANKS))}")
     where = bases.config_of(base, settings) if base else None
-    shapes = checks.read_shapes(where) if where else checks.BaseShapes()
     with _files(target, settings) as (directory, version):
+        where = where or _own_base(version, settings)
+        shapes = checks.read_shapes(where) if where else checks.BaseShapes()
         found = checks.examine(directory, base=shapes, max_rank=max_lora_rank)
         if version and where and shapes.complete:
-            found = checks.with_base(found, version.facts.base, bases.identify(where, base_id=str(base)))
+            found = checks.with_base(
+                found, version.facts.base, bases.identify(where, base_id=base or version.facts.base.id)
+            )
         if fix:
             mended = mend(directory, fix, found, base=shapes, max_rank=max_lora_rank)
             _report_mended(target, fix, found, mended, as_json)
@@ -72,6 +78,18 @@ def _files(target: str, settings: Settings) -> Iterator[tuple[Path, Version | No
     with versions.fetched(store, version) as directory:
         verify_files(directory, version.facts.digest, what=str(version.ref))
         yield directory, version
+
+
+def _own_base(version: Version | None, settings: Settings) -> Path | None:
+    """The base that a version was trained on, where it is on this machine."""
+    if version is None:
+        return None
+    facts = version.facts.base
+    try:
+        local = bases.resolve(f"{facts.id}@{facts.revision}" if facts.revision else facts.id, settings, here=True)
+    except LoradockError:
+        return None
+    return local.path if local.base.same_weights(facts) else None
 
 
 def _report_mended(target: str, out: Path, found: checks.Diagnosis, mended: Mended | None, as_json: bool) -> None:
@@ -100,12 +118,19 @@ def _print(told: dict[str, Any], found: checks.Diagnosis, as_json: bool) -> None
         return
     emit(told, as_json)
     if rows:
-        emit(rows, as_json, columns=("code", "remedy", "blocks", "text"))
+        emit(rows, as_json, columns=("code", "remedy", "blocks", "unknown", "text"))
 
 
 def _refuse(what: str, found: checks.Diagnosis) -> None:
     if found.servable:
         return
+    if not found.blocking:
+        raise Refused(
+            f"it is unknown whether {what} can be served: {'; '.join(finding.text for finding in found.doubts)}",
+            hint="give the base that it was trained on: --base BASE"
+            if _NO_BASE & {f.code for f in found.doubts}
+            else "",
+        )
     error = NotServable(what, [finding.text for finding in found.blocking])
     if found.mendings and found.curable:
         error.hint = f"it is {found.verdict}; --fix OUT writes a mended copy"

@@ -145,7 +145,7 @@ class Mixer:
         finally:
             self._model.delete_adapter(_MIXED)
         found = check.examine(out, base=self._shapes)
-        if not found.servable:
+        if found.blocking:
             raise NotServable("the combination", [finding.text for finding in found.blocking])
         return apart
 

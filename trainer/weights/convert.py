@@ -135,7 +135,7 @@ def convert(task: Task, settings: Settings, say: Say) -> Converted:
     with quiet(), parents.opened(store, version, local) as parent, staging.staged(None) as directory:
         errors, total = _write(parent, local, task, directory)
         found = check.examine(directory, base=check.read_shapes(local.path))
-        if not found.servable:
+        if found.blocking:
             raise NotServable(f"{version.ref}, converted,", [finding.text for finding in found.blocking])
         facts = describe(directory, version.facts.base, run_id="", data_digest=version.facts.data_digest)
         facts = facts.model_copy(update={"parents": (str(version.ref),), "text": version.facts.text})

@@ -44,7 +44,7 @@ class Parent:
     @property
     def is_plain(self) -> bool:
         """Whether it is plain LoRA that vLLM serves as it is."""
-        return self.found.servable
+        return not self.found.blocking
 
 
 @contextmanager

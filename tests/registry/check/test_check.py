@@ -46,7 +46,7 @@ def test_a_plain_lora_on_its_own_base_has_no_findings(tmp_path: Path, base_dir: 
 def test_an_adapter_for_a_wider_base_is_found_by_its_shapes(tmp_path: Path) -> None:
     found = check.findings(write_adapter(tmp_path, hidden=2048), base_config=SMOL)
     assert any("another base" in line and "2048 wide where the base is 576" in line for line in found)
-    assert check.misfits(tmp_path, SMOL) == found
+    assert check.misfits(tmp_path, check.shapes_of_config(SMOL)) == found
 
 
 def test_an_adapter_for_a_deeper_base_is_found_by_its_layers(tmp_path: Path) -> None:
@@ -87,11 +87,11 @@ def test_the_links_of_the_hub_s_cache_lead_nowhere_bad_and_others_do(tmp_path: P
     (tmp_path / "blobs").mkdir()
     (snapshot / WEIGHTS).rename(tmp_path / "blobs" / ("a" * 64))
     (snapshot / WEIGHTS).symlink_to(f"../../blobs/{'a' * 64}")
-    assert check.examine(snapshot).findings == ()
+    assert check.examine(snapshot).blocking == ()
     (snapshot / "circle").symlink_to("circle")
-    assert check.examine(snapshot).findings == ()
+    assert check.examine(snapshot).blocking == ()
     (snapshot / "README.md").symlink_to("/etc/hostname")
-    assert [finding.code for finding in check.examine(snapshot).findings] == ["link-leads-out"]
+    assert [finding.code for finding in check.examine(snapshot).blocking] == ["link-leads-out"]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,11 @@ def test_every_method_has_the_remedy_that_the_trainer_tells_of() -> None:
 )
 def test_findings_add_up_to_a_verdict(remedies: tuple[str, ...], verdict: str) -> None:
     note = Finding("note", "nothing that blocks", "", blocks=False)
-    assert Diagnosis((*(Finding("x", "y", remedy) for remedy in remedies), note)).verdict == verdict
+    found = Diagnosis((*(Finding("x", "y", remedy) for remedy in remedies), note))
+    assert (found.verdict, found.servable) == (verdict, not remedies)
+    doubted = Diagnosis((*found.findings, Finding("z", "nobody knows", unknown=True)))
+    assert doubted.verdict == verdict.replace("servable", "unknown", "not" not in verdict)
+    assert doubted.servable is (False if remedies else None)
 
 
 def test_every_finding_is_in_the_suite_and_in_the_documentation_and_no_other() -> None:

@@ -79,7 +79,10 @@ def test_a_version_is_checked_for_the_very_weights_that_it_was_trained_on(
 ) -> None:
     make_version(store, tmp_path / "a", base=identify(base_dir, base_id="smol"))
     assert shell.json("support-bot/1", "--base", base_dir)[0] == 0
-    assert shell.json("support-bot/1")[0] == 0
+    code, told = shell.json("support-bot/1")
+    assert (code, told["verdict"], told["servable"]) == (3, "unknown", None)
+    assert [row["code"] for row in told["findings"]] == ["base-not-given"]
+    assert "--base BASE" in shell("support-bot/1")[2]
     make_version(store, tmp_path / "b", seed=1, base=identify(llama, base_id="llama"))
     code, told = shell.json("support-bot/2", "--base", base_dir)
     assert code == 3

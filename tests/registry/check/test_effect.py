@@ -30,7 +30,7 @@ EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A dense base, and one whose layers have four experts, with random weights."""
+    """A dense base, and two whose layers have four experts, with random weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -38,10 +38,11 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     shape |= {"intermediate_size": 48, "vocab_size": 64, "head_dim": 8}
     experts = {"num_experts": 4, "moe_intermediate_size": 24, "num_experts_per_tok": 2}
-    for kind, more in {"llama": {}, "qwen3_moe": experts}.items():
+    kinds = {"llama": {}, "qwen3_moe": experts, "gpt_oss": {"num_local_experts": 4}}
+    for kind, more in kinds.items():
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape, **more)).save_pretrained(root / kind)
-    return {kind: root / kind for kind in ("llama", "qwen3_moe")}
+    return {kind: root / kind for kind in kinds}
 
 
 def trained(base: Path, directory: Path, *, body: bool = False, seed: int = 1, **settings: Any) -> dict[str, Any]:
@@ -139,9 +140,9 @@ def test_experts_of_the_body_alone_keep_their_ranks_and_scales(
     patterns: dict[str, Any], bases: dict[str, Path], tmp_path: Path
 ) -> None:
     wanted = {"target_modules": ["q_proj"], "target_parameters": EXPERTS} | patterns
-    before = trained(bases["qwen3_moe"], tmp_path / "in", body=True, **wanted)
-    assert mended(tmp_path / "in", bases["qwen3_moe"]).largest < 1e-6
-    after = loaded(bases["qwen3_moe"], tmp_path / "out")
+    before = trained(bases["gpt_oss"], tmp_path / "in", body=True, **wanted)
+    assert mended(tmp_path / "in", bases["gpt_oss"]).largest < 1e-6
+    after = loaded(bases["gpt_oss"], tmp_path / "out")
     assert after.keys() == {f"model.{name}" for name in before}
     assert max(abs(after[f"model.{name}"] - value).max() for name, value in before.items()) < 1e-6
 
@@ -151,10 +152,10 @@ def test_experts_of_the_body_alone_keep_their_ranks_and_scales(
 def test_experts_are_not_mended_by_what_takes_a_module_for_one_matrix(
     spoilt: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    trained(bases["qwen3_moe"], tmp_path / "in", target_modules=["q_proj"], target_parameters=EXPERTS)
+    trained(bases["gpt_oss"], tmp_path / "in", target_modules=["q_proj"], target_parameters=EXPERTS)
     config = json.loads((tmp_path / "in" / CONFIG).read_text())
     (tmp_path / "in" / CONFIG).write_text(json.dumps({key: config[key] for key in config if key != spoilt}))
-    shapes = read_shapes(bases["qwen3_moe"])
+    shapes = read_shapes(bases["gpt_oss"])
     found = examine(tmp_path / "in", base=shapes)
     assert not {"settings", "one-rank", "zero-layers"} & {finding.remedy for finding in found.findings}
     with pytest.raises(NotServable):
@@ -163,7 +164,7 @@ def test_experts_are_not_mended_by_what_takes_a_module_for_one_matrix(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["llama", "gpt_oss"])
 def test_the_effect_of_the_files_is_what_peft_adds(kind: str, bases: dict[str, Path], tmp_path: Path) -> None:
     settings: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2}}
     if kind == "qwen3_moe":

@@ -38,8 +38,8 @@ def config_of(directory: Path) -> dict[str, Any]:
 def test_what_has_a_mending_is_servable_after_it_and_does_what_it_did(
     case: Case, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    found, base, out = case.examine(tmp_path / "adapter", bases), shapes(bases[case.base]), tmp_path / "out"
-    if not found.curable or (not found.mendings and not found.servable):
+    found, base, out = case.examine(tmp_path / "adapter", bases), case.shapes(bases), tmp_path / "out"
+    if not found.curable or (not found.mendings and found.blocking):
         with pytest.raises(NotServable):
             mend(tmp_path / "adapter", out, found, base=base, max_rank=MAX_RANK)
     elif not found.mendings:

@@ -48,6 +48,17 @@ PHI3 = {
     "mlp.down_proj": (BETWEEN, HIDDEN),
 }
 
+ATTENTION = {name: widths for name, widths in LLAMA.items() if "self_attn" in name}
+EXPERTS = 4
+APART = {
+    f"mlp.experts.{number}.{part.removeprefix('mlp.')}": widths
+    for number in range(EXPERTS)
+    for part, widths in LLAMA.items()
+    if "mlp" in part
+}
+FUSED = {"mlp.experts.base_layer": (HIDDEN, 2 * BETWEEN), "mlp.experts": (BETWEEN, HIDDEN)}
+"""As PEFT names the parameters gate_up_proj and down_proj of all experts."""
+
 Tensors = dict[str, NDArray[Any]]
 
 
@@ -61,7 +72,27 @@ def make_bases(root: Path) -> dict[str, Path]:
         "phi3": ("Phi3ForCausalLM", "phi3", PHI3, "model.layers", ("model.embed_tokens", "lm_head")),
         "gpt2": ("GPT2LMHeadModel", "gpt2", GPT2, "h", ("wte",)),
     }
-    return {name: _make_base(root / name, *kind) for name, kind in kinds.items()}
+    moe = (
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        {**ATTENTION, **APART},
+        "model.layers",
+        ("model.embed_tokens", "lm_head"),
+    )
+    gptoss = ("GptOssForCausalLM", "gpt_oss", ATTENTION, "model.layers", ("model.embed_tokens", "lm_head"))
+    kinds |= {"moe": moe, "gptoss": gptoss}
+    return {name: _make_base(root / name, *kind) for name, kind in kinds.items()} | {
+        "packed": _make_packed(root / "packed")
+    }
+
+
+def _make_packed(directory: Path) -> Path:
+    """A base whose files and configuration do not tell the shapes of its modules, for its weights are packed."""
+    _make_base(directory, "Phi3ForCausalLM", "phi3", PHI3, "model.layers", ("model.embed_tokens", "lm_head"))
+    found = load_file(directory / "model.safetensors")
+    packed = {name.replace("proj.weight", "proj.qweight"): value for name, value in found.items()}
+    save_file(packed, directory / "model.safetensors")
+    return directory
 
 
 def _make_base(
@@ -81,6 +112,10 @@ def _make_base(
             tensors[f"{stack}.{layer}.{module}.weight"] = random.standard_normal(shape).astype(np.float32)
             if model_type == "qwen2" and module.endswith(("q_proj", "k_proj", "v_proj")):
                 tensors[f"{stack}.{layer}.{module}.bias"] = np.zeros(outputs, np.float32)
+        if model_type == "gpt_oss":
+            for part, shape in {"gate_up_proj": (HIDDEN, 2 * BETWEEN), "down_proj": (BETWEEN, HIDDEN)}.items():
+                values = random.standard_normal((EXPERTS, *shape)).astype(np.float32)
+                tensors[f"{stack}.{layer}.mlp.experts.{part}"] = values
     for name in embeddings:
         tensors[f"{name}.weight"] = random.standard_normal((VOCABULARY, HIDDEN)).astype(np.float32)
     save_file(tensors, directory / "model.safetensors")
@@ -95,6 +130,8 @@ def _make_base(
         "vocab_size": VOCABULARY,
         "tie_word_embeddings": len(embeddings) == 1,
     }
+    if model_type in ("qwen3_moe", "gpt_oss"):
+        config |= {"num_experts" if model_type == "qwen3_moe" else "num_local_experts": EXPERTS}
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 
@@ -153,7 +190,11 @@ class Case:
     def examine(self, directory: Path, bases: Mapping[str, Path]) -> Diagnosis:
         """Write it and let the doctor see it."""
         self.build(directory)
-        return examine(directory, base=shapes(bases[self.base]), max_rank=MAX_RANK)
+        return examine(directory, base=self.shapes(bases), max_rank=MAX_RANK)
+
+    def shapes(self, bases: Mapping[str, Path]) -> BaseShapes:
+        """The base that it is for, where one is given."""
+        return shapes(bases[self.base]) if self.base else BaseShapes()
 
 
 @functools.cache
@@ -163,7 +204,7 @@ def shapes(directory: Path) -> BaseShapes:
 
 
 CASES: list[Case] = []
-FINE, NEVER = "servable", "not servable"
+FINE, NEVER, UNKNOWN = "servable", "not servable", "unknown"
 CONVERT, MERGE = "servable after convert", "servable after merge"
 
 
@@ -214,6 +255,38 @@ def setting(end: str, value: Callable[[NDArray[Any]], NDArray[Any]], *, where: s
             for name, content in tensors.items()
         }
     )
+
+
+def copied(
+    module: str, base: str = "llama", *, dtype: type = np.float32, change: Callable[[Tensors], object] = len
+) -> Callable[[Path], object]:
+    """As PEFT keeps a copy of the base's own weight beside LoRA on it."""
+
+    def build(directory: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            held = load_file(make_bases(Path(scratch) / "bases")[base] / "model.safetensors")
+        weight = held.get(f"{module}.weight", held["model.embed_tokens.weight"]).astype(dtype)
+        path = write(directory) / WEIGHTS
+        more = {f"base_model.model.{module}.base_layer.weight": weight}
+        change(more)
+        save_file(load_file(path) | more, path, {"format": "pt"})
+
+    return build
+
+
+def one_by_one(change: Callable[[Tensors], Tensors] = dict, base: str = "moe", **kind: Any) -> Callable[[Path], object]:
+    """LoRA on each expert by itself."""
+    ends = ("gate_proj", "up_proj", "down_proj")
+    return with_tensors(change, modules=APART, only=ends, **kind)
+
+
+def fused(
+    change: Callable[[Tensors], Tensors] = dict, *, rank: int = 8, rows: int = 8 * EXPERTS, **config: Any
+) -> Callable[[Path], object]:
+    """LoRA on the parameters of all experts, as PEFT writes it."""
+    wanted = {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]} | config
+    ranks = {"base_layer": rows, "experts": rows}
+    return with_tensors(change, modules=FUSED, only=("experts", "base_layer"), rank=rank, ranks=ranks, config=wanted)
 
 
 def with_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
@@ -310,7 +383,10 @@ case("init_lora_weights false", with_config(init_lora_weights=False), "", FINE)
 case("embeddings", adding(_EMBEDDED, target_modules=[*_TARGETS, "embed_tokens"]), "", FINE)
 case("lm_head", adding(_HEADED, target_modules=[*_TARGETS, "lm_head"]), "", FINE)
 case("lm_head that the base ties", adding(_HEADED, target_modules=[*_TARGETS, "lm_head"]), "", FINE, "tied")
-case("embeddings kept beside", adding({"model.embed_tokens.base_layer.weight": (VOCABULARY, HIDDEN)}), "", FINE)
+case("embeddings kept beside", copied("model.embed_tokens"), "", FINE)
+case("a head kept beside", copied("lm_head"), "", FINE)
+case("a head kept beside that the base ties", copied("lm_head", "tied"), "", FINE, "tied")
+case("a head kept beside in half the bytes", copied("lm_head", dtype=np.float16), "", FINE)
 case("targets as an expression", with_config(target_modules=r".*\.(q_proj|v_proj|down_proj)"), "", FINE)
 case(
     "rank_pattern",
@@ -400,6 +476,110 @@ case("prompt tuning", with_config(peft_type="PROMPT_TUNING"), "not-lora", NEVER)
 case("X-LoRA", with_config(peft_type="XLORA"), "not-lora", NEVER)
 case("a method nobody knows", with_config(peft_type="FANCY"), "not-lora", NEVER)
 case("no method", without("peft_type"), "method-missing", mending("settings"))
+
+case(
+    "magnitudes that nothing is said of",
+    adding({f"{Q0}.lora_magnitude_vector": (HIDDEN,)}),
+    "magnitudes-unclaimed",
+    NEVER,
+)
+case(
+    "an embedding that acts in the head too",
+    adding(_EMBEDDED, target_modules=[*_TARGETS, "embed_tokens"], ensure_weight_tying=True),
+    "tied-adapter",
+    MERGE,
+    "tied",
+)
+for _task in ("SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "QUESTION_ANS", "FEATURE_EXTRACTION", "NOTHING_KNOWN"):
+    case(f"the task {_task}", with_config(task_type=_task), "task-differs", NEVER)
+case("no task", without("task_type"), "", FINE)
+case("a setting that is not known", with_config(nvfp4_merge_aware={"a": 1}), "setting-unknown", UNKNOWN)
+case("a setting that is not known and off", with_config(nvfp4_merge_aware=None), "", FINE)
+case("MonteCLoRA", with_config(monteclora_config={"a": 1}), "setting-unknown", UNKNOWN)
+case("no base", write, "base-not-given", UNKNOWN, "")
+case(
+    "no base and no names",
+    renamed(lambda n: f"module.{n}"),
+    "base-not-given wrapper-in-names",
+    "unknown after mending: names",
+    "",
+)
+
+# Experts
+case("experts in one tensor", fused(), "", FINE, "gptoss")
+case("experts in one tensor, rsLoRA", fused(use_rslora=True), "", FINE, "gptoss")
+case(
+    "experts in one tensor, by pattern",
+    fused(alpha_pattern={"down_proj": 3}, rank_pattern={"experts.gate_up_proj": 8}),
+    "uneven-layers",
+    FINE,
+    "gptoss",
+)
+case("experts in one tensor, of another rank", fused(rank=4), "experts-differ", NEVER, "gptoss")
+case(
+    "experts in one tensor, of a rank that cannot be",
+    fused(rank=5),
+    "rank-not-configured experts-differ",
+    NEVER,
+    "gptoss",
+)
+case("experts in one tensor, of nine", fused(rows=72), "experts-differ", NEVER, "gptoss")
+case(
+    "experts in one tensor, too narrow",
+    fused(lambda t: {n: v[:, :-2] if n.endswith("experts.lora_A.weight") else v for n, v in t.items()}),
+    "tensor-too-small",
+    NEVER,
+    "gptoss",
+)
+case(
+    "experts in one tensor, gate alone",
+    fused(lambda t: {n: v for n, v in t.items() if "base_layer" not in n}),
+    "experts-missing",
+    NEVER,
+    "gptoss",
+)
+case(
+    "experts in one tensor, of parameters that nobody knows",
+    fused(target_parameters=["experts.one", "experts.other"]),
+    "parameter-unknown",
+    UNKNOWN,
+    "gptoss",
+)
+case("experts in one tensor, where vLLM has each", fused(), "experts-fused", NEVER, "moe")
+case("experts one by one", one_by_one(), "", FINE, "moe")
+case("experts one by one, rsLoRA", one_by_one(config={"use_rslora": True}), "", FINE, "moe")
+case("experts one by one, where vLLM has them in one", one_by_one(), "experts-apart", NEVER, "gptoss")
+case(
+    "expert 9 of 4",
+    one_by_one(lambda t: {n.replace("experts.3", "experts.9"): v for n, v in t.items()}),
+    "layer-missing experts-missing",
+    NEVER,
+    "moe",
+)
+case(
+    "experts one by one, one of them left out",
+    one_by_one(lambda t: {n: v for n, v in t.items() if "experts.2.up_proj" not in n}),
+    "experts-missing",
+    NEVER,
+    "moe",
+)
+case(
+    "experts one by one, too narrow",
+    one_by_one(lambda t: {n: v[:, :-2] if "experts.2.up_proj.lora_A" in n else v for n, v in t.items()}),
+    "tensor-too-small",
+    NEVER,
+    "moe",
+)
+case(
+    "experts one by one, of two ranks",
+    one_by_one(
+        lambda t: {n: (v[:4] if "lora_A" in n else v[:, :4]) if "experts.2.up_proj" in n else v for n, v in t.items()},
+        config={"rank_pattern": {"experts.2.up_proj": 4}},
+    ),
+    "experts-uneven uneven-layers",
+    NEVER,
+    "moe",
+)
 
 # What was left of the start
 case("PiSSA", with_config(init_lora_weights="pissa"), "start-left-in", mending("plain-start"))
@@ -583,6 +763,28 @@ case(
     adding({**_HEADED, "lm_head.lora_B.weight": (VOCABULARY - 8, 8)}, target_modules=[*_TARGETS, "lm_head"]),
     "vocabulary-differs",
     NEVER,
+)
+
+case(
+    "a head kept beside that was trained",
+    copied("lm_head", change=lambda t: t.update({n: v + 1 for n, v in t.items()})),
+    "copy-differs",
+    MERGE,
+)
+case(
+    "embeddings kept beside of another vocabulary",
+    copied("model.embed_tokens", change=lambda t: t.update({n: v[:-8] for n, v in t.items()})),
+    "copy-differs",
+    MERGE,
+)
+case("embeddings kept beside in 8 bits", copied("lm_head", dtype=np.int8), "copy-unread", UNKNOWN)
+
+case(
+    "a base whose files tell no shapes",
+    lambda d: write(d, modules=PHI3, only=("qkv_proj",)),
+    "shape-unheld",
+    UNKNOWN,
+    "packed",
 )
 
 # Values
