@@ -34,7 +34,7 @@ def register(store: Store, run_id: str, name: str, *, base: check.BaseShapes | N
     source, facts = store.adapter_of(run_id)
     with _downloaded(store, source, what=f"run {run_id}") as directory:
         artifact.verify(directory, facts.digest, what=f"the adapter of run {run_id}")
-        found = tuple(check.findings(directory, base=base))
+        found = tuple(check.findings(directory, base=base or check.BaseShapes()))
     family = store.create_family(name)
     while True:
         made = candidates.same(store, name, facts.digest)

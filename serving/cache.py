@@ -9,10 +9,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from registry import artifact, check
 from registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Refused
@@ -35,11 +35,11 @@ class Cache:
     """
 
     def __init__(
-        self, root: Path, download: Callable[[Version, Path], None], *, base_config: Mapping[str, Any], max_rank: int
+        self, root: Path, download: Callable[[Version, Path], None], *, base: check.BaseShapes, max_rank: int
     ) -> None:
         self._root = root
         self._download = download
-        self._base_config = base_config
+        self._base = base
         self._max_rank = max_rank
         self._clear_away()
 
@@ -63,7 +63,7 @@ class Cache:
                     self._fetch(version, target)
             else:
                 self._fetch(version, target)
-        if found := check.findings(target, base_config=self._base_config, max_rank=self._max_rank):
+        if found := check.findings(target, base=self._base, max_rank=self._max_rank):
             raise NotServable(str(version.ref), found)
         return target
 

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 
 from registry import base as bases
 from registry.base import LocalBase
+from registry.check import read_shapes
 from registry.errors import BadInput
 from registry.records import TextSettings
 from registry.settings import Settings
@@ -155,7 +156,7 @@ class Plugin:
         cache = Cache(
             settings.adapters,
             lambda version, into: source.store().download(version.source, into, what=str(version.ref)),
-            base_config=local.config,
+            base=await asyncio.to_thread(read_shapes, local.path),
             max_rank=engines.max_lora_rank(engine_client),
         )
         references = References(

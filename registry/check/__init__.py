@@ -67,18 +67,8 @@ def with_base(diagnosis: Diagnosis, trained_on: Base, given: Base) -> Diagnosis:
     return Diagnosis((Finding("other-base", text), *diagnosis.findings))
 
 
-def findings(
-    directory: Path,
-    *,
-    base_config: Mapping[str, Any] | None = None,
-    base: BaseShapes | None = None,
-    max_rank: int = MAX_RANK,
-) -> list[str]:
-    """Every reason why vLLM cannot serve this adapter, whose files are verified, as it is; empty when there is none.
-
-    With `base`, or with what `base_config`, its config.json, tells of it, each layer is held against it.
-    """
-    base = base or shapes_of_config(base_config or {})
+def findings(directory: Path, *, base: BaseShapes = _UNKNOWN, max_rank: int = MAX_RANK) -> list[str]:
+    """Every reason why vLLM cannot serve this adapter, whose files are verified, as it is; empty when there is none."""
     return [finding.text for finding in _all(directory, base, max_rank) if finding.blocks]
 
 

@@ -31,6 +31,9 @@ def in_config(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base
         text = f"vLLM serves {base.architecture} without LoRA only"
         yield Finding("base-takes-no-lora", text, "merge")
     method = config.get("peft_type")
+    if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
+        text = f"its task_type is {task!r}, and what is served is CAUSAL_LM: its head, where it has one, is left out"
+        yield Finding("task-differs", text)
     if method is None:
         yield Finding("method-missing", "its configuration names no peft_type, so PEFT cannot load it", "settings")
     elif method != "LORA":
@@ -95,10 +98,7 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _keys(config: Mapping[str, Any]) -> Iterator[Finding]:
-    """The task, and keys that nobody here can read, unless they are off."""
-    if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
-        text = f"its task_type is {task!r}, and what is served is CAUSAL_LM: its head, where it has one, is left out"
-        yield Finding("task-differs", text)
+    """Keys that nobody here can read, unless they are off."""
     if odd := [f"{key}: {config[key]!r}" for key in sorted(config.keys() - _READ - _SILENT) if config[key]]:
         yield Finding("setting-unknown", f"it is not known what these of its settings do: {some(odd)}", unknown=True)
 

@@ -136,4 +136,6 @@ def _refuse(what: str, found: checks.Diagnosis) -> None:
         error.hint = f"it is {found.verdict}; --fix OUT writes a mended copy"
     elif found.curable:
         error.hint = f"it is {found.verdict}"
+    else:
+        error.hint = "no command mends that: train it again without"
     raise error

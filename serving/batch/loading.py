@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from registry.base import LocalBase
+from registry.check import read_shapes
 from registry.errors import LoradockError
 from registry.records import Version
 from registry.reference import Reference
@@ -46,7 +47,7 @@ class Loading:
         cache = Cache(
             self.settings.adapters,
             lambda version, into: Store(self.settings).download(version.source, into, what=str(version.ref)),
-            base_config=self.local.config,
+            base=read_shapes(self.local.path),
             max_rank=launch.rank_limit(ranks),
         )
         references = References(

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 from registry import promotion, versions
 from registry.artifact import CONFIG, MANIFEST, WEIGHTS, build_manifest, verify
@@ -151,6 +153,38 @@ def test_an_adapter_of_another_shape_is_not_imported(store: Store, base: LocalBa
     with pytest.raises(NotServable, match="2048 wide where the base is 576"):
         versions.import_directory(store, write_adapter(tmp_path / "a", hidden=2048), base, "support-bot")
     assert store.find_family("support-bot") is None
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes"),
+    [
+        ("model.unembed_tokens", ((4, 576), (49152, 4))),  # Tinker's name for the head
+        ("model.layers.0.self_attn.qkv_proj", ((4, 576), (960, 4))),
+        ("model.visual.blocks.0.attn.proj", ((4, 576), (576, 4))),
+    ],
+)
+def test_an_adapter_of_a_module_that_the_base_lacks_is_not_imported(
+    store: Store, base: LocalBase, tmp_path: Path, module: str, shapes: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    directory = write_adapter(tmp_path / "a", config={"target_modules": ["q_proj", "o_proj", module]})
+    more = {
+        f"base_model.model.{module}.lora_{side}.weight": np.ones(shape, "float32")
+        for side, shape in zip("AB", shapes, strict=True)
+    }
+    save_file(load_file(directory / WEIGHTS) | more, directory / WEIGHTS)
+    with pytest.raises(NotServable, match=f"1 modules are not in the base: {module}"):
+        versions.import_directory(store, directory, base, "support-bot")
+    assert store.find_family("support-bot") is None
+
+
+def test_what_the_base_says_against_an_imported_adapter_is_kept_with_the_version(
+    store: Store, base: LocalBase, tmp_path: Path
+) -> None:
+    directory = write_adapter(tmp_path / "a")
+    tensors = load_file(directory / WEIGHTS)
+    save_file({name.replace("model.model.", "model."): value for name, value in tensors.items()}, directory / WEIGHTS)
+    (found,) = versions.import_directory(store, directory, base, "support-bot").findings
+    assert "4 modules have another name in the base" in found
 
 
 def test_what_holds_no_adapter_is_told_with_what_to_do(store: Store, base: LocalBase, tmp_path: Path) -> None:

@@ -9,14 +9,17 @@ import threading
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from registry.artifact import CONFIG, MANIFEST, WEIGHTS, verify
+from registry.check import read_shapes, shapes_of_config
 from registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Unreachable
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
+from registry.versions import register
 from serving.cache import Cache
-from tests.support.adapters import BASE_CONFIG, make_version
+from tests.support.adapters import BASE_CONFIG, log_adapter, make_version, write_adapter
 
 
 class FakeStore:
@@ -50,7 +53,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def cache_of(root: Path, fake_store: FakeStore, max_rank: int = 16) -> Cache:
-    return Cache(root, fake_store.download, base_config=BASE_CONFIG, max_rank=max_rank)
+    return Cache(root, fake_store.download, base=shapes_of_config(BASE_CONFIG), max_rank=max_rank)
 
 
 def names(root: Path) -> list[str]:
@@ -80,7 +83,7 @@ def test_it_fetches_from_a_real_store(store: Store, version: Version, settings: 
     cache = Cache(
         settings.adapters,
         lambda item, into: store.download(item.source, into, what=str(item.ref)),
-        base_config=BASE_CONFIG,
+        base=shapes_of_config(BASE_CONFIG),
         max_rank=16,
     )
     assert (cache.directory(version) / WEIGHTS).is_file()
@@ -95,7 +98,7 @@ def test_a_file_that_cannot_be_fetched_says_why_and_not_that_it_failed(
     cache = Cache(
         settings.adapters,
         lambda version, into: store.download(version.source, into, what=str(version.ref)),
-        base_config=BASE_CONFIG,
+        base=shapes_of_config(BASE_CONFIG),
         max_rank=16,
     )
     with pytest.raises(LoradockError, match=r"a file of support-bot/1 cannot be fetched .* outside the artifact"):
@@ -250,6 +253,21 @@ def test_an_adapter_above_the_rank_limit_is_not_servable_here(store: Store, tmp_
         cache_of(root, fake_store).directory(version)
     assert cache_of(root, fake_store, max_rank=32).directory(version).is_dir()
     assert fake_store.fetched == 1
+
+
+def test_an_adapter_of_a_module_that_the_base_lacks_is_not_servable_here(
+    store: Store, tmp_path: Path, root: Path, base_dir: Path
+) -> None:
+    """vLLM would pass it over without a word."""
+    tensors = load_file(
+        write_adapter(tmp_path / "a", config={"target_modules": ["q_proj", "o_proj", "z_proj"]}) / WEIGHTS
+    )
+    more = {name.replace("o_proj", "z_proj"): value for name, value in tensors.items()}
+    save_file(tensors | more, tmp_path / "a" / WEIGHTS)
+    version = register(store, log_adapter(store, tmp_path / "a"), "odd")
+    cache = Cache(root, FakeStore(tmp_path / "a").download, base=read_shapes(base_dir), max_rank=16)
+    with pytest.raises(NotServable, match="2 modules are not in the base"):
+        cache.directory(version)
 
 
 def test_an_adapter_of_another_shape_is_not_servable_here(store: Store, tmp_path: Path, root: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from registry import promotion
 from registry.artifact import WEIGHTS, verify
+from registry.check import shapes_of_config
 from registry.records import Version
 from registry.refs import VersionRef
 from registry.settings import Settings
@@ -119,7 +120,7 @@ def _live(settings: Settings, dies_at: str, out: Connection) -> None:
         source.store().download(version.source, into, what=str(version.ref))
         steps.at("fetched", version.ref.number)
 
-    cache = DyingCache(settings.adapters, download, base_config=BASE_CONFIG, max_rank=16)
+    cache = DyingCache(settings.adapters, download, base=shapes_of_config(BASE_CONFIG), max_rank=16)
     cache.steps = steps
     engine = DyingEngine(steps, out)
     admission = Admission(cache, FakeReferences(), engine, proof="effect", precision="float32")
@@ -254,7 +255,7 @@ def test_what_a_killed_process_left_goes_and_what_another_is_fetching_stays(
         store.download(version.source, into, what=str(version.ref))
 
     def cache() -> Cache:
-        return Cache(root, download, base_config=BASE_CONFIG, max_rank=16)
+        return Cache(root, download, base=shapes_of_config(BASE_CONFIG), max_rank=16)
 
     directory = cache().directory(versions[0])
     assert [name[: -len("12345678")] for name in seen[0]] == [f".fetching-{versions[0].facts.digest}-"]

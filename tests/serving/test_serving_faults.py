@@ -23,6 +23,7 @@ import pytest
 from registry import promotion
 from registry.artifact import WEIGHTS, verify
 from registry.base import resolve
+from registry.check import shapes_of_config
 from registry.errors import LoradockError
 from registry.records import Version
 from registry.settings import Settings
@@ -296,7 +297,7 @@ def test_a_full_disk_leaves_nothing_half_done(store: Store, tmp_path: Path, disk
     def download(item: Version, into: Path) -> None:
         store.download(item.source, into, what=str(item.ref))
 
-    cache = Cache(disk, download, base_config=BASE_CONFIG, max_rank=16)
+    cache = Cache(disk, download, base=shapes_of_config(BASE_CONFIG), max_rank=16)
     with full(disk), pytest.raises(LoradockError, match=r"no space left in .* for support-bot/1"):
         cache.directory(version)
     assert not [path for path in disk.iterdir() if path.name != ".locks"]

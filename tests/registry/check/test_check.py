@@ -39,18 +39,18 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_a_plain_lora_on_its_own_base_has_no_findings(tmp_path: Path, base_dir: Path) -> None:
     adapter = write_adapter(tmp_path)
-    assert check.findings(adapter, base_config=SMOL, max_rank=16) == []
+    assert check.findings(adapter, base=check.shapes_of_config(SMOL), max_rank=16) == []
     assert check.examine(adapter, base=check.read_shapes(base_dir), max_rank=16).findings == ()
 
 
 def test_an_adapter_for_a_wider_base_is_found_by_its_shapes(tmp_path: Path) -> None:
-    found = check.findings(write_adapter(tmp_path, hidden=2048), base_config=SMOL)
+    found = check.findings(write_adapter(tmp_path, hidden=2048), base=check.shapes_of_config(SMOL))
     assert any("another base" in line and "2048 wide where the base is 576" in line for line in found)
     assert check.misfits(tmp_path, check.shapes_of_config(SMOL)) == found
 
 
 def test_an_adapter_for_a_deeper_base_is_found_by_its_layers(tmp_path: Path) -> None:
-    (found,) = check.findings(write_adapter(tmp_path, layers=32), base_config=SMOL)
+    (found,) = check.findings(write_adapter(tmp_path, layers=32), base=check.shapes_of_config(SMOL))
     assert "4 modules are not in the base" in found
     assert "the base has 30 layers" in found
 

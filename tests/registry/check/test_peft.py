@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from registry.artifact import CONFIG, WEIGHTS
+from registry.artifact import CONFIG, WEIGHTS, read_header
 from registry.check import examine, read_shapes
 from registry.check.mend import mend
 from registry.check.vllm import NO_LORA
@@ -116,6 +116,35 @@ def test_what_peft_writes_and_vllm_does_not_serve_is_known_by_what_it_holds(
     adapter = save_adapter(make_model("qwen2"), tmp_path, target_modules=["q_proj", "v_proj"], **settings)
     found = examine(adapter, base=read_shapes(bases["qwen2"]))
     assert found.verdict == ("servable after convert" if "use_dora" in settings else "servable after merge"), found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_the_copies_of_embeddings_that_peft_keeps_are_held_against_the_base(
+    dtype: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    wanted = ["q_proj", "embed_tokens", "lm_head"]
+    model = get_peft_model(make_model("llama"), LoraConfig(r=4, target_modules=wanted, init_lora_weights=False))
+    model.to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    shapes = read_shapes(bases["llama"])
+    found = examine(tmp_path, base=shapes)
+    assert len([name for name in load_header(tmp_path) if name.endswith("base_layer.weight")]) == 2
+    assert found.servable, found
+    with torch.no_grad():
+        model.base_model.model.lm_head.base_layer.weight[0, 0] += 1
+    model.save_pretrained(tmp_path)
+    assert [finding.code for finding in examine(tmp_path, base=shapes).findings] == ["copy-differs"]
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_bytes((bases["llama"] / "config.json").read_bytes())
+    found = examine(tmp_path, base=read_shapes(tmp_path / "base"))
+    assert (found.verdict, {finding.code for finding in found.findings}) == ("unknown", {"copy-unread"})
+
+
+def load_header(directory: Path) -> list[str]:
+    return [*read_header(directory / WEIGHTS)]
 
 
 def train(base: Path, directory: Path, settings: dict[str, Any]) -> Any:

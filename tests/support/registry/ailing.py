@@ -492,6 +492,9 @@ case(
 )
 for _task in ("SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "QUESTION_ANS", "FEATURE_EXTRACTION", "NOTHING_KNOWN"):
     case(f"the task {_task}", with_config(task_type=_task), "task-differs", NEVER)
+case(
+    "a classifier of another method", with_config(peft_type="IA3", task_type="SEQ_CLS"), "not-lora task-differs", NEVER
+)
 case("no task", without("task_type"), "", FINE)
 case("a setting that is not known", with_config(nvfp4_merge_aware={"a": 1}), "setting-unknown", UNKNOWN)
 case("a setting that is not known and off", with_config(nvfp4_merge_aware=None), "", FINE)
