@@ -55,7 +55,7 @@ def of_version(version: Version, metrics: Mapping[str, float]) -> str:
         "data": f"`{facts.data_digest}`" if facts.data_digest else "not known",
         "made from": ", ".join(facts.parents),
         "held-out loss": _loss(metrics),
-        "vLLM can serve it": "no: " + "; ".join(version.findings) if version.findings else "yes",
+        "vLLM can serve it": ": ".join(filter(None, (version.servable, "; ".join(version.findings or version.doubts)))),
     }
     loss = f", held-out loss {_loss(metrics)}" if _loss(metrics) else ""
     return _cut(
@@ -81,7 +81,7 @@ def of_family(past: History, versions: Sequence[Version], losses: Mapping[int, M
             version.facts.base.id,
             _loss(losses.get(version.ref.number, {})),
             f"{version.created_at:%Y-%m-%d %H:%M}",
-            "no" if version.findings else "yes",
+            version.servable,
         )
         for version in versions
     ]

@@ -112,7 +112,14 @@ class Version(Record):
     """Where MLflow keeps the bytes, `models:/m-...`."""
     created_at: datetime
     findings: tuple[str, ...] = ()
-    """What the check at registration found against serving it; empty for a servable version."""
+    """What the check at registration found against serving it."""
+    doubts: tuple[str, ...] = ()
+    """What it could not look at, such as a base that was not on that machine."""
+
+    @property
+    def servable(self) -> Literal["yes", "no", "unknown"]:
+        """Whether vLLM can serve it, as far as that was known at registration."""
+        return "no" if self.findings else "unknown" if self.doubts else "yes"
 
 
 class Entry(Record):

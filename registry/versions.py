@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from registry import artifact, check, foreign, layouts, pickled, text
+from registry import base as bases
 from registry.base import LocalBase
 from registry.check.findings import some
 from registry.errors import BadInput, DigestMismatch, LoradockError, NotFound, NotServable
 from registry.records import Base, Facts, Manifest, TextSettings, Version
 from registry.scratch import room, scratch
+from registry.settings import Settings
 from registry.store import Store, candidates
 from registry.store.candidates import Candidate
 
@@ -25,8 +27,8 @@ log = logging.getLogger(__name__)
 def register(store: Store, run_id: str, name: str, *, base: check.BaseShapes | None = None) -> Version:
     """Make a version of the adapter that a run logged; the same bytes give the same version, however often.
 
-    Its bytes are fetched and hashed first. What rules it out for serving, on `base` where that is at hand, is kept with
-    it as findings. Killed at any
+    Its bytes are fetched and hashed first. What rules it out for serving is kept with it as findings, and what nobody
+    could look at as doubts; `base` is by default its own, where that is on this machine. Killed at any
     step it leaves nothing that is seen, and can be called again. Raises NotFound, BadInput, DigestMismatch, Taken,
     Unreachable, or LoradockError when the disk is full or a clean-up deletes these bytes.
     """
@@ -34,17 +36,31 @@ def register(store: Store, run_id: str, name: str, *, base: check.BaseShapes | N
     source, facts = store.adapter_of(run_id)
     with _downloaded(store, source, what=f"run {run_id}") as directory:
         artifact.verify(directory, facts.digest, what=f"the adapter of run {run_id}")
-        found = tuple(check.findings(directory, base=base or check.BaseShapes()))
+        found = check.judged(directory, base=base or own_shapes(facts.base, store.settings))
     family = store.create_family(name)
     while True:
         made = candidates.same(store, name, facts.digest)
         if not made:
-            candidates.offer(store, family, source, facts, found)
+            candidates.offer(store, family, source, facts, *_told(found))
         elif _admitted(store, made[0], source):
             for spare in made[1:]:
                 if not spare.admitted:
                     store.delete_version(spare.ref)
             return store.version(made[0].ref)
+
+
+def _told(found: check.Diagnosis) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(finding.text for finding in found.blocking), tuple(finding.text for finding in found.doubts)
+
+
+def own_shapes(base: Base, settings: Settings) -> check.BaseShapes:
+    """The modules of the base that a version was trained on; none where that is not on this machine."""
+    name = f"{base.id}@{base.revision}" if base.revision else base.id
+    try:
+        local = bases.resolve(name, settings, here=True)
+        return check.read_shapes(local.path) if local.base.same_weights(base) else check.BaseShapes()
+    except LoradockError:
+        return check.BaseShapes()
 
 
 def _admitted(store: Store, lowest: Candidate, source: str) -> bool:

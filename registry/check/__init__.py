@@ -30,6 +30,7 @@ __all__ = [
     "Finding",
     "examine",
     "findings",
+    "judged",
     "largest_rank",
     "misfits",
     "read_config",
@@ -67,9 +68,14 @@ def with_base(diagnosis: Diagnosis, trained_on: Base, given: Base) -> Diagnosis:
     return Diagnosis((Finding("other-base", text), *diagnosis.findings))
 
 
+def judged(directory: Path, *, base: BaseShapes = _UNKNOWN, max_rank: int = MAX_RANK) -> Diagnosis:
+    """What is found of an adapter whose files are verified."""
+    return Diagnosis(tuple(_all(directory, base, max_rank)))
+
+
 def findings(directory: Path, *, base: BaseShapes = _UNKNOWN, max_rank: int = MAX_RANK) -> list[str]:
     """Every reason why vLLM cannot serve this adapter, whose files are verified, as it is; empty when there is none."""
-    return [finding.text for finding in _all(directory, base, max_rank) if finding.blocks]
+    return [finding.text for finding in judged(directory, base=base, max_rank=max_rank).blocking]
 
 
 def misfits(directory: Path, base: BaseShapes) -> list[str]:

@@ -190,7 +190,7 @@ def on_base(
 ) -> Iterator[Finding]:
     """Modules that the base does not have, has under another name, or has of another width, or that nobody can hold."""
     if not base.config:
-        text = "no base was given, so that nothing was held against one"
+        text = "its base was not at hand, so that nothing was held against it"
         yield Finding("base-not-given", text, unknown=True)
         return
     wrong: dict[str, list[str]] = {}

@@ -17,7 +17,7 @@ from registry.check.mend import Mended, mend
 from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
 from registry.cli.shared import base_option
-from registry.errors import LoradockError, NotFound, NotServable, Refused
+from registry.errors import NotFound, NotServable, Refused
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
@@ -50,13 +50,12 @@ def check(target: str, base: str | None, max_lora_rank: int, fix: Path | None, a
         say(f"warning: vLLM starts with no --max-lora-rank {max_lora_rank}, only {', '.join(map(str, checks.RANKS))}")
     where = bases.config_of(base, settings) if base else None
     with _files(target, settings) as (directory, version):
-        where = where or _own_base(version, settings)
         shapes = checks.read_shapes(where) if where else checks.BaseShapes()
+        if version and not where:
+            shapes = versions.own_shapes(version.facts.base, settings)
         found = checks.examine(directory, base=shapes, max_rank=max_lora_rank)
         if version and where and shapes.complete:
-            found = checks.with_base(
-                found, version.facts.base, bases.identify(where, base_id=base or version.facts.base.id)
-            )
+            found = checks.with_base(found, version.facts.base, bases.identify(where, base_id=str(base)))
         if fix:
             mended = mend(directory, fix, found, base=shapes, max_rank=max_lora_rank)
             _report_mended(target, fix, found, mended, as_json)
@@ -78,18 +77,6 @@ def _files(target: str, settings: Settings) -> Iterator[tuple[Path, Version | No
     with versions.fetched(store, version) as directory:
         verify_files(directory, version.facts.digest, what=str(version.ref))
         yield directory, version
-
-
-def _own_base(version: Version | None, settings: Settings) -> Path | None:
-    """The base that a version was trained on, where it is on this machine."""
-    if version is None:
-        return None
-    facts = version.facts.base
-    try:
-        local = bases.resolve(f"{facts.id}@{facts.revision}" if facts.revision else facts.id, settings, here=True)
-    except LoradockError:
-        return None
-    return local.path if local.base.same_weights(facts) else None
 
 
 def _report_mended(target: str, out: Path, found: checks.Diagnosis, mended: Mended | None, as_json: bool) -> None:

@@ -134,5 +134,5 @@ def _changes(found: differences.Difference) -> Iterator[dict[str, Any]]:
 
 def _row(family: Family, version: Version) -> dict[str, Any]:
     aliases = sorted(alias for alias, number in family.aliases.items() if number == version.ref.number)
-    findings = list(version.findings)
-    return row(version) | {"aliases": aliases, "servable": "no" if findings else "yes", "findings": findings}
+    checked = {"servable": version.servable, "findings": list(version.findings), "doubts": list(version.doubts)}
+    return row(version) | {"aliases": aliases} | checked

@@ -14,7 +14,7 @@ from typing import Final
 from registry.records import Facts, canonical_json
 from registry.refs import VersionRef
 from registry.store.connection import Connection, default_store, translated, upsert
-from registry.store.families import FINDINGS, LEDGER, Family
+from registry.store.families import DOUBTS, FINDINGS, LEDGER, Family
 from registry.store.tags import PREFIX, child_tag, facts_from, tags_of
 
 _OFFERED: Final = f"{PREFIX}offered"
@@ -32,15 +32,23 @@ class Candidate:
     admitted: bool
 
 
-def offer(store: Connection, family: Family, source: str, facts: Facts, findings: tuple[str, ...]) -> None:
+def offer(
+    store: Connection,
+    family: Family,
+    source: str,
+    facts: Facts,
+    findings: tuple[str, ...],
+    doubts: tuple[str, ...] = (),
+) -> None:
     """Make a version that nobody sees yet. It is not idempotent."""
     tags = {key: value for key, value in tags_of(facts).items() if key not in _withheld(facts)}
+    checked = {FINDINGS: canonical_json(findings), DOUBTS: canonical_json(doubts)}
     with translated(store.uri, f"adapter {family.name!r}"), default_store(store.uri):
         store.client.create_model_version(
             family.name,
             source,
             run_id=facts.run_id,
-            tags={**tags, LEDGER: family.ledger, _OFFERED: facts.digest, FINDINGS: canonical_json(findings)},
+            tags={**tags, LEDGER: family.ledger, _OFFERED: facts.digest, **checked},
             model_id=source.removeprefix("models:/"),
             await_creation_for=0,  # it is there at once; waiting is for other registries, and logs
         )

@@ -26,6 +26,7 @@ LEDGER: Final = "loradock.ledger"
 TRAFFIC: Final = "loradock.traffic"
 """The tag of a family with the shares that its history gives: `{"canary": {"version": 3, "weight": 0.1}}`."""
 FINDINGS: Final = "loradock.findings"
+DOUBTS: Final = "loradock.doubts"
 LEDGERS: Final = "loradock-ledgers"
 """The experiment whose runs hold each family's history."""
 _IS_PROMPT: Final = "tags.`mlflow.prompt.is_prompt` = 'true'"
@@ -251,4 +252,5 @@ def version_from(found: ModelVersion) -> Version:
         source=found.source or "",
         created_at=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
         findings=tuple(json.loads(found.tags.get(FINDINGS, "[]"))),
+        doubts=tuple(json.loads(found.tags.get(DOUBTS, "[]"))),
     )

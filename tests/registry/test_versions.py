@@ -118,6 +118,17 @@ def test_a_name_that_is_a_prompt_of_mlflows_is_refused_before_anything_is_writte
     assert (store.settings.root / "mlflow.db").read_bytes() == database
 
 
+def test_a_version_is_held_against_its_own_base_where_that_is_at_hand(
+    store: Store, base: LocalBase, tmp_path: Path
+) -> None:
+    (doubt,) = make_version(store, tmp_path / "a").doubts
+    assert "not at hand" in doubt
+    assert make_version(store, tmp_path / "b", "at-hand", base=base.base).servable == "yes"
+    deeper = make_version(store, tmp_path / "c", "deeper", base=base.base, layers=31)
+    assert (deeper.servable, deeper.doubts) == ("no", ())
+    assert "2 modules are not in the base" in deeper.findings[0]
+
+
 def test_a_name_may_have_a_dot(store: Store, base: LocalBase, tmp_path: Path) -> None:
     found = versions.import_directory(store, write_adapter(tmp_path / "a", layers=30), base, "qwen2.5-bot")
     assert str(found.ref) == "qwen2.5-bot/1"
@@ -141,7 +152,7 @@ def test_an_adapter_from_elsewhere_becomes_a_version_with_a_run_that_says_so(
     version = versions.import_directory(store, directory, base, "support-bot")
     assert (version.facts.method, version.facts.rank, version.facts.targets) == ("lora", 8, ("o_proj", "q_proj"))
     assert version.facts.base == base.base
-    assert version.findings == ()
+    assert (version.findings, version.doubts, version.servable) == ((), (), "yes")
     run = store.client.get_run(version.facts.run_id)
     assert (run.info.status, run.data.tags["loradock.imported_from"]) == ("FINISHED", "axolotl-out")
     with versions.fetched(store, version) as found:

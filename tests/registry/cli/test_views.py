@@ -66,7 +66,7 @@ def test_list_shows_a_page_newest_first_and_says_how_to_go_on(seven: Store) -> N
     assert numbers(rows) == [7, 6, 5, 4, 3]
     assert [row["aliases"] for row in rows] == [[], [], [], [], ["production"]]
     assert (rows[0]["rank"], rows[1]["rank"]) == (2, 4)
-    assert (rows[0]["servable"], rows[0]["findings"], rows[0]["method"]) == ("yes", [], "lora")
+    assert (rows[0]["servable"], rows[0]["findings"], rows[0]["method"]) == ("unknown", [], "lora")
     first = said(views.list_, NAME, "--limit", "5")
     assert f"loradock list {NAME} --before 3" in first.stderr
     assert "support-bot/7" in first.stdout
