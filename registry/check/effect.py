@@ -83,7 +83,7 @@ def meant(directory: Path, base: BaseShapes) -> Effect:
     Raises NotServable where a name has two meanings, and for experts whose rank is not told.
     """
     config, header = read_config(directory), read_header(directory / WEIGHTS)
-    named = parse_all(header)
+    named = _named(config, header)
     found = pairs(named)
     own = {parsed.module: parsed.own for parsed in named.values() if parsed.side}
     spellings = list(zip(*((own[module], module, base.renames(module) or module) for module in found), strict=True))
@@ -107,7 +107,7 @@ def meant(directory: Path, base: BaseShapes) -> Effect:
 def taken_up(directory: Path, base: BaseShapes) -> Effect:
     """What PEFT makes of the files; raises LoradockError for whatever it would leave out, or could not load."""
     config, header = read_config(directory), read_header(directory / WEIGHTS)
-    named = parse_all(header)
+    named = _named(config, header)
     found = pairs(named)
     keys = parameters(config, found)
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
@@ -128,6 +128,12 @@ def taken_up(directory: Path, base: BaseShapes) -> Effect:
     if faults:
         raise LoradockError(f"mending would lose what the adapter does: {some(faults)}; nothing was written")
     return Effect(directory / WEIGHTS, header, parts, _others(directory, header, named, BaseShapes()), _rest(config))
+
+
+def _named(config: Mapping[str, Any], header: Mapping[str, TensorInfo]) -> Mapping[str, TensorName]:
+    """The names, taken apart for LoRA; what another method holds is not looked into."""
+    is_lora = config.get("peft_type") in ("LORA", None)
+    return parse_all(header) if is_lora else {name: TensorName(name, "", own=name) for name in header}
 
 
 def _setting(config: Mapping[str, Any], field: str, names: list[str], default: float) -> float:
@@ -154,7 +160,8 @@ def _others(
         if not parsed.side:
             content = read_tensors(directory / WEIGHTS, {name: header[name]})[name]
             said = f"{content.dtype} {content.shape} ".encode() + content.data
-            found[parsed.written(base.renames(parsed.owner))] = hashlib.sha256(said).hexdigest()
+            key = name if parsed.own == name else parsed.written(base.renames(parsed.owner))
+            found[key] = hashlib.sha256(said).hexdigest()
     return found
 
 

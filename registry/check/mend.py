@@ -99,8 +99,10 @@ def mend(directory: Path, out: Path, diagnosis: Diagnosis, *, base: BaseShapes, 
 
 def _read(directory: Path, mendings: tuple[str, ...], base: BaseShapes) -> Adapter:
     """The adapter with what names and settings leave open filled in, which says no more than was meant."""
-    path = directory / artifact.WEIGHTS
+    path, config = directory / artifact.WEIGHTS, read_config(directory)
     found = read_tensors(path, artifact.read_header(path))
+    if config.get("peft_type") not in ("LORA", None):
+        return Adapter(config, found)
     named, own = {}, {}
     for name, content in found.items():
         parsed = parse(name)
@@ -110,7 +112,7 @@ def _read(directory: Path, mendings: tuple[str, ...], base: BaseShapes) -> Adapt
             own[called or parsed.module] = (parsed.own, parsed.module)
     if len(named) != len(found):
         raise NotServable(str(directory), ["two of its tensors get the same name"])
-    adapter = Adapter(read_config(directory), named)
+    adapter = Adapter(config, named)
     if "names" in mendings:
         adapter = replace(adapter, config=_renamed(adapter.config, own, base))
     if "settings" in mendings:

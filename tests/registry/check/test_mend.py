@@ -129,6 +129,36 @@ def test_what_was_taken_out_is_what_svd_and_qr_give(shape: tuple[int, int]) -> N
     assert np.allclose(b @ a, q[:, :6] @ r[:6], atol=1e-10)
 
 
+@pytest.mark.parametrize("method", ["ADALORA", "IA3"])
+def test_another_method_s_tensors_keep_their_names(method: str, tmp_path: Path, bases: dict[str, Path]) -> None:
+    write(tmp_path / "in", config={"peft_type": method})
+    tensors = {"prompt_embeddings": np.ones((2, 64), "float32")}
+    tensors |= {n.removesuffix(".weight"): value for n, value in load_file(tmp_path / "in" / WEIGHTS).items()}
+    save_file(tensors, tmp_path / "in" / WEIGHTS)
+    (tmp_path / "in" / "optimizer.pt").write_bytes(b"x")
+    found = examine(tmp_path / "in", base=shapes(bases["llama"]))
+    done = mend(tmp_path / "in", tmp_path / "out", found, base=shapes(bases["llama"]), max_rank=MAX_RANK)
+    assert done is not None
+    assert done.mendings == ("files",)
+    after = load_file(tmp_path / "out" / WEIGHTS)
+    assert {name: value.tobytes() for name, value in after.items()} == {n: v.tobytes() for n, v in tensors.items()}
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "", "module.base_model.model._orig_mod."])
+def test_a_whole_module_and_what_names_it_are_renamed_with_the_others(
+    prefix: str, tmp_path: Path, bases: dict[str, Path]
+) -> None:
+    write(tmp_path / "in", config={"modules_to_save": ["embed_tokens"]})
+    whole = {"base_model.model.model.embed_tokens.weight": np.ones((120, 64), "float32")}
+    tensors = load_file(tmp_path / "in" / WEIGHTS) | whole
+    body = {prefix + name.removeprefix("base_model.model.model."): value for name, value in tensors.items()}
+    save_file(body, tmp_path / "in" / WEIGHTS)
+    done = mended(tmp_path / "in", tmp_path / "out", bases["llama"])
+    assert load_file(tmp_path / "out" / WEIGHTS).keys() == tensors.keys()
+    assert config_of(tmp_path / "out")["modules_to_save"] == ["embed_tokens"]
+    assert (done.largest, done.diagnosis.verdict) == (0, "servable after merge")
+
+
 def test_a_start_needs_the_base_s_weights(tmp_path: Path, bases: dict[str, Path]) -> None:
     write(tmp_path / "in", config={"init_lora_weights": "pissa"})
     (tmp_path / "base").mkdir()
