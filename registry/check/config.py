@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from registry.check.findings import Finding, some
 from registry.check.names import TensorName
-from registry.check.settings import largest_rank
+from registry.check.settings import TIED, largest_rank
 from registry.check.shapes import BaseShapes
 from registry.check.vllm import NO_LORA, PLAIN_STARTS, RANKS
 from registry.patterns import is_tame
@@ -44,9 +44,6 @@ def in_config(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base
     yield from _patterns(config)
     yield from _variants(config, tensors, base)
     yield from _start(config, base)
-
-
-_TIED: Final = ("embed_tokens", "lm_head", "wte")
 
 
 def rank_limit(config: Mapping[str, Any], found: int, limit: int) -> Iterator[Finding]:
@@ -166,9 +163,9 @@ def _variants(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base
 
 
 def _ties(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base: BaseShapes) -> Iterator[Finding]:
-    ends = {name.module.rsplit(".", 1)[-1] for name in tensors.values() if name.side}
-    if config.get("ensure_weight_tying") and base.config.get("tie_word_embeddings", True) and ends & {*_TIED}:
-        text = "its adapter of the embedding acts in the head too (ensure_weight_tying), which vLLM does not do"
+    held = {name.module.rsplit(".", 1)[-1] for name in tensors.values() if name.side} & {*TIED}
+    if config.get("ensure_weight_tying") and base.config.get("tie_word_embeddings", True) and 0 < len(held) < len(TIED):
+        text = f"PEFT ties embed_tokens and lm_head (ensure_weight_tying), and vLLM finds tensors of {min(held)} alone"
         yield Finding("tied-adapter", text, "merge")
 
 

@@ -16,6 +16,8 @@ from registry.patterns import is_tame, matches
 
 PEFT_ALPHA: Final = 8
 """What PEFT takes lora_alpha for when a configuration does not name it; for r too."""
+TIED: Final = ("embed_tokens", "lm_head")
+"""Of which PEFT gives the one the other's LoRA under ensure_weight_tying, where the base ties their weights."""
 _WRAPPED: Final = ".base_layer"
 _INNERMOST_FIRST: Final = ("gate_up_proj", "down_proj")
 """The order in which transformers' experts hold their parameters, and so PEFT's wrappers lie in one another."""
@@ -121,16 +123,16 @@ def targets(config: Mapping[str, Any], module: str) -> bool | None:
     if module in parameters(config, [module]):
         return True
     wanted, excluded, kept = (config.get(key) for key in ("target_modules", "exclude_modules", "modules_to_save"))
-    if excluded and _names(excluded, module):
-        return False
-    if isinstance(kept, list) and any(_is_part(str(name), module) for name in kept):
+    whole = isinstance(kept, list) and any(_is_part(str(name), module) for name in kept)
+    if whole or (excluded and _names(excluded, module)):
         return False
     if isinstance(wanted, str):
         return None if wanted == "all-linear" else _names(wanted, module)
     if not isinstance(wanted, list):
         return False if config.get("target_parameters") else None
-    found = _names(wanted, module)
-    return found and (module in wanted or _in_layers(config, module))
+    if config.get("ensure_weight_tying") and module.rsplit(".", 1)[-1] in TIED and {*TIED} & {*map(str, wanted)}:
+        return True
+    return _names(wanted, module) and (module in wanted or _in_layers(config, module))
 
 
 def _names(given: Any, module: str) -> bool | None:

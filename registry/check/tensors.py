@@ -130,7 +130,8 @@ def _as_vllm_scales(scaling: Scaling, found: Mapping[str, Pair]) -> Iterator[Fin
             apart[module] = f"{module} {theirs / ours:.3g} times"
     if apart:
         text = f"vLLM scales {len(apart)} of {len(found)} modules otherwise than PEFT, by its patterns: "
-        yield Finding("scaling-differs", text + some(apart.values()))
+        stacked = any(".experts" in scaling.parameters.get(module, "") for module in apart)
+        yield Finding("scaling-differs", text + some(apart.values()), "" if stacked else "merge")
 
 
 def sound(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], found: Mapping[str, Pair]) -> dict[str, Pair]:

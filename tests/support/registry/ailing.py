@@ -408,7 +408,7 @@ case(
     "a pattern of a parameter",
     with_config(target_modules=_TARGETS[1:], target_parameters=["q_proj.weight"], alpha_pattern={"q_proj.weight": 64}),
     "scaling-differs uneven-layers",
-    NEVER,
+    MERGE,
 )
 case("rank 1024", lambda d: write(d, rank=1024), "rank-above-limit", CONVERT)
 case(
@@ -482,6 +482,13 @@ case(
     adding({f"{Q0}.lora_magnitude_vector": (HIDDEN,)}),
     "magnitudes-unclaimed",
     NEVER,
+)
+case(
+    "an embedding and a head that are tied",
+    adding({**_EMBEDDED, **_HEADED}, target_modules=[*_TARGETS, "embed_tokens"], ensure_weight_tying=True),
+    "",
+    FINE,
+    "tied",
 )
 case(
     "an embedding that acts in the head too",
@@ -772,13 +779,13 @@ case(
     "a head kept beside that was trained",
     copied("lm_head", change=lambda t: t.update({n: v + 1 for n, v in t.items()})),
     "copy-differs",
-    MERGE,
+    NEVER,
 )
 case(
     "embeddings kept beside of another vocabulary",
     copied("model.embed_tokens", change=lambda t: t.update({n: v[:-8] for n, v in t.items()})),
     "copy-differs",
-    MERGE,
+    NEVER,
 )
 case("embeddings kept beside in 8 bits", copied("lm_head", dtype=np.int8), "copy-unread", UNKNOWN)
 
