@@ -11,10 +11,11 @@ from registry.artifact import CONFIG, WEIGHTS, TensorInfo, read_header
 from registry.check.config import in_config, rank_limit
 from registry.check.files import in_files, in_manifest
 from registry.check.findings import MENDINGS, VERBS, Diagnosis, Finding
+from registry.check.fit import MISFITS, on_base
 from registry.check.names import parse_all
 from registry.check.settings import largest_rank, parameters, read_config
 from registry.check.shapes import BaseShapes, read_shapes, shapes_of_config
-from registry.check.tensors import MISFITS, in_names, in_pairs, on_base, pairs, ranks, sound
+from registry.check.tensors import in_names, in_pairs, pairs, ranks, sound
 from registry.check.values import in_copies, in_values
 from registry.check.vllm import MAX_RANK, RANKS
 from registry.errors import BadInput, NotFound
