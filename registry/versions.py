@@ -28,7 +28,7 @@ def register(store: Store, run_id: str, name: str, *, base: check.BaseShapes | N
     """Make a version of the adapter that a run logged; the same bytes give the same version, however often.
 
     Its bytes are fetched and hashed first. What rules it out for serving is kept with it as findings, and what nobody
-    could look at as doubts; `base` is by default its own, where that is on this machine. Killed at any
+    could look at as doubts, all of it where `base` is not given. Killed at any
     step it leaves nothing that is seen, and can be called again. Raises NotFound, BadInput, DigestMismatch, Taken,
     Unreachable, or LoradockError when the disk is full or a clean-up deletes these bytes.
     """
@@ -36,7 +36,7 @@ def register(store: Store, run_id: str, name: str, *, base: check.BaseShapes | N
     source, facts = store.adapter_of(run_id)
     with _downloaded(store, source, what=f"run {run_id}") as directory:
         artifact.verify(directory, facts.digest, what=f"the adapter of run {run_id}")
-        found = check.judged(directory, base=base or own_shapes(facts.base, store.settings))
+        found = check.judged(directory, base=base or check.BaseShapes())
     family = store.create_family(name)
     while True:
         made = candidates.same(store, name, facts.digest)
@@ -53,9 +53,9 @@ def _told(found: check.Diagnosis) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(finding.text for finding in found.blocking), tuple(finding.text for finding in found.doubts)
 
 
-def own_shapes(base: Base, settings: Settings) -> check.BaseShapes:
-    """The modules of the base that a version was trained on; none where that is not on this machine."""
-    name = f"{base.id}@{base.revision}" if base.revision else base.id
+def own_shapes(base: Base, settings: Settings, given: str | None = None) -> check.BaseShapes:
+    """The modules of the base that a version was trained on, which `given` may name; none where it is not here."""
+    name = given or (f"{base.id}@{base.revision}" if base.revision else base.id)
     try:
         local = bases.resolve(name, settings, here=True)
         return check.read_shapes(local.path) if local.base.same_weights(base) else check.BaseShapes()

@@ -33,8 +33,9 @@ def register(run_id: str, name: str, no_reference: bool, as_json: bool) -> None:
     RUN_ID is an MLflow run that `loradock train` finished. Its bytes are hashed again first; the same bytes
     registered twice are one version. Then what PEFT says with it is recorded, for replicas to hold theirs against.
     """
-    store = Store(Settings())
-    version = versions.register(store, run_id, refs.parse_name(name))
+    store, name = Store(Settings()), refs.parse_name(name)
+    own = versions.own_shapes(store.adapter_of(run_id)[1].base, store.settings)
+    version = versions.register(store, run_id, name, base=own)
     if not no_reference:
         recording.attempt(store, version, say)
     _report_version(store, version, as_json)

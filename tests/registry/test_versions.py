@@ -19,6 +19,7 @@ from registry.artifact import CONFIG, MANIFEST, WEIGHTS, build_manifest, verify
 from registry.base import LocalBase
 from registry.cli import cli
 from registry.errors import BadInput, DigestMismatch, NotFound, NotServable, Refused, Taken
+from registry.records import Version
 from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store, candidates
@@ -119,12 +120,18 @@ def test_a_name_that_is_a_prompt_of_mlflows_is_refused_before_anything_is_writte
 
 
 def test_a_version_is_held_against_its_own_base_where_that_is_at_hand(
-    store: Store, base: LocalBase, tmp_path: Path
+    home: Path, store: Store, base: LocalBase, tmp_path: Path
 ) -> None:
+    def registered(directory: Path, name: str) -> Version:
+        run_id = log_adapter(store, directory, base=base.base)
+        found = CliRunner().invoke(cli, ["register", run_id, "--name", name, "--no-reference"])
+        assert found.exit_code == 0, found.output
+        return store.version(VersionRef(name, 1))
+
     (doubt,) = make_version(store, tmp_path / "a").doubts
     assert "not at hand" in doubt
-    assert make_version(store, tmp_path / "b", "at-hand", base=base.base).servable == "yes"
-    deeper = make_version(store, tmp_path / "c", "deeper", base=base.base, layers=31)
+    assert registered(write_adapter(tmp_path / "b"), "at-hand").servable == "yes"
+    deeper = registered(write_adapter(tmp_path / "c", layers=31), "deeper")
     assert (deeper.servable, deeper.doubts) == ("no", ())
     assert "2 modules are not in the base" in deeper.findings[0]
 

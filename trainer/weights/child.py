@@ -50,6 +50,7 @@ def add(
             run.figure(figure, file)
         if existing is None:
             store.put_adapter(directory, name=name, facts=facts.model_copy(update={"run_id": run_id}))
-    made = existing or versions.register(store, run_id, name)
+    own = versions.own_shapes(facts.base, store.settings, base)
+    made = existing or versions.register(store, run_id, name, base=own)
     recording.attempt(store, made, say, base)
     return made
