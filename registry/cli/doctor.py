@@ -124,5 +124,5 @@ def _refuse(what: str, found: checks.Diagnosis) -> None:
     elif found.curable:
         error.hint = f"it is {found.verdict}"
     else:
-        error.hint = "no command mends that: train it again without"
+        error.hint = "no command cures that: train it again, or save it again where only its files are wrong"
     raise error
