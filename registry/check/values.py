@@ -15,8 +15,7 @@ from registry.check.names import TensorName
 from registry.check.shapes import BaseShapes
 from registry.check.tensors import EMBEDDING_WEIGHTS, Pair
 
-FLOATS: Final = ("BF16", "F16", "F32", "F64")
-"""From the narrowest on."""
+_FLOATS: Final = frozenset({"BF16", "F16", "F32", "F64"})
 _ROWS: Final = 4096
 """Rows of a matrix that are read at once."""
 
@@ -30,7 +29,7 @@ def in_copies(
             continue
         module = names[name].owner
         kept = base.files.get(base.tied(module))
-        if kept is None or not {info.dtype, kept[1].dtype} <= {*FLOATS}:
+        if kept is None or not {info.dtype, kept[1].dtype} <= _FLOATS:
             yield Finding("copy-unread", f"{name} cannot be held against the base's own weight", unknown=True)
         elif info.shape != kept[1].shape or not _same(path, info, *kept):
             text = f"{name} is not the base's own weight, for which vLLM takes it"
@@ -38,9 +37,10 @@ def in_copies(
 
 
 def _same(path: Path, info: TensorInfo, other: Path, kept: TensorInfo) -> bool:
-    """Whether two matrices are one, but for the rounding of the narrower type."""
+    """Whether one matrix is the other, rounded to its own type."""
+    import numpy as np
+
     width = math.prod(info.shape[1:])
-    narrow = min((info.dtype, kept.dtype), key=FLOATS.index)
     for row in range(0, info.shape[0], _ROWS):
         both = []
         for file, where in ((path, info), (other, kept)):
@@ -48,7 +48,9 @@ def _same(path: Path, info: TensorInfo, other: Path, kept: TensorInfo) -> bool:
             stop = min(where.start + (row + _ROWS) * size, where.stop)
             part = replace(where, shape=(_ROWS, width), start=where.start + row * size, stop=stop)
             both += [values.astype("float64") for _, values in read_values(file, {"": part})]
-        if len({tensor(values, narrow).data for values in both}) > 1:
+        with np.errstate(over="ignore"):
+            rounded = [[tensor(values, kind).data for values in both] for kind in (info.dtype, kept.dtype)]
+        if all(mine != theirs for mine, theirs in rounded):
             return False
     return True
 

@@ -118,7 +118,7 @@ def test_what_peft_writes_and_vllm_does_not_serve_is_known_by_what_it_holds(
     assert found.verdict == ("servable after convert" if "use_dora" in settings else "servable after merge"), found
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 def test_the_copies_of_embeddings_that_peft_keeps_are_held_against_the_base(
     dtype: str, bases: dict[str, Path], tmp_path: Path
