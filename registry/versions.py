@@ -28,9 +28,9 @@ def register(store: Store, run_id: str, name: str, *, base: check.BaseShapes | N
     """Make a version of the adapter that a run logged; the same bytes give the same version, however often.
 
     Its bytes are fetched and hashed first. What rules it out for serving is kept with it as findings, and what nobody
-    could look at as doubts, all of it where `base` is not given. Killed at any
-    step it leaves nothing that is seen, and can be called again. Raises NotFound, BadInput, DigestMismatch, Taken,
-    Unreachable, or LoradockError when the disk is full or a clean-up deletes these bytes.
+    could look at as doubts: all that needs `base` where that is not given. Killed at any step it leaves nothing that is
+    seen, and can be called again. Raises NotFound, BadInput, DigestMismatch, Taken, Unreachable, or LoradockError when
+    the disk is full or a clean-up deletes these bytes.
     """
     store.usable(name)
     source, facts = store.adapter_of(run_id)
