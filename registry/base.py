@@ -11,7 +11,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,9 @@ _PYPI = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([0-9][0-9A-Za-z.]*)")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w.-]+)?")
 
 _SOFTWARE_FIELDS: Final = ("transformers_version", "_name_or_path", "_model_name_or_path", "torch_dtype", "dtype")
+_NARROW: Final = ("F8_", "F6_", "F4", "U8", "I8")
+_SCALE = re.compile(r"(?:^|[._])(?:weight_scale(?:_inv|_2)?|scales?|qzeros|absmax|SCB)$")
+"""What lies beside quantised weights: of FP8, compressed-tensors and ModelOpt, MXFP4, GPTQ and AWQ, bitsandbytes."""
 _SAMPLES: Final = 64
 _SAMPLE_BYTES: Final = 4096
 
@@ -41,6 +44,16 @@ class LocalBase:
         """Its config.json."""
         config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         return config
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its weights are quantised, by what its files hold, whatever config.json says."""
+        return _is_quantized(self.path)
+
+    @property
+    def marked(self) -> bool:
+        """Whether its config.json says that they are."""
+        return _is_marked(self.config)
 
     @property
     def name(self) -> str:
@@ -106,6 +119,8 @@ def identify(directory: Path, *, base_id: str, revision: str = "") -> Base:
         config = json.loads(config_path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadInput(f"{config_path} is not JSON: {error}") from error
+    if not _is_marked(config) and not (directory / "hf_quant_config.json").is_file() and _is_quantized(directory):
+        raise unscaled(str(directory))
     for field in _SOFTWARE_FIELDS:
         config.pop(field, None)
     weights = sorted(directory.glob("*.safetensors"))
@@ -124,6 +139,41 @@ def identify(directory: Path, *, base_id: str, revision: str = "") -> Base:
         config_digest=hashlib.sha256(canonical_json(config).encode()).hexdigest(),
         weights_digest=sample.hexdigest(),
     )
+
+
+def unscaled(what: str) -> BadInput:
+    """The error of a base whose weights would be read without their scales."""
+    return BadInput(
+        f"the weights of {what} are quantised, with scales beside them, and its config.json does not say so: whoever "
+        "loads them takes them unscaled, many times too large",
+        hint="put the model's quantization_config back into config.json, or give the model that is not quantised",
+    )
+
+
+def _is_marked(config: Mapping[str, Any]) -> bool:
+    parts = (config, config.get("text_config") or {})
+    return any(part.get(key) for part in parts for key in ("quantization_config", "compression_config"))
+
+
+def _is_quantized(directory: Path) -> bool:
+    """Whether tensors of 8 bits and less have scales beside them; those that have none are numbers as they stand."""
+    narrow = scales = False
+    for path in directory.glob("*.safetensors"):
+        for name, info in _header(path).items():
+            kind = str(info.get("dtype")) if isinstance(info, dict) else ""
+            narrow |= kind.startswith(_NARROW) or name.endswith(("qweight", "weight_packed"))
+            scales |= bool(_SCALE.search(name))
+    return narrow and scales
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """A file's header; empty for what is none, which others say."""
+    with path.open("rb") as file:
+        try:
+            found = json.loads(file.read(min(struct.unpack("<Q", file.read(8))[0], path.stat().st_size)))
+        except (ValueError, struct.error):
+            return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _sampled(path: Path) -> Iterator[bytes]:

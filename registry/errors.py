@@ -128,10 +128,10 @@ class HistoryDamaged(Refused):
 class NotServable(Refused):
     """The adapter's own files rule it out; `reasons` lists why."""
 
-    def __init__(self, what: str, reasons: Sequence[str]) -> None:
+    def __init__(self, what: str, reasons: Sequence[str], *, hint: str = "") -> None:
         super().__init__(
             f"{what} cannot be served: {'; '.join(reasons)}",
-            hint="train it again without these, or merge it into its base",
+            hint=hint or "train it again without these; `loradock check` says what helps, where something does",
         )
         self.what, self.reasons = what, tuple(reasons)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from registry.base import LocalBase
+from registry.base import LocalBase, unscaled
 from registry.errors import BadInput, first_line
 from registry.records import Base
 from trainer.recipe import Quantization, Recipe
@@ -41,6 +41,8 @@ def load(local: LocalBase, recipe: Recipe, tokenizer: Any = None) -> Loaded:
 
     No code that comes with a model is run, and no pickled weight is read.
     """
+    if local.quantized and not local.marked:
+        raise unscaled(local.base.id)
     tokenizer = tokenizer or tokenizer_of(local)
     dtype = _DTYPES.get(recipe.training.dtype) or best_dtype()
     quantization = recipe.quantization

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from registry.base import LocalBase
 from registry.errors import BadInput, LoradockError, first_line
 from registry.reference import ANSWER, PROMPTS, Probe, Reference
-from trainer.weights.layers import filled, worn
+from trainer.weights.layers import filled, restore, worn
 from trainer.weights.shards import Shards
 from trainer.weights.speaker import streamed
 
@@ -55,6 +55,7 @@ class Witness:
         finally:
             if self._bare is not None:
                 self._bare = model.unload()
+                restore(self._bare, self.local, directory)
         return Reference(
             adapter=digest,
             base=self.local.base.weights_digest,

@@ -23,6 +23,7 @@ _MERGED: Final = (
     "SUPERTUNING", "TRAINABLE_TOKENS", "WAVEFT",
 )  # fmt: skip
 """Methods that change weights, but by nothing of low rank. What is in neither list changes no weight."""
+EMBEDDINGS: Final = ("embed_tokens", "lm_head")
 
 
 def in_config(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base: BaseShapes) -> Iterator[Finding]:
@@ -60,7 +61,8 @@ def rank_limit(config: Mapping[str, Any], found: int, limit: int) -> Iterator[Fi
         return
     enough = next((allowed for allowed in RANKS if allowed >= rank), None)
     way = f"; vLLM takes it with --max-lora-rank {enough}" if enough else f", and vLLM goes to {RANKS[-1]}"
-    yield Finding("rank-above-limit", f"its rank is {rank}, and the limit is {limit}{way}", "convert")
+    text = f"its rank is {rank}, and the limit is {limit}{way}; convert lowers it with --rank {limit}"
+    yield Finding("rank-above-limit", text, "convert")
 
 
 def _cure(method: str) -> str:
@@ -187,7 +189,7 @@ def _whole_modules(config: Mapping[str, Any], tensors: Mapping[str, TensorName])
     if not (kept := config.get("modules_to_save")):
         return
     names = [str(name) for name in kept] if isinstance(kept, list) else [str(kept)]
-    if any(replaces(name, names) for name in tensors.values()):
+    if any(replaces(config, name) for name in tensors.values()):
         text = f"it replaces whole modules (modules_to_save: {', '.join(names)})"
         yield Finding("modules-to-save", text, "merge")
     else:
@@ -195,10 +197,22 @@ def _whole_modules(config: Mapping[str, Any], tensors: Mapping[str, TensorName])
         yield Finding("modules-to-save", text, "settings")
 
 
-def replaces(name: TensorName, kept: list[str]) -> bool:
-    """Whether a tensor is a part of a module that modules_to_save names."""
+def replaces(config: Mapping[str, Any], name: TensorName) -> bool:
+    """Whether a tensor is a part of a module that modules_to_save means: each whose name ends as one of these.
+
+    Under ensure_weight_tying a head that is one with the embeddings goes with them, and they with it.
+    """
+    kept = config.get("modules_to_save") or []
+    ends = tuple(str(end) for end in kept) if isinstance(kept, list) else (str(kept),)
     parts = name.module.split(".")
-    return not name.part and ("modules_to_save" in parts or any(kept_ in parts[:-1] for kept_ in kept))
+    modules = [".".join(parts[:length]) for length in range(1, len(parts))]
+    tied = bool(ends and config.get("ensure_weight_tying") and is_embedding(modules[-1] if modules else ""))
+    return not name.part and (tied or "modules_to_save" in parts or any(module.endswith(ends) for module in modules))
+
+
+def is_embedding(module: str) -> bool:
+    """Whether a module is the embeddings or the head, which a base may hold as one."""
+    return module.rsplit(".", 1)[-1] in EMBEDDINGS
 
 
 def _start(config: Mapping[str, Any], base: BaseShapes) -> Iterator[Finding]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from registry.artifact import TensorInfo
 from registry.check.config import is_rank
 from registry.check.findings import Finding, some
+from registry.check.names import ROOT
 from registry.check.settings import TIED
 from registry.check.shapes import EXPERT, BaseShapes, Layer
 from registry.check.tensors import Pair, scaling_of
@@ -30,6 +32,8 @@ def on_base(
         key = stacked.get(pair.module)
         faults = _misfit(tensors, pair, base) if key is None else _stack_misfit(tensors, pair, base, key, rank)
         for code, seen in faults:
+            if config.get("use_bdlora") and code in _NARROWER:
+                continue  # one of its matrices has no more than a block
             wrong.setdefault(code, []).append(seen)
     for code, seen in _experts(tensors, found, base, stacked):
         wrong.setdefault(code, []).append(seen)
@@ -44,6 +48,7 @@ def on_base(
 
 
 _FOREIGN: Final = ("layer-missing", "tensor-too-small", "tensor-too-large", "vocabulary-differs")
+_NARROWER: Final = ("tensor-too-small", "tensor-transposed")
 MISFITS: Final = (*_FOREIGN, "wrong-base", "tensor-transposed", "experts-differ")
 """What says that an adapter was trained on another base."""
 _UNHELD: Final = ("shape-unheld", "parameter-unknown")
@@ -57,7 +62,7 @@ _MISFITS: Final = {
     "shape-unheld": ("modules cannot be held against the base, whose files do not tell their shapes", ""),
     "parameter-unknown": ("modules are for one of several target_parameters, and it is not told for which", ""),
     "experts-differ": ("modules are for another number of experts", ""),
-    "experts-fused": ("modules hold all experts in one tensor, where vLLM takes them one by one", ""),
+    "experts-fused": ("modules hold all experts in one tensor, where vLLM takes them one by one", "merge"),
     "experts-apart": ("modules are single experts, where vLLM takes all in one tensor", ""),
     "experts-missing": ("layers have LoRA on a part of their experts, where vLLM takes all or none", ""),
     "experts-uneven": ("layers have experts of different ranks, which vLLM refuses", ""),
@@ -82,6 +87,9 @@ def _misfit(tensors: Mapping[str, TensorInfo], pair: Pair, base: BaseShapes) -> 
         yield "tensor-transposed", f"{pair.module}: {given.inputs} to {given.outputs}"
         return
     vocabulary = "A" if layer.embedding else "B" if pair.module.endswith("lm_head") else ""
+    own = _rows(tensors, pair.module)  # a vocabulary that was resized: the base's weight in the file differs
+    if vocabulary and own and own == (given.inputs if layer.embedding else given.outputs):
+        given = replace(given, inputs=None) if layer.embedding else replace(given, outputs=None)
     yield from _widths(pair.module, given, layer, vocabulary)
 
 
@@ -142,6 +150,12 @@ def _experts(
             yield "experts-missing", f"{module}: {there} of {wanted * count} projections"
         if any(len({rank for (_, part), rank in each.items() if part == one}) > 1 for one in parts):
             yield "experts-uneven", module
+
+
+def _rows(tensors: Mapping[str, TensorInfo], module: str) -> int | None:
+    """Those of the base's weight as the adapter itself holds it."""
+    info = tensors.get(f"{ROOT}{module}.base_layer.weight")
+    return info.shape[0] if info else None
 
 
 def _width(tensors: Mapping[str, TensorInfo], name: str, axis: int) -> int | None:

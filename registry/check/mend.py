@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry import artifact
 from registry.check import Diagnosis, examine
+from registry.check.config import replaces
 from registry.check.effect import Effect, apart, meant, taken_up
 from registry.check.matrices import Tensor, read_tensors, tensor, write_tensors
 from registry.check.names import parse, parse_all
@@ -170,7 +171,7 @@ def _completed(adapter: Adapter, base: BaseShapes) -> dict[str, Any]:
     parsed = [parse(name) for name in adapter.tensors]
     if not any(name.part == "bias" or name.module.endswith(".bias") for name in parsed):
         config |= {"bias": "none", "lora_bias": False}
-    if all(name.side for name in parsed):
+    if not any(replaces(config, name) for name in parsed):
         config["modules_to_save"] = None
     wanted = config.get("target_modules")
     idle = isinstance(wanted, list) and not all(

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from registry.artifact import TensorInfo
-from registry.check.config import is_number, is_rank, replaces
+from registry.check.config import is_embedding, is_number, is_rank, replaces
 from registry.check.findings import Finding, some
 from registry.check.names import ROOT, TensorName
 from registry.check.settings import Scaling, targets
 
 _TYPES: Final = ("F32", "F16", "BF16")
+_SMALL: Final = ("F8_E4M3", "F8_E5M2")
+"""Numbers of 8 bits that PEFT reads as such."""
 EMBEDDING_WEIGHTS: Final = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
 """Copies of the base's weights that PEFT keeps and vLLM passes over."""
+_WHOLE_EMBEDDING = re.compile(
+    r"(?:.+\.)?(?:embed_tokens|lm_head|wte|word_embeddings|embed_in|embed_out)(?:\.token_adapter\.base_layer)?\.weight"
+)
+"""Embeddings and head as PEFT keeps them where the vocabulary was resized."""
 _TOLD: Final = {
     "prefix-missing": f"tensors are named without PEFT's {ROOT}",
     "prefix-doubled": f"tensors are named with {ROOT} more than once",
@@ -60,18 +67,20 @@ def in_names(config: Mapping[str, Any], names: Mapping[str, TensorName]) -> Iter
     written = Counter(parsed.written() for parsed in names.values())
     if twice := [name for name, count in written.items() if count > 1]:
         yield Finding("tensors-twice", f"it holds more than one tensor for the same matrix: {some(twice)}")
-    listed = config.get("modules_to_save") or []
-    kept = [str(name) for name in listed] if isinstance(listed, list) else [str(listed)]
     foreign = [
         name
         for name, parsed in names.items()
         if not parsed.part
         and not name.endswith(EMBEDDING_WEIGHTS)
-        and not replaces(parsed, kept)
+        and not replaces(config, parsed)
         and "trainable_tokens" not in parsed.module
         and not (parsed.module.endswith(".bias") and config.get("bias", "none") not in ("none", None))
     ]
-    if foreign:
+    whole = [name for name in foreign if _WHOLE_EMBEDDING.fullmatch(names[name].module)]
+    if whole:
+        text = f"it holds whole embeddings, as PEFT saves them where the vocabulary was resized: {some(whole)}"
+        yield Finding("embeddings-whole", text, "merge")
+    if foreign := [name for name in foreign if name not in whole]:
         yield Finding("tensors-unknown", f"{len(foreign)} of its tensors are no LoRA weights: {some(foreign)}")
 
 
@@ -99,7 +108,8 @@ def in_pairs(
         yield Finding(code, f"{len(modules)} of {len(found)} modules {told[code]}: {some(modules, most=2)}")
     if odd := sorted({tensors[name].dtype for pair in found.values() for name in (pair.a, pair.b) if name} - {*_TYPES}):
         text = f"its LoRA weights are {', '.join(odd)}, where {', '.join(_TYPES)} are usual"
-        yield Finding("dtype-unusual", text, blocks=odd != ["F64"])
+        remedy = "merge" if {*odd} <= {*_SMALL, "F64"} else ""
+        yield Finding("dtype-unusual", text, remedy, blocks=odd != ["F64"])
     yield from _untargeted(config, found)
     if scaling:
         yield from _as_vllm_scales(scaling, found)
@@ -127,8 +137,7 @@ def _as_vllm_scales(scaling: Scaling, found: Mapping[str, Pair]) -> Iterator[Fin
             apart[module] = f"{module} {theirs / ours:.3g} times"
     if apart:
         text = f"vLLM scales {len(apart)} of {len(found)} modules otherwise than PEFT, by its patterns: "
-        stacked = any(".experts" in scaling.parameters.get(module, "") for module in apart)
-        yield Finding("scaling-differs", text + some(apart.values()), "" if stacked else "merge")
+        yield Finding("scaling-differs", text + some(apart.values()), "merge")
 
 
 def sound(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], found: Mapping[str, Pair]) -> dict[str, Pair]:
@@ -170,7 +179,8 @@ def _shape_fault(scaling: Scaling | None, pair: Pair, a: TensorInfo, b: TensorIn
 
 
 def _untargeted(config: Mapping[str, Any], found: Mapping[str, Pair]) -> Iterator[Finding]:
-    if left := [module for module in found if targets(config, module) is False]:
+    tied = bool(config.get("ensure_weight_tying"))  # the head goes with the embeddings
+    if left := [module for module in found if targets(config, module) is False and not (tied and is_embedding(module))]:
         text = f"{len(left)} modules have LoRA weights that target_modules does not name, which PEFT leaves out"
         yield Finding("tensors-untargeted", f"{text}: {some(left)}", "settings")
     wanted = config.get("target_modules")

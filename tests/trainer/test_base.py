@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from registry.base import LocalBase
 from registry.errors import BadInput
 from registry.records import Base
 from trainer import base
 from trainer.recipe import Quantization, Recipe
+from trainer.weights.layers import filled
 
 RECIPE = Recipe.model_validate({"name": "tiny", "base": "org/model", "data": "rows.jsonl"})
 
@@ -72,3 +74,16 @@ def test_a_base_in_eight_bits(shallow_dir: Path) -> None:
     loaded = base.load(local(shallow_dir), recipe)
     assert type(loaded.model.model.layers[0].mlp.up_proj).__name__ == "Linear8bitLt"
     assert loaded.base.quantization == "int8"
+
+
+def test_weights_that_would_be_read_without_their_scales_are_not_loaded(shallow_dir: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "base"
+    shutil.copytree(shallow_dir, directory)
+    tensors = load_file(directory / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    size = tensors[name].abs().max() / 448
+    tensors |= {name: (tensors[name] / size).to(torch.float8_e4m3fn), f"{name}_scale_inv": size.reshape(1, 1)}
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    for load in (lambda: base.load(local(directory), RECIPE), lambda: filled(local(directory))):
+        with pytest.raises(BadInput, match="does not say so"):
+            load()

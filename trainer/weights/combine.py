@@ -17,7 +17,7 @@ from registry import artifact, check
 from registry.base import LocalBase
 from registry.errors import BadInput, NotServable, Refused, first_line
 from registry.records import Base
-from trainer.weights.layers import FAULTS, skeleton
+from trainer.weights.layers import FAULTS, copied, skeleton
 from trainer.weights.parents import Parent
 
 PRUNING: Final = (
@@ -110,10 +110,9 @@ class Mixer:
         self._names = [str(number) for number in range(len(parents))]
         self._base = parents[0].version.facts.base
         self._shapes = check.read_shapes(local.path)
+        bare = skeleton(local.path, {name for parent in parents for name in copied(parent.directory)})
         try:
-            self._model: Any = PeftModel.from_pretrained(
-                skeleton(local.path), parents[0].directory, adapter_name=self._names[0]
-            )
+            self._model: Any = PeftModel.from_pretrained(bare, parents[0].directory, adapter_name=self._names[0])
             for name, parent in zip(self._names[1:], parents[1:], strict=True):
                 self._model.load_adapter(parent.directory, adapter_name=name)
         except (*FAULTS, OSError) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +32,7 @@ from trainer.evaluation import contestants
 from trainer.weights import child, likeness, losses, parents, staging
 from trainer.weights.child import Story
 from trainer.weights.combine import write_config
-from trainer.weights.layers import Layers
+from trainer.weights.layers import Joined, Layers
 from trainer.weights.likeness import Likeness
 from trainer.weights.losses import plainly
 from trainer.weights.parents import Parent
@@ -102,6 +102,8 @@ class Change:
     """outputs x kept, orthonormal."""
     right: torch.Tensor
     """kept x inputs: `left` transposed, times the change."""
+    embedding: bool = False
+    """Whether the layer is an embedding, whose inputs are tokens."""
 
     def error(self, rank: int) -> float:
         """Of the best approximation of a rank, relative Frobenius."""
@@ -180,7 +182,8 @@ def _write(parent: Parent, local: LocalBase, task: Task, out: Path) -> tuple[dic
     tensors = dict[str, torch.Tensor]()
     for module, change in changes.items():
         b, a = change.factors(rank)
-        tensors |= {f"{ROOT}{module}.lora_A.weight": a, f"{ROOT}{module}.lora_B.weight": b}
+        ends = ("lora_embedding_A", "lora_embedding_B") if change.embedding else ("lora_A.weight", "lora_B.weight")
+        tensors |= {f"{ROOT}{module}.{end}": matrix for end, matrix in zip(ends, (a, b), strict=True)}
     save_file(tensors, out / artifact.WEIGHTS)
     write_config(out, parent.version.facts.base, rank, _targets(list(changes), local))
     left = sum(float(change.squares[rank:].sum()) for change in changes.values())
@@ -190,20 +193,27 @@ def _write(parent: Parent, local: LocalBase, task: Task, out: Path) -> tuple[dic
 
 def _changes(parent: Parent, local: LocalBase, most: int) -> Iterator[tuple[str, Change]]:
     """Every layer that the adapter changes, with up to `most` directions; raises Refused for other things."""
-    layers = Layers(local, parent.directory, parent.method)
+    merged = f"merge it into its base: loradock merge {parent.name}"
+    try:
+        layers = Layers(local, parent.directory, parent.method)
+    except Joined as error:
+        raise Refused(f"{parent.name} cannot be converted: {error}", hint=merged) from error
     others = []
     for module, before, after in layers.modules():
         for name, value in after.items():
             if torch.equal(value, before[name]):
                 continue
+            change = value - before[name]
             if layers.is_linear(module) and name == f"{module}.weight":
-                yield module, _decomposed(value - before[name], most)
+                yield module, _decomposed(change, most)
+            elif layers.is_embedding(module) and name == f"{module}.weight":
+                yield module, replace(_decomposed(change.T, most), embedding=True)
             else:
                 others.append(name)
     if others:
         raise Refused(
             f"{parent.name} changes what LoRA does not add to: {some(others)}",
-            hint=f"merge it into its base: loradock merge {parent.name}",
+            hint=merged,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from registry.store import Store
 from trainer import base
 from trainer.evaluation import contestants
 from trainer.recipe import Recipe
-from trainer.weights import child, likeness, losses, parents, quantized, staging
+from trainer.weights import child, likeness, losses, parents, quantized, staging, whole
 from trainer.weights.child import Story
-from trainer.weights.layers import Layers, Source, worn
+from trainer.weights.layers import Joined, Layers, Source, worn
 from trainer.weights.likeness import Likeness
 from trainer.weights.losses import Bench, plainly
 from trainer.weights.parents import Parent
@@ -172,10 +171,15 @@ def _write(parent: Parent, local: LocalBase, recipe: Recipe, into: Into, out: Pa
     source = None if into == "full" else _as_held(shards, recipe)
     if into == "quantized":
         model = worn(base.load(local, recipe).model, parent.directory)
-        model.merge_and_unload().save_pretrained(out)
-        shards.copy_beside(out, json.loads((out / "config.json").read_text(encoding="utf-8")))
+        whole.save(model.merge_and_unload(), out)
+        shards.copy_beside(out, LocalBase(out, local.base).config)
         return source
-    layers = Layers(local, parent.directory, parent.method, source)
+    try:
+        layers = Layers(local, parent.directory, parent.method, source)
+    except Joined:
+        whole.merge(local, parent.directory, source, out, dtype)
+        shards.copy_beside(out, LocalBase(out, local.base).config | {"dtype": dtype})
+        return source
 
     def changed(name: str) -> torch.Tensor | None:
         after = layers.after(name)

@@ -7,7 +7,7 @@ from the base's files when it is asked for, merges, and gives them back, so that
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -17,11 +17,16 @@ from accelerate import init_empty_weights
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from registry.base import LocalBase
+from registry import artifact, check
+from registry.artifact import read_header
+from registry.base import LocalBase, unscaled
+from registry.check.config import is_embedding
+from registry.check.findings import some
 from registry.check.names import ROOT
 from registry.errors import BadInput, LoradockError, Refused, first_line
 from trainer import meta
@@ -39,31 +44,33 @@ Source = Callable[[str], torch.Tensor]
 """The base's weight of a name."""
 
 
+class Joined(Refused):
+    """What an adapter changes is not in the base's files as it is in the model: it is joined, renamed or resized."""
+
+
 class Layers:
     """An adapter on its base, module by module, in float64.
 
     `source` gives the base's weights, by default as its files have them. Raises LoradockError where PEFT cannot load
-    the adapter, and Refused where it changes what the base's files name otherwise.
+    the adapter, and Joined where it changes what the base's files do not hold so.
     """
 
     def __init__(self, local: LocalBase, adapter: Path, method: str, source: Source | None = None) -> None:
         self.shards = Shards(local.path)
         self._source = source or self.shards.read
-        bare = filled(local, self._source) if method in FROM_BASE else skeleton(local.path)
-        self._ties = ties(bare)
         self._fixed = method in FROM_BASE
-        model = worn(bare, adapter)
+        if rows := vocabulary(local, adapter):
+            raise Joined(f"the adapter has embeddings of its own for {rows} tokens, which is not the base's number")
+        model = worn(filled(local, self._source), adapter) if self._fixed else hollow(local.path, adapter)
+        self._ties = ties(model.get_base_model())
         self._modules = dict(_adapted(model))
         self._trained = {
-            name: value.double()
-            for name, value in _vectors(model)
-            if name in self.shards.places and not self._fixed and not bool(value.isnan().any())
+            name: value
+            for name, value in _of_the_base(model)
+            if self.held_as(name) in self.shards.places and not self._fixed
         }
         if unknown := [name for name in self.names if self.held_as(name) not in self.shards.places]:
-            raise Refused(
-                f"the base's files do not name {unknown[0]}, which the adapter changes",
-                hint="this version of transformers joins or renames it; PEFT's merge_and_unload can still merge it",
-            )
+            raise Joined(f"the base's files do not name {unknown[0]}, which the adapter changes")
 
     @cached_property
     def names(self) -> Mapping[str, str]:
@@ -86,11 +93,11 @@ class Layers:
 
     def after(self, name: str) -> torch.Tensor | None:
         """The weight as the adapter makes it; None for one that it leaves alone."""
-        if name in self._trained:
-            return self._trained[name]
         if name not in self.names:
             return None
-        return self._merged(self.names[name])[name]
+        if module := self.names[name]:
+            return self._merged(module)[name]
+        return self._trained[name].double()
 
     @property
     def untied(self) -> Mapping[str, str]:
@@ -110,12 +117,18 @@ class Layers:
             before = {key: self.before(key) for key in keys}
             turned = isinstance(inner, Conv1D)
             yield name, _turned(before) if turned else before, _turned(after) if turned else after
-        for name, value in self._trained.items():
-            yield name, {name: self.before(name)}, {name: value}
+        for name, module in self.names.items():
+            if not module:
+                yield name, {name: self.before(name)}, {name: self._trained[name].double()}
 
     def is_linear(self, name: str) -> bool:
         """Whether a module is a linear layer."""
         return name in self._modules and isinstance(_inner(self._modules[name]), nn.Linear | Conv1D)
+
+    def is_embedding(self, name: str) -> bool:
+        """Whether a module is an embedding that the adapter adds to."""
+        module = self._modules.get(name)
+        return isinstance(module, BaseTunerLayer) and isinstance(_inner(module), nn.Embedding)
 
     def _apart(self, name: str) -> bool:
         one, other = self.after(name), self.after(self._ties[name])
@@ -133,7 +146,8 @@ class Layers:
             for key, parameter in inner.named_parameters():
                 full = f"{name}.{key}"
                 if not self._fixed:
-                    parameter.data = self._trained[full] if full in self._trained else self.before(full)
+                    trained = self._trained.get(full)
+                    parameter.data = self.before(full) if trained is None else trained.double()
             with torch.no_grad():
                 module.merge(safe_merge=True, adapter_names=[_ADAPTER])
             merged = module.get_base_layer()
@@ -149,17 +163,60 @@ class Layers:
         return found
 
 
-def skeleton(directory: Path) -> Any:
-    """The base's model, whose weights are one zero in every place and take no memory; its vectors are not a number."""
+def skeleton(directory: Path, whole: Collection[str] = ()) -> Any:
+    """The base's model, whose weights are one zero in every place and take no memory; its vectors are not a number.
+
+    Those that `whole` names take memory, and can be written to.
+    """
     config = meta.config(directory)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, value in list(module.named_parameters(recurse=False)):
             vector = value.dim() == 1
             data = torch.full(value.shape, torch.nan) if vector else torch.zeros(()).expand(value.shape)
+            data = torch.zeros(value.shape) if not vector and f"{path}.{name}" in whole else data
             setattr(module, name, nn.Parameter(data, requires_grad=False))
     return model
+
+
+def hollow(directory: Path, adapter: Path) -> Any:
+    """The skeleton of a base with an adapter on it, and with those of the base's weights that the adapter's file holds.
+
+    PEFT writes embeddings and head beside an adapter that adds to them, and takes them for the base's when it loads it.
+    """
+    held, names = read_header(adapter / artifact.WEIGHTS), copied(adapter)
+    model = worn(skeleton(directory, names), adapter)
+    found = {base_name(name): parameter for name, parameter in model.named_parameters() if name not in held}
+    for name in names & found.keys():
+        if found[name].dim() > 1:
+            found[name].data = torch.zeros(()).expand(found[name].shape)
+    there = {base_name(name): parameter for name, parameter in model.named_parameters() if name in held}
+    for pair in ties(model.get_base_model()).items():  # the base has one weight for both
+        for one, other in (pair, pair[::-1]):
+            if one in found and other in there:
+                found[one].data = there[other].data
+    return model
+
+
+def copied(adapter: Path) -> set[str]:
+    """The names of an adapter's tensors as the base would name them, among them those of the base that it holds."""
+    return {base_name(name) for name in read_header(adapter / artifact.WEIGHTS)}
+
+
+def restore(bare: Any, local: LocalBase, adapter: Path) -> None:
+    """Give a base in memory its own weights again, after an adapter that brought some along."""
+    shards, tied = Shards(local.path), ties(bare)
+    names = {tied.get(name, name) for name in copied(adapter)} & shards.places.keys()
+    with torch.no_grad():
+        for name, parameter in bare.named_parameters():
+            if name in names:
+                parameter.copy_(shards.read(name))
+
+
+def is_hollow(parameter: nn.Parameter) -> bool:
+    """Whether a parameter of a skeleton has none of its values."""
+    return bool(parameter.isnan().all()) if parameter.dim() == 1 else not any(parameter.stride())
 
 
 def base_name(name: str) -> str:
@@ -170,8 +227,26 @@ def base_name(name: str) -> str:
     return bare
 
 
-def filled(local: LocalBase, source: Source | None = None) -> Any:
-    """The base's model in float32, with the weights that `source` gives, by default its own."""
+def vocabulary(local: LocalBase, adapter: Path) -> int | None:
+    """How many tokens an adapter's own embeddings have, where the base has another number of them; else None."""
+    layers = check.read_shapes(local.path).layers
+    for name, info in read_header(adapter / artifact.WEIGHTS).items():
+        module, _, kind = base_name(name).replace(".modules_to_save.", ".").rpartition(".")
+        layer = layers.get(module) if kind == "weight" else None
+        if layer and (layer.embedding or is_embedding(module)):
+            rows = layer.inputs if layer.embedding else layer.outputs
+            if rows not in (None, info.shape[0]):
+                return info.shape[0]
+    return None
+
+
+def filled(local: LocalBase, source: Source | None = None, adapter: Path | None = None) -> Any:
+    """The base's model in float32, with the weights that `source` gives, by default its own.
+
+    It gets as many tokens as the embeddings have that an adapter brings along.
+    """
+    if local.quantized and not local.marked:
+        raise unscaled(local.base.id)
     try:
         model = AutoModelForCausalLM.from_pretrained(local.path, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -182,17 +257,42 @@ def filled(local: LocalBase, source: Source | None = None) -> Any:
             for name, parameter in model.named_parameters():
                 if name in held:
                     parameter.copy_(source(name))
+    if rows := adapter and vocabulary(local, adapter):
+        model.resize_token_embeddings(rows, mean_resizing=False)
     return model.eval()
 
 
 def worn(bare: Any, adapter: Path) -> Any:
-    """A model with an adapter on it; raises LoradockError where PEFT cannot load it."""
+    """A model with an adapter on it; raises LoradockError where PEFT cannot load it, and Refused where it drops some.
+
+    PEFT passes over tensors that the model has no place for, such as the head of a classifier on a language model.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return PeftModel.from_pretrained(bare, adapter).eval()
+            model = PeftModel.from_pretrained(bare, adapter).eval()
+            left = model.load_adapter(adapter, _ADAPTER).unexpected_keys
     except (*FAULTS, OSError) as error:
         raise LoradockError(f"PEFT cannot load the adapter: {first_line(error)}") from error
+    if dropped := sorted(_dropped(adapter, left)):
+        model.unload()
+        raise Refused(
+            f"on this base PEFT leaves out {some(dropped)}, without which it is another adapter than was trained",
+            hint="look at it: loradock check DIR --base BASE",
+        )
+    return model
+
+
+def _dropped(adapter: Path, left: Collection[str]) -> Iterator[str]:
+    """Those of an adapter's tensors, of which PEFT found no place for `left`, that it does not hold a second time."""
+    with safe_open(adapter / artifact.WEIGHTS, framework="pt") as file:
+        names = set(file.keys())
+        gone = {name if name in names else name.replace(f".{_ADAPTER}", "") for name in left} & names
+        for name in gone:
+            value = file.get_tensor(name)
+            same = (other for other in names - gone if file.get_slice(other).get_shape() == list(value.shape))
+            if not any(torch.equal(file.get_tensor(other), value) for other in same):
+                yield name
 
 
 def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
@@ -211,10 +311,10 @@ def _inner(module: Any) -> Any:
     return module.original_module if isinstance(module, ModulesToSaveWrapper) else module.get_base_layer()
 
 
-def _vectors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The vectors that may be the base's own, such as biases that an adapter trained."""
+def _of_the_base(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """What may be the base's own weights and came with the adapter, such as biases that it trained."""
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:
+        if not is_hollow(parameter) and not bool(parameter.isnan().any()):
             yield base_name(name), parameter.data
 
 

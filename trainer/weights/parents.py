@@ -19,6 +19,7 @@ from registry.store import Store
 
 MERGED: Final = "merged"
 """What stands for a method in the facts of a merged model."""
+_HOPELESS: Final = "neither merge nor convert helps: train it again without these"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,9 @@ def opened(store: Store, version: Version, local: LocalBase) -> Iterator[Parent]
         raise BadInput(
             f"{version.ref} is a merged model, and no adapter", hint=f"look at it: loradock show {version.ref}"
         )
-    if "quantization_config" in local.config:
-        raise BadInput(f"the files of {local.base.id} are quantised", hint="give --base the model that is not")
+    if local.quantized or local.marked:
+        told = "are quantised" if local.quantized else "are said to be quantised by its config.json"
+        raise BadInput(f"the files of {local.base.id} {told}", hint="give --base the model that is not")
     shapes = check.read_shapes(local.path)
     with versions.fetched(store, version) as directory, scratch() as aside:
         artifact.verify(directory, version.facts.digest, what=str(version.ref))
@@ -72,11 +74,11 @@ def opened(store: Store, version: Version, local: LocalBase) -> Iterator[Parent]
                 hint="only a change of weights can be merged or converted: train with another of `loradock methods`",
             )
         if hopeless := [finding.text for finding in found.blocking if not finding.remedy]:
-            raise NotServable(str(version.ref), hopeless)
+            raise NotServable(str(version.ref), hopeless, hint=_HOPELESS)
         if not {finding.remedy for finding in found.blocking} & set(check.MENDINGS):
             yield Parent(version, directory, method, found)
             return
         done = mend(directory, aside / "mended", found, base=shapes, max_rank=check.MAX_RANK)
         if done is None:
-            raise NotServable(str(version.ref), [finding.text for finding in found.blocking])
+            raise NotServable(str(version.ref), [finding.text for finding in found.blocking], hint=_HOPELESS)
         yield Parent(version, aside / "mended", method, done.diagnosis, done.mendings, done.largest)

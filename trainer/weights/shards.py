@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from registry.artifact import TensorInfo, read_header
+from trainer.weights.readers import readable, readable_tokenizer
 
 INDEX: Final = "model.safetensors.index.json"
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -98,11 +99,20 @@ class Shards:
             (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def copy_beside(self, out: Path, config: Mapping[str, object]) -> None:
-        """Copy tokenizer, generation configuration and chat template; config.json gets these keys of `config`."""
+        """Copy tokenizer, generation configuration and chat template; config.json gets these keys of `config`.
+
+        What older readers look for elsewhere is written there too.
+        """
         for path in sorted(self.directory.iterdir()):
             beside = path.suffix in _BESIDE or path.name.upper().startswith(("LICENSE", "NOTICE"))
             if path.is_file() and beside and path.name not in _NOT_BESIDE:
                 shutil.copyfile(path, out / path.name)
         found = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
         found.pop("torch_dtype", None)
-        (out / "config.json").write_text(json.dumps(found | config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _write(out / "config.json", readable(found | config))
+        if (tokenizer := out / "tokenizer_config.json").is_file():
+            _write(tokenizer, readable_tokenizer(json.loads(tokenizer.read_text(encoding="utf-8"))))
+
+
+def _write(path: Path, content: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -8,15 +8,22 @@ from typing import Any
 
 import psutil
 import torch
-from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from registry.artifact import WEIGHTS, read_header
 from registry.base import LocalBase
-from registry.check.findings import some
-from registry.errors import Refused
-from trainer.weights.layers import FROM_BASE, Source, base_name, filled, skeleton, ties, worn
+from trainer.weights.layers import (
+    FROM_BASE,
+    Source,
+    base_name,
+    filled,
+    hollow,
+    is_hollow,
+    skeleton,
+    ties,
+    vocabulary,
+    worn,
+)
 from trainer.weights.shards import Shards
 
 _SHARE = 0.8  # of the free memory that a model may take
@@ -29,32 +36,22 @@ def speaker(local: LocalBase, adapter: Path | None = None, method: str = "", sou
     Raises Refused where the model does not hold all of the adapter: what it says would be said without the rest.
     """
     needed = Shards(local.path).size("float32")
-    if method in FROM_BASE or needed < _SHARE * psutil.virtual_memory().available:
-        bare = filled(local, source)
-        return _wholly(worn(bare, adapter), adapter) if adapter else bare
+    whole = method in FROM_BASE or (adapter and vocabulary(local, adapter))
+    if whole or needed < _SHARE * psutil.virtual_memory().available:
+        bare = filled(local, source, adapter)
+        return worn(bare, adapter) if adapter else bare
     return streamed(local, adapter, source)
 
 
 def streamed(local: LocalBase, adapter: Path | None = None, source: Source | None = None) -> Any:
     """The same, with no more than one module's weights in memory; every token takes a reading of all."""
-    read, bare = source or Shards(local.path).read, skeleton(local.path)
-    places, tied = Shards(local.path).places, ties(bare)
-    model = _wholly(worn(bare, adapter), adapter) if adapter else bare.eval()
+    read, places = source or Shards(local.path).read, Shards(local.path).places
+    model = hollow(local.path, adapter) if adapter else skeleton(local.path).eval()
+    tied = ties(model.get_base_model() if adapter else model)
     for outer, held in _groups(model):
         names = {name: name if name in places else tied.get(name, name) for name in held}
         outer.register_forward_pre_hook(_filler(held, names, read))
         outer.register_forward_hook(_emptier(held))
-    return model
-
-
-def _wholly(model: Any, adapter: Path) -> Any:
-    """The model, which holds every tensor of the adapter's file; PEFT leaves out what it has no place for."""
-    held = {*model.state_dict(), *get_peft_model_state_dict(model, save_embedding_layers=False)}
-    if left := [name for name in read_header(adapter / WEIGHTS) if name not in held]:
-        raise Refused(
-            f"on this base PEFT leaves out {some(left)}, so that no comparison would see it",
-            hint="look at it: loradock check DIR --base BASE",
-        )
     return model
 
 
@@ -66,15 +63,11 @@ def _groups(model: Any) -> Iterator[tuple[nn.Module, dict[str, nn.Parameter]]]:
         found = {
             base_name(f"{name}.{key}"): parameter
             for key, parameter in module.named_parameters(recurse=inner)
-            if id(parameter) not in taken and _is_hollow(parameter)
+            if id(parameter) not in taken and is_hollow(parameter)
         }
         taken |= {id(parameter) for parameter in found.values()}
         if found:
             yield module, found
-
-
-def _is_hollow(parameter: nn.Parameter) -> bool:
-    return bool(parameter.isnan().all()) if parameter.dim() == 1 else not any(parameter.stride())
 
 
 def _filler(held: dict[str, nn.Parameter], names: dict[str, str], read: Source) -> Any:

@@ -555,7 +555,7 @@ case(
     UNKNOWN,
     "gptoss",
 )
-case("experts in one tensor, where vLLM has each", fused(), "experts-fused", NEVER, "moe")
+case("experts in one tensor, where vLLM has each", fused(), "experts-fused", MERGE, "moe")
 case("experts one by one", one_by_one(), "", FINE, "moe")
 case("experts one by one, rsLoRA", one_by_one(config={"use_rslora": True}), "", FINE, "moe")
 case("experts one by one, where vLLM has them in one", one_by_one(), "experts-apart", NEVER, "gptoss")
@@ -779,13 +779,19 @@ case(
     "a head kept beside that was trained",
     copied("lm_head", change=lambda t: t.update({n: v + 1 for n, v in t.items()})),
     "copy-differs",
-    NEVER,
+    MERGE,
 )
 case(
     "embeddings kept beside of another vocabulary",
     copied("model.embed_tokens", change=lambda t: t.update({n: v[:-8] for n, v in t.items()})),
     "copy-differs",
-    NEVER,
+    MERGE,
+)
+case(
+    "whole embeddings of another vocabulary",
+    adding({"model.embed_tokens.weight": (VOCABULARY + 8, HIDDEN), "lm_head.weight": (VOCABULARY + 8, HIDDEN)}),
+    "embeddings-whole",
+    MERGE,
 )
 case("embeddings kept beside in 8 bits", copied("lm_head", dtype=np.int8), "copy-unread", UNKNOWN)
 
