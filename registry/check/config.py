@@ -23,7 +23,6 @@ _MERGED: Final = (
     "SUPERTUNING", "TRAINABLE_TOKENS", "WAVEFT",
 )  # fmt: skip
 """Methods that change weights, but by nothing of low rank. What is in neither list changes no weight."""
-EMBEDDINGS: Final = ("embed_tokens", "lm_head")
 
 
 def in_config(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base: BaseShapes) -> Iterator[Finding]:
@@ -212,7 +211,7 @@ def replaces(config: Mapping[str, Any], name: TensorName) -> bool:
 
 def is_embedding(module: str) -> bool:
     """Whether a module is the embeddings or the head, which a base may hold as one."""
-    return module.rsplit(".", 1)[-1] in EMBEDDINGS
+    return module.rsplit(".", 1)[-1] in TIED
 
 
 def _start(config: Mapping[str, Any], base: BaseShapes) -> Iterator[Finding]:

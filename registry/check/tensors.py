@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from registry.artifact import TensorInfo
-from registry.check.config import is_embedding, is_number, is_rank, replaces
+from registry.check.config import is_number, is_rank, replaces
 from registry.check.findings import Finding, some
 from registry.check.names import ROOT, TensorName
 from registry.check.settings import Scaling, targets
@@ -179,8 +179,7 @@ def _shape_fault(scaling: Scaling | None, pair: Pair, a: TensorInfo, b: TensorIn
 
 
 def _untargeted(config: Mapping[str, Any], found: Mapping[str, Pair]) -> Iterator[Finding]:
-    tied = bool(config.get("ensure_weight_tying"))  # the head goes with the embeddings
-    if left := [module for module in found if targets(config, module) is False and not (tied and is_embedding(module))]:
+    if left := [module for module in found if targets(config, module) is False]:
         text = f"{len(left)} modules have LoRA weights that target_modules does not name, which PEFT leaves out"
         yield Finding("tensors-untargeted", f"{text}: {some(left)}", "settings")
     wanted = config.get("target_modules")

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 _BESIDE: Final = ("rope_theta", "partial_rotary_factor")
 """What of today's rope_parameters lies at the top level elsewhere (transformers 4, mlx-lm)."""
-_COUNTED: Final = ("qwen3_moe",)
-"""Types whose num_local_experts was num_experts in transformers 4, where 128 is taken for one that is missing."""
+_COUNTED: Final = ("qwen3_moe", "qwen3_vl_moe_text")
+"""Types whose num_local_experts is num_experts in transformers 4, which takes a number of its own for a missing one."""
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
 
