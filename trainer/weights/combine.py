@@ -96,9 +96,12 @@ def _faults(mix: Mix, ranks: Sequence[int], limit: int) -> Iterator[str]:
 def rank_of(parent: Parent) -> int:
     """A parent's largest rank; raises Refused for what is no plain LoRA."""
     if not parent.is_plain:
+        converts = {found.remedy for found in parent.found.blocking} == {"convert"}
         raise Refused(
             f"{parent.name} cannot be combined: {'; '.join(found.text for found in parent.found.blocking)}",
-            hint=f"make it plain LoRA first: loradock convert {parent.name}",
+            hint=f"make it plain LoRA first: loradock convert {parent.name}"
+            if converts
+            else "only plain LoRA can be added; leave it out",
         )
     return check.largest_rank(check.read_config(parent.directory))
 

@@ -275,7 +275,7 @@ def worn(bare: Any, adapter: Path) -> Any:
     except (*FAULTS, OSError) as error:
         raise LoradockError(f"PEFT cannot load the adapter: {first_line(error)}") from error
     if dropped := sorted(_dropped(adapter, left)):
-        model.unload()
+        getattr(model.base_model, "unload", lambda: None)()  # the base may be worn by others
         raise Refused(
             f"on this base PEFT leaves out {some(dropped)}, without which it is another adapter than was trained",
             hint="look at it: loradock check DIR --base BASE",
