@@ -22,6 +22,8 @@ from registry.store import Store
 from tests.support.registry.ailing import CASES, make_bases
 from tests.support.trainer.adapters import AdapterMaker, adapter_maker
 from trainer.weights import combination, convert, fold
+from trainer.weights.layers import filled, restore, worn
+from trainer.weights.speaker import speaker, streamed
 
 pytestmark = [pytest.mark.slow, pytest.mark.minutes, pytest.mark.filterwarnings("ignore")]
 
@@ -208,8 +210,6 @@ def test_a_head_that_the_base_has_no_place_for_is_not_dropped(task: str, here: A
 
 
 def test_a_base_in_memory_is_its_own_again_after_an_adapter_that_brought_embeddings_along(here: AdapterMaker) -> None:
-    from trainer.weights.layers import filled, restore, worn
-
     directory = here.scratch / "bot"
     adapter(Walk("", "", {"r": 4, "target_modules": ["q_proj", "lm_head"]}), here.local.path, directory)
     path = directory / artifact.WEIGHTS
@@ -222,3 +222,14 @@ def test_a_base_in_memory_is_its_own_again_after_an_adapter_that_brought_embeddi
     assert not torch.equal(logits(bare), before)
     restore(bare, here.local, directory)
     assert torch.equal(logits(bare), before)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_a_model_read_as_it_runs_takes_the_base_s_weights_that_the_file_holds(target: str, here: AdapterMaker) -> None:
+    directory = here.scratch / "bot"
+    adapter(Walk("", "", {"r": 4, "target_modules": ["q_proj", target]}), here.local.path, directory)
+    path = directory / artifact.WEIGHTS
+    save_file({k: v * 3 if "base_layer" in k else v for k, v in load_file(path).items()}, path)
+    whole, read = speaker(here.local, directory, "lora"), streamed(here.local, directory)
+    assert torch.equal(logits(whole), logits(read))
+    assert not torch.equal(logits(whole), logits(speaker(here.local)))
