@@ -43,8 +43,8 @@ def answer(restriction):
 
     only = {"lora_target_modules": restriction} if restriction else {}
     llm = LLM(
-        "base", enable_lora=True, max_lora_rank=8, max_loras=1, max_model_len=64, dtype="float32", enforce_eager=True,
-        skip_tokenizer_init=True, **only,
+        "base", enable_lora=True, max_lora_rank=8, max_loras=1, max_model_len=64, max_logprobs=128, dtype="float32",
+        enforce_eager=True, skip_tokenizer_init=True, **only,
     )
     how = SamplingParams(temperature=0, max_tokens=1, logprobs=128, detokenize=False)
     told = []
