@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -391,8 +392,9 @@ def test_only_what_was_written_to_its_end_counts(job: Callable[..., Job], settin
         run(wish, settings, boot=FakeBoot(dies_after=3, mark="first: "))
     journal = partial_for(wish.output)
     whole = journal.read_bytes()
-    second = whole.index(b"\n") + 1
-    for size in range(second, len(whole) + 1, 7):
+    ends = [at + 1 for at, byte in enumerate(whole) if byte == ord("\n")]
+    middles = [(one + other) // 2 for one, other in pairwise(ends)]
+    for size in sorted({*middles, *ends, *(end - 1 for end in ends[1:]), *(end + 1 for end in ends[:-1])}):
         wish.output.unlink(missing_ok=True)
         journal.write_bytes(whole[:size])
         kept = whole[:size].count(b"\n")
