@@ -124,6 +124,16 @@ class Cluster:
                     found.append(process)
         return found
 
+    def two_of_each(self) -> tuple[list[psutil.Process], list[psutil.Process]]:
+        """The replicas' processes and their engines', once all are seen: they are looked up one after the other."""
+        deadline = time.monotonic() + MOVE_SECONDS
+        while True:
+            found = self.started("ray::ServeReplica"), self.started("EngineCore")
+            if [len(each) for each in found] == [2, 2]:
+                return found
+            assert time.monotonic() < deadline, [process.cmdline() for process in self.started("")]
+            time.sleep(0.1)
+
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
         try:
@@ -199,8 +209,7 @@ def test_a_flip_under_load_fails_no_request_and_mixes_no_versions(cluster: Clust
 
 @pytest.mark.chance
 def test_a_replica_that_is_killed_is_replaced_and_nothing_of_it_is_left(cluster: Cluster) -> None:
-    actors, engines = cluster.started("ray::ServeReplica"), cluster.started("EngineCore")
-    assert (len(actors), len(engines)) == (2, 2)
+    actors, _ = cluster.two_of_each()
     load = Load(cluster)
     with load.running(clients := 4):
         actors[0].kill()
@@ -212,5 +221,5 @@ def test_a_replica_that_is_killed_is_replaced_and_nothing_of_it_is_left(cluster:
     failed = [answer for answer in load.answers if answer[0] != 200]
     assert len(failed) <= clients, failed  # what ran on it broke off
     assert {version for status, version, _ in load.answers if status == 200} == {"bot/2"}
-    assert len(cluster.started("EngineCore")) == 2
+    cluster.two_of_each()
     print(f"{len(load.answers)} answers, failed: {failed}")  # noqa: T201

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 from accelerate import init_empty_weights
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import safe_open
@@ -271,7 +271,7 @@ def worn(bare: Any, adapter: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = PeftModel.from_pretrained(bare, adapter).eval()
-            left = model.load_adapter(adapter, _ADAPTER).unexpected_keys
+            left = _left(model, adapter)
     except (*FAULTS, OSError) as error:
         raise LoradockError(f"PEFT cannot load the adapter: {first_line(error)}") from error
     if dropped := sorted(_dropped(adapter, left)):
@@ -281,6 +281,19 @@ def worn(bare: Any, adapter: Path) -> Any:
             hint="look at it: loradock check DIR --base BASE",
         )
     return model
+
+
+def _left(model: Any, adapter: Path) -> Collection[str]:
+    """The tensors that PEFT has no place for, as it says when it loads them once more.
+
+    AdaLoRA's cannot be loaded twice: their modules are cut to the ranks that are left, which fits the whole ones only.
+    """
+    if model.peft_config[_ADAPTER].peft_type != PeftType.ADALORA:
+        found: Collection[str] = model.load_adapter(adapter, _ADAPTER).unexpected_keys
+        return found
+    saved = model.peft_config[_ADAPTER].modules_to_save or ()
+    with safe_open(adapter / artifact.WEIGHTS, framework="pt") as file:
+        return [name for name in file.keys() if ".lora_" not in name and name.split(".")[-2] not in saved]  # noqa: SIM118
 
 
 def _dropped(adapter: Path, left: Collection[str]) -> Iterator[str]:

@@ -307,10 +307,10 @@ def test_what_a_gpu_cannot_compute_adapters_in_is_refused_as_serve_refuses_it() 
     words = ["--model", "x", "--dtype", "float32"]
     with pytest.raises(BadInput, match="do not fit") as caught:
         offline.parsed([*words, "--enable-lora"], cpu=False)
+    assert "16 bits only" in caught.value.problems[0]
     with pytest.raises(BadInput) as caught:
         offline.parsed(["--model", "x", "--enable-lora", "--lora-target-modules", "o_proj"], cpu=True)
     assert caught.value.problems[0].startswith("--lora-target-modules: vLLM leaves out, without a word")
-    assert "16 bits only" in caught.value.problems[0]
     assert offline.parsed(words, cpu=False).dtype == offline.parsed([*words, "--enable-lora"], cpu=True).dtype
 
 
