@@ -21,6 +21,8 @@ RESPONSES: Final = "/v1/responses"
 
 READING: Final = ("GET", "HEAD")
 """What changes and computes nothing."""
+LOOKING: Final = (*READING, "OPTIONS")
+"""What needs what reading needs: a mounted application does not tell them apart."""
 _OPEN: Final = frozenset(
     {"/health", "/ping", "/load", "/version", READY}
     | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/favicon.ico"}
@@ -51,17 +53,17 @@ class Need(Enum):
 def need(method: str, path: str, *, open_metrics: bool) -> Need:
     """What a request has to show; `method` is empty for a WebSocket.
 
-    OPTIONS needs what reading needs, since a mounted application does not tell them apart. What a browser asks before
-    its request does not come here: vLLM's CORS middleware, which is outside of the guard, answers it.
+    What a browser asks before its request does not come here: vLLM's CORS middleware, which is outside of the guard,
+    answers it.
     """
     if path == NUDGE:  # it is signed, and looked at by its route
         return Need.NOTHING
-    if method in (*READING, "OPTIONS"):
+    if method in LOOKING:
         if path in _OPEN or path.startswith("/static/") or (path == "/metrics" and open_metrics):
             return Need.NOTHING
         if path == "/metrics":
             return Need.KEY
-    if path in _KEYED or stored_response(path) or (method in (*READING, "OPTIONS") and _MODEL.fullmatch(path)):
+    if path in _KEYED or stored_response(path) or (method in LOOKING and _MODEL.fullmatch(path)):
         return Need.KEY
     return Need.ADMIN
 

@@ -67,4 +67,4 @@ def _shows_model(method: str, headers: Headers) -> bool:
     A WebSocket has no method, whatever its headers say.
     """
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    return method in (*access.READING, "OPTIONS") or (method == "POST" and media_type == "application/json")
+    return method in access.LOOKING or (method == "POST" and media_type == "application/json")

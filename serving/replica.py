@@ -173,8 +173,9 @@ class Replica:
         for name, refusal in desired.refused.items():
             if self._desired.refused.get(name) != refusal:
                 log.warning("%s is promoted and not served here: %s", refusal.version.ref, refusal.reason)
+        told = self._unlike(self._desired)
         for ref, words in self._unlike(desired).items():
-            if ref not in self._unlike(self._desired):
+            if ref not in told:
                 log.warning("%s", words)
         self._desired = desired
         wanted = {version.ref for version in desired.targets.values()}

@@ -46,8 +46,8 @@ def page(
     }
 
 
-_OF_NAMES: Final = ("waiting", "adapters", "cold", "shares", "loading", "quarantined", "refused", "resident", "proofs")
-"""What of a page tells of single adapters: objects by name or version, and one list."""
+_OF_ALL: Final = frozenset({"base", "ready", "stopping", "capacity", "slots", "max_rank", "aliases"})
+"""What of a page tells of no single adapter; all else is objects by name or version, or lists of them."""
 
 
 def seen_by(caller: Caller, page: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def seen_by(caller: Caller, page: Mapping[str, Any]) -> dict[str, Any]:
     def own(name: str) -> bool:
         return caller.may(name) or caller.may(name.partition("/")[0])
 
-    shown = dict(page)
-    for part in _OF_NAMES:
+    shown = {part: told for part, told in page.items() if part in _OF_ALL}
+    for part in page.keys() - _OF_ALL - {"registry", "converged", "keys"}:
         told = page[part]
         shown[part] = list(filter(own, told)) if isinstance(told, list) else {k: v for k, v in told.items() if own(k)}
     shown["registry"] = {
@@ -66,7 +66,6 @@ def seen_by(caller: Caller, page: Mapping[str, Any]) -> dict[str, Any]:
         "error": "out of reach" if page["registry"]["error"] else "",
     }
     shown["converged"] = not shown["waiting"]
-    del shown["keys"]
     return shown
 
 
