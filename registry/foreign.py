@@ -11,10 +11,9 @@ from typing import Any, Final
 
 from registry import unread
 from registry.base import LocalBase
+from registry.check.config import IDLE
 from registry.errors import Refused
 
-_IDLE: Final = frozenset({"unsloth_fixed", "unsloth_version", "transformers_version", "_name_or_path"})
-"""Keys that others add, and that say nothing of what an adapter does."""
 _COPY = re.compile(r"(-unsloth)?-(bnb-)?(4bit|8bit|int4|int8)$")
 """How the names of quantised copies of a base end."""
 _TAKE_IT_OUT: Final = "if it changes nothing, take it out of adapter_config.json; else it takes the PEFT that wrote it"
@@ -35,7 +34,7 @@ def cleaned(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]
     if known is None:
         return dict(config), ()
     unknown = sorted(config.keys() - known)
-    if telling := [f"{key}: {config[key]!r}" for key in unknown if key not in _IDLE and config[key]]:
+    if telling := [f"{key}: {config[key]!r}" for key in unknown if key not in IDLE and config[key]]:
         raise Refused(
             f"its adapter_config.json has what PEFT does not know, and would leave out: {', '.join(telling)}",
             hint=next((unread.KEYS[key] for key in unknown if key in unread.KEYS), _TAKE_IT_OUT),

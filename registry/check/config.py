@@ -111,12 +111,13 @@ _READ: Final = frozenset(
     }
 )
 """Keys that a finding or a shape depends on."""
-_SILENT: Final = frozenset(
+IDLE: Final = frozenset({"unsloth_fixed", "unsloth_version", "transformers_version", "_name_or_path"})
+"""Keys that others add, and that say nothing of what an adapter does."""
+_SILENT: Final = IDLE | frozenset(
     {
         *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"),
         *("corda_config", "eva_config", "loftq_config", "lora_dropout", "lora_ga_config", "velora_config"),
         *("megatron_config", "megatron_core", "qalora_group_size", "runtime_config", "fan_in_fan_out"),
-        *("unsloth_fixed", "unsloth_version", "transformers_version", "_name_or_path"),
     }
 )
 """Keys that say nothing of what a trained adapter does: how it was started, trained, or is written down."""
