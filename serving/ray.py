@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from types import SimpleNamespace
@@ -51,6 +52,7 @@ class Actor:
 
     async def __init__(self, options: Options) -> None:  # type: ignore[misc]  # Ray awaits it
         """Return, and so take requests, once every version that is promoted for this base is loaded and proven."""
+        _tell_niceness()
         self._running = AsyncExitStack()
         try:
             with _told():
@@ -100,6 +102,16 @@ def app(args: Mapping[str, Any]) -> Application:
             raise BadInput("these arguments cannot be meant", problems=faults_of(error)) from error
         check_extra(options.vllm)
     return Replica.bind(options)
+
+
+def _tell_niceness() -> None:
+    """Say when all else on the machine goes first: Ray begins its workers at niceness 15, and engines inherit it."""
+    if (niceness := os.nice(0)) > 0:
+        log.warning(
+            "this replica and its engine run at niceness %d, after all else on this machine: set RAY_worker_niceness=0 "
+            "where `ray start` runs",
+            niceness,
+        )
 
 
 @contextmanager

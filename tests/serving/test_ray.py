@@ -75,6 +75,7 @@ class Cluster:
             "RAY_process_group_cleanup_enabled": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_memory_monitor_refresh_ms": "0",
+            "RAY_worker_niceness": "0",
         }
         with self.log.open("wb") as sink:
             self.process = subprocess.Popen(
@@ -187,6 +188,19 @@ def test_what_ray_serves_is_what_is_promoted_and_each_replica_says_so(cluster: C
     assert [(row["url"], row["error"], row["differs"]) for row in told(cluster.own)] == [
         (url, None, []) for url in cluster.own
     ]
+
+
+def test_replicas_and_their_engines_come_after_nobody_on_the_machine(cluster: Cluster) -> None:
+    actors, engines = cluster.two_of_each()
+    assert [process.nice() for process in (*actors, *engines)] == [0] * 4
+    assert "niceness" not in cluster.text
+
+
+def test_a_replica_that_comes_after_all_others_says_so() -> None:
+    code = "import os, logging; os.nice(15); from serving.ray import _tell_niceness; _tell_niceness()"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "niceness 15" in told
+    assert "RAY_worker_niceness=0" in told
 
 
 @pytest.mark.chance

@@ -30,7 +30,9 @@ OTHERS = frozenset(
     }
 )
 """Programs of others, of which no more is held than that the shell can read the line."""
-VARIABLES = frozenset({"ARTIFACTS", "BACKUP", "DATABASE", "MAIN", "PATH", "RAY_process_group_cleanup_enabled"})
+VARIABLES = frozenset(
+    {"ARTIFACTS", "BACKUP", "DATABASE", "MAIN", "PATH", "RAY_process_group_cleanup_enabled", "RAY_worker_niceness"}
+)
 """What a page sets for its own next lines, or another program reads."""
 ROUTES = re.compile(r"/(v1/(chat/completions|completions|models)|loradock/(ready|status|signals|nudge)|metrics|health)")
 
