@@ -87,14 +87,6 @@ def _template(directory: Path, config: Mapping[str, Any]) -> str:
 
 
 def _tokenizer(directory: Path, config: Mapping[str, Any]) -> str:
-    inner = _json(directory / "tokenizer.json")
-    if inner is not None:
-        found: Any = {key: value for key, value in inner.items() if key not in _CALLS}
-    else:
-        present = [directory / name for name in _VOCABULARIES if (directory / name).is_file()]
-        found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in present}
-    if not found:
-        return ""  # there is none
     special = _json(directory / "special_tokens_map.json") or {}
     meant: dict[str, Any] = {key: special[key] for key in _SPECIAL if key in special}
     meant |= {key: config[key] for key in _MEANING if config.get(key) is not None}
@@ -103,13 +95,36 @@ def _tokenizer(directory: Path, config: Mapping[str, Any]) -> str:
             meant[key] = token.get("content")
     kind = str(meant.get("tokenizer_class", "")).removesuffix("Fast")
     meant["tokenizer_class"] = "" if kind in _PLAIN else kind
-    return _digest([found, meant])
+    files = {name: raw for name in ("tokenizer.json", *_VOCABULARIES) if (raw := _bytes(directory / name)) is not None}
+    digests: dict[str, Any] = {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
+    seen = _digest([digests, meant])
+    if seen not in _known:
+        inner = _parsed(files.get("tokenizer.json"))
+        digests.pop("tokenizer.json", None)
+        found = digests if inner is None else {key: value for key, value in inner.items() if key not in _CALLS}
+        _known[seen] = _digest([found, meant]) if found else ""  # there is none
+    return _known[seen]
+
+
+_known: Final[dict[str, str]] = {}
+"""Digests by meaning of what was read already, by that of the bytes: a tokenizer.json is parsed once in a process."""
 
 
 def _json(path: Path) -> dict[str, Any] | None:
+    return _parsed(_bytes(path))
+
+
+def _bytes(path: Path) -> bytes | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _parsed(raw: bytes | None) -> dict[str, Any] | None:
+    try:
+        found = json.loads((raw or b"").decode())
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -104,6 +104,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> Iter
         registry = stack.enter_context(proxy(mlflow.uri))
         stack.enter_context(small_disk(home / "adapters"))
         environ = {"MLFLOW_TRACKING_URI": registry.url, "LORADOCK_SERVE_RETRY_SECONDS": "0.5"}
+        environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # with a worker of its own, as users have it on a CPU
         server = stack.enter_context(shallow(home, base, store, scratch, environ))
         yield FaultsHarness(server, registry, scratch / "artifacts")
 

@@ -154,7 +154,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> Itera
     store, base = Store(Settings(home=home)), resolve(str(shallow_dir), Settings(home=home))
     version = make_version(store, scratch / "bot", "bot", base=base.base, scale=8.0)
     promotion.promote(store, version.ref, "production", actor="tester")
-    with shallow(home, base, store, scratch) as running:
+    with shallow(home, base, store, scratch, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}) as running:  # as users do
         yield running
 
 

@@ -16,3 +16,6 @@ OPTIONS: Final = ("--dtype", DTYPE, *SHARED)
 ENVIRON: Final = {"VLLM_NO_USAGE_STATS": "1"} | (
     {"VLLM_BATCH_INVARIANT": "1"} if ON_GPU else {"VLLM_CPU_KVCACHE_SPACE": "1"}
 )
+WITHIN: Final = {} if ON_GPU else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""The engine's worker within the engine, as on one GPU. vLLM starts a process of its own for it on a CPU, and both that
+process and the engine that waits for it compute for a second after each step."""

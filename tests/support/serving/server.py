@@ -166,6 +166,7 @@ def serving(
         **settings,
         "VLLM_API_KEY": KEY,
         **exact.ENVIRON,
+        **exact.WITHIN,
     }
     command = [warm.LORADOCK, "serve", "--base", base.base.id, "--port", str(port), "--"]
     command += ["--max-model-len", "512", *exact.OPTIONS, *options]

@@ -29,6 +29,7 @@ SETTINGS = {
     "LORADOCK_SERVE_PROOF": "effect",
     "VLLM_API_KEY": KEY,
     **exact.ENVIRON,
+    **exact.WITHIN,
 }
 
 

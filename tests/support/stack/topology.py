@@ -27,6 +27,7 @@ from tests.support import warm
 from tests.support.mlflow_server import TeamServer
 from tests.support.ports import free_port
 from tests.support.postgres import postgres
+from tests.support.serving import exact
 from tests.support.serving.server import KEY
 from tests.support.serving.shallow import Shallow
 from tests.support.shell import Done, loradock
@@ -94,8 +95,8 @@ class Stack:
             "LORADOCK_HOME": str(home),
             "LORADOCK_SERVE_STOP_SECONDS": "60",
             "VLLM_API_KEY": KEY,
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
+            **exact.ENVIRON,
+            **exact.WITHIN,
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else both keep to the same processor, and one cannot start
         }
         with log.open("wb") as sink:
