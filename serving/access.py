@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from typing import Final
 
@@ -79,11 +79,16 @@ def is_anthropics(path: str) -> bool:
     return path == _MESSAGES or path.startswith(f"{_MESSAGES}/")
 
 
+def vllms_keys(api_key: Sequence[str] | None, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The API keys that vLLM was given, by its own rule: `--api-key` before `VLLM_API_KEY`."""
+    return tuple(key for key in (api_key or [environ.get("VLLM_API_KEY", "")]) if key)
+
+
 def take_over(args: Namespace, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The API keys that vLLM was given, by its own rule (`--api-key` before `VLLM_API_KEY`), with its check off.
+    """The API keys that vLLM was given, with its check off.
 
     Left on, it would refuse every key but these, in another shape than OpenAI's.
     """
-    found = tuple(key for key in (args.api_key or [environ.get("VLLM_API_KEY", "")]) if key)
+    found = vllms_keys(args.api_key, environ)
     args.api_key = [""]  # vLLM adds no check for empty keys, and does not look at the variable then
     return found

@@ -32,6 +32,12 @@ _HERE: Final = "http://127.0.0.1:8000"
     metavar="GIB",
     help="Memory for adapters, those in batches and those kept loaded.  [default: an eighth of the machine's]",
 )
+@click.option(
+    "--open",
+    "open_",
+    is_flag=True,
+    help="Serve other machines without any key: whoever reaches --host may call every model.",
+)
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def serve(
     base: str,
@@ -39,16 +45,18 @@ def serve(
     port: int,
     max_loras: int | None,
     adapter_memory: float | None,
+    open_: bool,
     vllm_args: tuple[str, ...],
 ) -> None:
     """Serve the promoted adapters on vLLM's OpenAI endpoint, and follow every move of an alias.
 
     VLLM_ARGS, after a `--`, are handed to vLLM as they are. Each adapter answers under its own name, the base under
     the last part of its own. Nothing needs a restart: promote, and the next request gets the new version.
+    With a --host that other machines reach, it starts with keys only (`loradock keys`), or with --open.
     """
     from serving.launch import ServeOptions, serve
 
-    serve(ServeOptions(base, host, port, max_loras, vllm_args, adapter_memory), Settings())
+    serve(ServeOptions(base, host, port, max_loras, vllm_args, adapter_memory, open_), Settings())
 
 
 @click.command()

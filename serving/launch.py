@@ -7,6 +7,7 @@ a server that does not follow the registry is of no use to anybody, so that is a
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import socket
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -22,7 +23,7 @@ from registry.check import read_shapes
 from registry.cli.output import say
 from registry.errors import BadInput, LoradockError
 from registry.settings import Settings
-from serving import capacity
+from serving import access, capacity
 from serving.capacity import GIB, Capacity, Given
 from serving.capacity import rank_limit as rank_limit  # noqa: PLC0414 - `serving.batch` takes it from here
 from serving.desired import Promoted, Source, for_base
@@ -59,17 +60,23 @@ class ServeOptions:
     """Arguments for vLLM, as they are."""
     adapter_memory: float | None = None
     """GiB for adapters; None for a part of the machine's memory."""
+    open: bool = False
+    """Whether other machines may call without a key."""
 
 
 def serve(options: ServeOptions, settings: Settings) -> None:
     """Serve until a signal stops it.
 
-    Raises BadInput for arguments or an address that cannot be used, NotFound for an unknown base, Unreachable when the
-    registry is out of reach and no last good plan is on disk, and LoradockError when vLLM does not start.
+    Raises BadInput for arguments or an address that cannot be used, and for one that asks for keys, NotFound for an
+    unknown base, Unreachable when the registry is out of reach and no last good plan is on disk, and LoradockError when
+    vLLM does not start.
     """
     check_extra(options.extra)
     check_address(options.host, options.port)
-    _run(parsed(command(options, settings)))
+    check_keys(options, options.host)
+    args = parsed(command(options, settings))
+    check_keys(options, args.host, args)
+    _run(args)
 
 
 def command(options: ServeOptions, settings: Settings) -> list[str]:
@@ -107,6 +114,38 @@ def check_address(host: str, port: int) -> None:
             f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}",
             hint="stop what listens there, or choose another --port",
         ) from error
+
+
+def check_keys(options: ServeOptions, host: str, args: argparse.Namespace | None = None) -> None:
+    """Refuse other machines a server without keys; raises BadInput.
+
+    `host` is empty where something else decides who reaches it. `args` is what vLLM made of its arguments; before that,
+    the arguments say enough, unless some are in a file.
+    """
+    found = args or _key_arguments(options.extra)
+    in_a_file = args is None and found.config
+    keys = ServingSettings().keys or access.vllms_keys(found.api_key, os.environ)
+    if options.open or in_a_file or keys or is_loopback(host):
+        return
+    raise BadInput(
+        f"there are no keys, and whoever reaches {host or 'it'} could call every model",
+        hint="`loradock keys --add` makes them, LORADOCK_SERVE_KEYS names their file; --open serves without any",
+    )
+
+
+def _key_arguments(extra: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--api-key", "--api_key", nargs="*")
+    return parser.parse_known_args(list(extra))[0]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this machine alone reaches a host; an empty one stands for every address."""
+    if not host:
+        return False
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
 
 
 def on_cpu() -> bool:

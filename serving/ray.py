@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from registry.errors import BadInput, LoradockError, faults_of
 from registry.settings import Settings
-from serving.launch import ServeOptions, check_address, check_extra, command, parsed
+from serving.launch import ServeOptions, check_address, check_extra, check_keys, command, parsed
 
 _POLL_SECONDS: Final = 0.2
 
@@ -41,6 +41,8 @@ class Options(BaseModel):
     adapter_memory: float | None = Field(default=None, gt=0)
     vllm: tuple[str, ...] = ()
     """Arguments for vLLM, as they are."""
+    open: bool = False
+    """Whether whoever reaches Ray's proxy may call without a key."""
     host: str = "127.0.0.1"
     port: int | None = Field(default=None, ge=1, le=65535)
     """Where the first replica listens itself, for `loradock status`, nudges and `/metrics`, and each further one at the
@@ -129,8 +131,13 @@ async def _serving(options: Options) -> AsyncIterator[Any]:
     port = None if options.port is None else options.port + serve.get_replica_context().rank.rank
     if port is not None:
         check_address(options.host, port)
-    given = ServeOptions(options.base, options.host, port or 0, options.max_loras, options.vllm, options.adapter_memory)
+    given = ServeOptions(
+        options.base, options.host, port or 0, options.max_loras, options.vllm, options.adapter_memory, options.open
+    )
+    # Who reaches Ray's proxy is Ray's to say, so a loopback address of ours says nothing.
+    check_keys(given, host="")
     args = parsed(await asyncio.to_thread(command, given, Settings()))
+    check_keys(given, host="", args=args)
 
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client

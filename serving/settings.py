@@ -36,7 +36,7 @@ class ServingSettings(FromEnvironment):
     """What a version must show before it takes traffic: `effect`, that it changes what the base says; `parity`, also
     that it says what PEFT says with it."""
     keys: Path | None = None
-    """The file of API keys; without it, and without vLLM's own key, whoever reaches the port may call."""
+    """The file of API keys; without it and without vLLM's own key, only this machine may call, or all with `--open`."""
     webhook_secret: SecretStr = SecretStr("")
     """What MLflow signs its webhooks to /loradock/nudge with; without it, only callers with a key can nudge."""
     body_mib: float = Field(default=32.0, gt=0, le=1024)

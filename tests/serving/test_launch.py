@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from datetime import UTC, datetime
 from importlib.metadata import EntryPoint
@@ -18,6 +19,7 @@ from serving import launch
 from serving.capacity import Capacity
 from serving.desired import Promoted
 from serving.launch import ServeOptions, arguments
+from tests.support import warm
 from tests.support.adapters import SMOL
 from tests.support.ports import free_port
 
@@ -165,6 +167,69 @@ def test_a_port_in_use_is_told_at_once(settings: Settings) -> None:
 def test_a_host_that_is_not_ours_is_told_at_once(settings: Settings) -> None:
     with pytest.raises(BadInput, match="cannot listen"):
         launch.serve(options(host="192.0.2.1"), settings)
+
+
+KEYS = {
+    "vLLM's own": {"VLLM_API_KEY": "secret"},
+    "a file": {"LORADOCK_SERVE_KEYS": "keys.json"},
+}
+
+
+@pytest.mark.parametrize("extra", [(), ("--max-model-len", "256"), ("--api-key", "")])
+def test_other_machines_get_no_server_without_keys(extra: tuple[str, ...], settings: Settings) -> None:
+    with pytest.raises(BadInput, match=r"no keys, and whoever reaches 0\.0\.0\.0") as refused:
+        launch.serve(options(base="no such base", host="0.0.0.0", port=free_port(), extra=extra), settings)  # noqa: S104
+    assert "LORADOCK_SERVE_KEYS" in refused.value.hint
+    assert "--open" in refused.value.hint
+
+
+@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
+def test_with_keys_it_goes_on(keys: dict[str, str], settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(NotFound, match="no base model"):
+        launch.serve(options(base="no such base", host="0.0.0.0", port=free_port()), settings)  # noqa: S104
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"open": True},
+        {"extra": ("--api-key", "secret")},
+        {"extra": ("--api_key=secret",)},
+        {"extra": ("--config", "vllm.yaml")},  # it may have keys: what vLLM reads in it is looked at later
+        {"host": "127.0.0.2"},
+        {"host": "localhost"},
+    ],
+)
+def test_so_it_does_where_they_are_said_and_where_this_machine_alone_can_call(
+    said: dict[str, object], settings: Settings
+) -> None:
+    with pytest.raises(NotFound, match="no base model"):
+        launch.serve(options(**{"base": "no such base", "host": "0.0.0.0", "port": free_port()} | said), settings)  # noqa: S104
+
+
+@pytest.mark.parametrize(
+    ("host", "alone"),
+    [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("", False)],  # noqa: S104
+)
+def test_which_addresses_are_this_machines_alone(host: str, alone: bool) -> None:
+    assert launch.is_loopback(host) is alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [["--host=0.0.0.0", "--", "--config", "vllm.yaml"], ["--", "--hos", "0.0.0.0"]],  # noqa: S104
+    ids=["a file of arguments without a key", "an option's short form"],
+)
+def test_what_vllm_makes_of_its_arguments_decides(words: list[str], base_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "vllm.yaml").write_text("max-model-len: 256\n")
+    command = [warm.LORADOCK, "serve", "--base", base_dir, "--port", str(free_port()), *words]
+    environ = os.environ | {"LORADOCK_HOME": str(tmp_path / "home")}
+    done = warm.run(command, kind="serving", cwd=tmp_path, env=environ)
+    assert done.returncode == BadInput.exit_code, done.stderr
+    assert "no keys, and whoever reaches 0.0.0.0" in done.stderr
 
 
 def test_an_unknown_base_is_not_found(settings: Settings) -> None:

@@ -155,6 +155,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> Iter
         found.stop()
 
 
+@pytest.mark.parametrize(("said", "why"), [("", "there are no keys"), (", open=True", "no base model")])
+def test_a_replica_without_keys_does_not_start_wherever_it_listens_unless_that_is_said(
+    said: str, why: str, home: Path
+) -> None:
+    code = f"""
+import asyncio
+from serving.ray import Actor, Options
+asyncio.run(Actor.__init__(object.__new__(Actor), Options(base="no such base"{said})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"RuntimeError: {why}" in done.stderr
+
+
 class Load:
     """Clients that ask without a pause, and what they got."""
 
