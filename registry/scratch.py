@@ -16,10 +16,11 @@ from registry.errors import BadInput, LoradockError
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def replace(target: Path, text: str) -> None:
+def replace(target: Path, text: str, *, mode: int = 0o600) -> None:
     """Write a file in one step, for its owner alone: no reader and no crash ever meets half of it. Raises OSError."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")  # mode 0600
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
     try:
+        os.fchmod(handle, mode)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()

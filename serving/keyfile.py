@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -136,7 +137,7 @@ def digest(secret: str) -> bytes:
 
 @contextmanager
 def _changing(path: Path) -> Iterator[dict[str, object]]:
-    """The keys of a file, written back whole by one rename; a second writer waits."""
+    """The keys of a file, written back whole by one rename; a second writer waits, and who could read it still can."""
     target = path.resolve()  # a link stays, and leads to the new file
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,6 +146,7 @@ def _changing(path: Path) -> Iterator[dict[str, object]]:
             keys: dict[str, object] = {**read(target).keys} if target.exists() else {}
             yield keys
             text = parse(to_json({"keys": keys}), what="this").model_dump_json(indent=2, exclude_defaults=True)
-            scratch.replace(target, f"{text}\n")
+            mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o600
+            scratch.replace(target, f"{text}\n", mode=mode)
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror}") from error

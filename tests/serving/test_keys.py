@@ -379,6 +379,15 @@ def test_a_secret_is_in_nothing_that_is_written(file: Path) -> None:
     assert json.loads(file.read_text())["keys"]["ci"]["tokens"] == ["5/d"]
 
 
+def test_who_could_read_the_file_still_can_when_it_was_changed(file: Path) -> None:
+    keyfile.add(file, "ci", may=["bot"])
+    file.chmod(0o444)
+    keyfile.add(file, "site", may=["bot"])
+    assert stat.S_IMODE(file.stat().st_mode) == 0o444
+    keyfile.remove(file, "ci")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o444
+
+
 @pytest.mark.chance
 def test_writers_at_once_lose_no_key_and_readers_see_no_half(file: Path) -> None:
     keyfile.add(file, "first", may=["**"])

@@ -187,8 +187,8 @@ def the_cluster(secrets_: Path) -> None:
             loradock("promoter", "promote", "in-a-pod/1", "--reason", "to see a pod answer")
         with step("Kubernetes manifests: a replica, its probes, an answer, SIGTERM"):
             port = free_port()
-            replica = cluster.deploy(port)
-            pod = Endpoint(f"127.0.0.1:{port}", (secrets_ / "serve_key").read_text(), model="in-a-pod")
+            replica = cluster.deploy(port, secrets_ / "keys")
+            pod = Endpoint(f"127.0.0.1:{port}", (secrets_ / "client_key").read_text(), model="in-a-pod")
             until("the startup probe passes", lambda: cluster.probe("startup")(pod), seconds=900, alive=replica)
             failed = [name for name in ("readiness", "liveness") if not cluster.probe(name)(pod)]
             version, code = pod.ask(), cluster.stop(replica)
@@ -201,7 +201,7 @@ def the_cluster(secrets_: Path) -> None:
 
 def the_replicas(addresses: dict[str, str], secrets_: Path, replicas: int, parts: Sequence[str]) -> None:
     """The compose file's replicas, and what is asked of them."""
-    endpoint = Endpoint(addresses["ENDPOINT_ADDRESS"], (secrets_ / "serve_key").read_text(), model="tiny")
+    endpoint = Endpoint(addresses["ENDPOINT_ADDRESS"], (secrets_ / "client_key").read_text(), model="tiny")
     stack = Stack(endpoint, Prometheus(addresses["PROMETHEUS_ADDRESS"]), replicas)
     bring_up_replicas(replicas)
     the_loop(stack)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 FILE: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", TEXT))
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
+HASHES = "LORADOCK_SERVE_KEYS"
+"""The file of keys, which has no secret in it."""
 ONCE = {"roles", "base", "trainer", "trainer-gpu", "promoter"}
 """What does its work and ends."""
 
@@ -39,14 +42,24 @@ def test_every_variable_has_a_default() -> None:
     assert re.findall(r"\$\{\w+\}|\$\w+", TEXT) == []
 
 
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory as the script makes it."""
+    directory = tmp_path_factory.mktemp("stack") / "secrets"
+    subprocess.run([ROOT / "stack/secrets.sh", directory], check=True, capture_output=True)
+    return directory
+
+
 @each()
-def test_what_it_refers_to_is_there(name: str) -> None:
+def test_what_it_refers_to_is_there(name: str, secrets: Path) -> None:
     service = SERVICES[name]
     assert set(service.get("depends_on", {})) <= set(SERVICES)
     assert set(service.get("secrets", ())) <= set(FILE["secrets"])
     assert set(service.get("networks", ())) <= set(FILE["networks"])
+    made = {f"./{path.relative_to(secrets.parent)}" for path in secrets.iterdir()}
     for source in sources(name):
-        assert (ROOT / source).exists() if source.startswith(".") else source in FILE["volumes"]
+        there = source in made if source.startswith("./secrets/") else (ROOT / source).exists()
+        assert there if source.startswith(".") else source in FILE["volumes"]
 
 
 @each()
@@ -99,7 +112,7 @@ def test_ready_is_what_a_replica_calls_ready() -> None:
 def test_no_secret_stands_in_an_environment(name: str) -> None:
     service = SERVICES[name]
     for variable, value in service.get("environment", {}).items():
-        if re.search(r"PASSWORD|SECRET|TOKEN|KEY|CREDENTIALS", variable):
+        if re.search(r"PASSWORD|SECRET|TOKEN|KEY|CREDENTIALS", variable) and variable != HASHES:
             assert variable.endswith("_FILE")
             assert value.removeprefix("/run/secrets/") in service["secrets"]
     assert not re.search(r"//[^/@\s]*:[^/@\s]*@", str(service)), "a password in an address"
@@ -107,7 +120,7 @@ def test_no_secret_stands_in_an_environment(name: str) -> None:
 
 def test_secrets_are_files_that_the_script_makes() -> None:
     script = (ROOT / "stack/secrets.sh").read_text(encoding="utf-8")
-    made = re.search(r"^for name in (.*); do$", script, re.MULTILINE)
+    made = re.search(r"^for name in (postgres .*); do$", script, re.MULTILINE)
     assert made
     assert {*made[1].split(), "aws"} == set(FILE["secrets"])
     assert all(secret == {"file": f"./secrets/{name}"} for name, secret in FILE["secrets"].items())
@@ -127,9 +140,25 @@ def test_a_secret_is_mounted_where_it_is_needed_and_nowhere_else() -> None:
         "promoter": {"promoter", "roles"},
         "replica": {"serve", "serve-gpu", "roles"},
         "reader": {"roles"},
-        "serve_key": {"serve", "serve-gpu"},
         "grafana_admin": {"grafana"},
     }
+
+
+def test_replicas_know_callers_by_the_hashes_of_their_keys_alone(secrets: Path) -> None:
+    mounts = {
+        name: volume.split(":")
+        for name, service in SERVICES.items()
+        for volume in service.get("volumes", ())
+        if volume.startswith("./secrets/keys:")
+    }
+    assert mounts.keys() == {"serve", "serve-gpu"}
+    for name, (_, target, mode) in mounts.items():
+        assert SERVICES[name]["environment"][HASHES] == f"{target}/keys.json"
+        assert mode == "ro"
+    (file,) = (secrets / "keys").iterdir()
+    assert not [key for key in ("client_key", "operator_key") if (secrets / key).read_text() in file.read_text()]
+    assert not [key for key in ("client_key", "operator_key") if key in TEXT]
+    assert "VLLM_API_KEY" not in TEXT
 
 
 def test_what_stands_in_for_an_image_bears_its_name() -> None:

@@ -5,6 +5,8 @@ The replicas are small web servers.
 
 from __future__ import annotations
 
+import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ import httpx
 import pytest
 
 from tests.support.clients import one_connection
+from tests.support.mlflow_server import STACK
 from tests.support.ports import free_port
 from tests.support.stack.haproxy import HAProxy
 from tests.support.waiting import until
@@ -59,9 +62,9 @@ def port() -> Iterator[int]:
 
 
 @contextmanager
-def started(directory: Path, port: int) -> Iterator[HAProxy]:
+def started(directory: Path, port: int, *, certificate: Path | None = None) -> Iterator[HAProxy]:
     directory.mkdir()
-    front = HAProxy(directory, ADDRESSES, port)
+    front = HAProxy(directory, ADDRESSES, port, certificate=certificate)
     try:
         front.start()
         yield front
@@ -95,6 +98,19 @@ def test_a_connection_that_idles_while_the_configuration_is_read_takes_one_more_
         assert ask() == 200
         front.reload()
         assert ask() == 200
+
+
+def test_with_a_certificate_it_speaks_tls_to_who_trusts_it_and_nothing_else(tmp_path: Path, port: int) -> None:
+    subprocess.run([STACK / "certificate.sh", "127.0.0.1", tmp_path / "tls"], check=True, capture_output=True)
+    certificate = tmp_path / "tls" / "tls.crt"
+    trusting = ssl.create_default_context(cafile=certificate)
+    trusting.verify_flags |= ssl.VERIFY_X509_STRICT
+    with started(tmp_path / "tls-on", port, certificate=certificate) as front:
+        assert httpx.get(front.url, verify=trusting).status_code == 200
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(front.url)
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get(front.url.replace("https:", "http:"))
 
 
 @pytest.mark.slow

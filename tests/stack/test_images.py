@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from serving import keyfile
 from tests.support.leftovers import MARK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,10 +123,10 @@ def test_a_secret_that_is_not_there_or_empty_stops_it(tmp_path: Path, content: s
 def test_the_secrets_are_made_once_and_for_their_owner(tmp_path: Path) -> None:
     directory = tmp_path / "secrets"
     subprocess.run([ROOT / "stack/secrets.sh", directory], check=True, capture_output=True)
-    first = {path.name: path.read_text() for path in directory.iterdir()}
+    first = {path.name: path.read_text() for path in directory.iterdir() if path.is_file()}
     keys = first.pop("aws")
     assert directory.stat().st_mode & 0o777 == 0o700
-    assert all(re.fullmatch(r"[0-9a-f]{48}", text) for text in first.values())
+    assert all(re.fullmatch(r"[0-9a-f]{48}([0-9a-f]{16})?", text) for text in first.values())
     assert len(set(first.values())) == len(first)
     assert configparser.RawConfigParser().read(directory / "aws"), "it is AWS's own file"
     assert keys.startswith("#"), "with nothing in it: nobody can make up the keys to a bucket"
@@ -132,6 +134,32 @@ def test_the_secrets_are_made_once_and_for_their_owner(tmp_path: Path) -> None:
     (directory / "aws").chmod(0o644)
     (directory / "aws").write_text("[default]\naws_access_key_id = a\n")
     subprocess.run([ROOT / "stack/secrets.sh", directory], check=True, capture_output=True)
-    second = {path.name: path.read_text() for path in directory.iterdir()}
+    second = {path.name: path.read_text() for path in directory.iterdir() if path.is_file()}
     assert second.pop("aws").startswith("[default]")
     assert {name for name in first if first[name] != second[name]} == {"reader"}
+
+
+def test_clients_and_operators_have_keys_of_their_own_of_which_replicas_have_the_hashes(tmp_path: Path) -> None:
+    make = [ROOT / "stack/secrets.sh", tmp_path]
+    subprocess.run(make, check=True, capture_output=True)
+    file = tmp_path / "keys/keys.json"
+    keys = keyfile.read(file).keys
+    secrets = {name: (tmp_path / f"{name}_key").read_text() for name in keys}
+    assert secrets.keys() == {"client", "operator"}
+    assert {name: key.sha256 for name, key in keys.items()} == {
+        name: hashlib.sha256(secret.encode()).hexdigest() for name, secret in secrets.items()
+    }
+    assert all(len(bytes.fromhex(secret)) == 32 for secret in secrets.values())
+    client, operator = keys["client"], keys["operator"]
+    assert (client.admin, operator.admin) == (False, True)
+    allowed = client.allows()
+    assert allowed
+    assert [name for name in ("bot", "@base", "bot@canary", "bot/1") if allowed.fullmatch(name)] == ["bot", "@base"]
+    assert file.stat().st_mode & 0o777 == 0o444, "replicas read it as another user"
+    for path in (tmp_path / "client_key", tmp_path / "operator_key"):
+        assert path.stat().st_mode & 0o777 == 0o400, "no container has it"
+        path.unlink()
+    keyfile.add(file, "more", may=["bot"])
+    subprocess.run(make, check=True, capture_output=True)
+    assert keyfile.read(file).keys.keys() == {*keys, "more"}, "what was handed out and deleted here stays in force"
+    assert not (tmp_path / "operator_key").exists()

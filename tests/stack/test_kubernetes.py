@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
 import yaml
+
+from serving import keyfile
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "examples" / "kubernetes").glob("*.yaml"))
@@ -60,10 +64,63 @@ def test_a_pod_has_what_it_refers_to_and_no_more_rights_than_it_needs(pod: dict[
     assert {"requests", "limits"} <= container["resources"].keys()
 
 
+def mounted(name: str) -> str:
+    """Where a volume is, which can only be read."""
+    (mount,) = (mount for mount in CONTAINER["volumeMounts"] if mount["name"] == name)
+    assert mount["readOnly"] is True
+    return str(mount["mountPath"])
+
+
+def test_replicas_know_callers_by_the_hashes_of_their_keys_alone() -> None:
+    (volume,) = (volume for volume in POD["volumes"] if volume["name"] == "keys")
+    secret = named("Secret", volume["secret"]["secretName"])["stringData"]
+    keys = keyfile.parse(secret["keys.json"].encode(), what="the secret").keys
+    assert [name for name, key in keys.items() if key.admin or not key.may] == []
+    environment = {variable["name"]: variable.get("value") for variable in CONTAINER["env"]}
+    assert environment["LORADOCK_SERVE_KEYS"] == f"{mounted('keys')}/keys.json"
+    assert not [name for name in environment if name.startswith("VLLM_API_KEY")]
+
+
+def test_only_clients_the_ingress_and_prometheus_reach_a_replica_and_it_only_mlflow() -> None:
+    spec = named("NetworkPolicy")["spec"]
+    assert spec["podSelector"] == DEPLOYMENT["spec"]["selector"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    (entering,) = spec["ingress"]
+    assert entering["ports"] == [{"protocol": "TCP", "port": CONTAINER["ports"][0]["name"]}]
+    assert all(peer and all(peer.values()) for peer in entering["from"]), "an empty selector is everybody"
+    mlflow = urlsplit(named("ConfigMap")["data"]["MLFLOW_TRACKING_URI"])
+    names, registry = spec["egress"]
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert registry == {
+        "to": [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": mlflow.hostname}}}],
+        "ports": [{"protocol": "TCP", "port": mlflow.port}],
+    }
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "10.96.0.1", "172.17.0.1", "192.168.1.1"])
+def test_the_job_that_fetches_the_base_is_reached_by_nobody_and_reaches_nothing_inside(address: str) -> None:
+    spec = named("NetworkPolicy", "loradock-base")["spec"]
+    assert spec["podSelector"]["matchLabels"] == JOB["spec"]["template"]["metadata"]["labels"]
+    assert (spec["policyTypes"], spec.get("ingress")) == (["Ingress", "Egress"], None)
+    _names, outside = spec["egress"]
+    (block,) = (peer["ipBlock"] for peer in outside["to"])
+    assert any(ip_address(address) in ip_network(network) for network in block["except"])
+    assert outside["ports"] == [{"protocol": "TCP", "port": 443}]
+
+
+def test_the_ingress_speaks_tls_and_passes_on_what_clients_call_alone() -> None:
+    spec, service = named("Ingress")["spec"], named("Service")
+    (rule,) = spec["rules"]
+    (tls,) = spec["tls"]
+    assert (tls["hosts"], bool(tls["secretName"])) == ([rule["host"]], True)
+    assert [(path["path"], path["pathType"]) for path in rule["http"]["paths"]] == [("/v1", "Prefix")]
+    (backend,) = (path["backend"]["service"] for path in rule["http"]["paths"])
+    assert backend == {"name": service["metadata"]["name"], "port": {"name": service["spec"]["ports"][0]["name"]}}
+
+
 def test_secrets_come_as_files_that_the_secret_has() -> None:
-    (mount,) = (mount for mount in CONTAINER["volumeMounts"] if mount["name"] == "secrets")
     files = {
-        variable["value"].removeprefix(f"{mount['mountPath']}/")
+        variable["value"].removeprefix(f"{mounted('secrets')}/")
         for variable in CONTAINER["env"]
         if variable["name"].endswith("__FILE")
     }

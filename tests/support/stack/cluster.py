@@ -33,12 +33,12 @@ def play(manifests: str) -> None:
 
 
 def secret(secrets: Path) -> str:
-    """The secret, with what stack/secrets.sh made in it.
+    """The replica's secret, with what stack/secrets.sh made in it.
 
     podman before 4.4 mounts nothing of `stringData`, and what is in `data` as it stands there, in base64; digits and
     letters in fours, as ours are, pass for that.
     """
-    manifest = yaml.safe_load((MANIFESTS / "secret.yaml").read_text(encoding="utf-8"))
+    manifest, _keys = yaml.safe_load_all((MANIFESTS / "secret.yaml").read_text(encoding="utf-8"))
     values = {name: (secrets / name).read_text() for name in manifest.pop("stringData")}
     manifest["data" if version() < (4, 4) else "stringData"] = values
     return yaml.safe_dump(manifest)
@@ -57,8 +57,8 @@ def base() -> str:
     return yaml.safe_dump_all([*others, pod])
 
 
-def serving(port: int) -> str:
-    """The deployment and what it needs, with one replica at a port of this machine's."""
+def serving(port: int, keys: Path) -> str:
+    """The deployment and what it needs: one replica at a port of this machine's, with the file in `keys`."""
     manifests = list(yaml.safe_load_all((MANIFESTS / "serving.yaml").read_text(encoding="utf-8")))
     deployment = named(manifests, "Deployment")
     deployment["spec"]["replicas"] = 1
@@ -69,6 +69,9 @@ def serving(port: int) -> str:
         if volume.get("emptyDir", {}).get("medium") == "Memory":
             del volume["emptyDir"]
             volume["hostPath"] = {"path": "/dev/shm", "type": "Directory"}  # noqa: S108
+        if volume["name"] == "keys":  # no text passes through podman's secrets before 4.4: see `secret`
+            del volume["secret"]
+            volume["hostPath"] = {"path": str(keys), "type": "Directory"}
     for there in (*pod["volumes"], *container["volumeMounts"]):
         there["name"] = VOLUMES + there["name"]
     return yaml.safe_dump_all(manifests)
@@ -89,9 +92,9 @@ def fetch_base() -> None:
         raise SystemExit(f"the job failed\n{run('podman', 'logs', name)}")
 
 
-def deploy(port: int) -> str:
+def deploy(port: int, keys: Path) -> str:
     """Start the replica; its container."""
-    play(serving(port))
+    play(serving(port, keys))
     (pod,) = pods()
     return f"{pod}-loradock"
 
@@ -104,7 +107,7 @@ def pods() -> list[str]:
 
 def probe(name: str) -> Callable[[Endpoint], bool]:
     """One of the replica's probes, as a kubelet asks it."""
-    deployment = named(list(yaml.safe_load_all(serving(0))), "Deployment")
+    deployment = named(list(yaml.safe_load_all(serving(0, Path("keys")))), "Deployment")
     path: str = deployment["spec"]["template"]["spec"]["containers"][0][f"{name}Probe"]["httpGet"]["path"]
     return lambda endpoint: 200 <= endpoint.get(path) < 400
 

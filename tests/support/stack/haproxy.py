@@ -5,6 +5,7 @@ It has stack/haproxy/haproxy.cfg, and a name server as Docker has one.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import socketserver
@@ -69,15 +70,21 @@ class _QuestionHandler(socketserver.BaseRequestHandler):
 class HAProxy:
     """The load balancer of the compose file before replicas that all listen on one port of their own addresses."""
 
-    def __init__(self, directory: Path, addresses: Sequence[str], port: int) -> None:
+    def __init__(
+        self, directory: Path, addresses: Sequence[str], port: int, *, certificate: Path | None = None
+    ) -> None:
         self.directory, self.names = directory, FakeNameServer(addresses)
         threading.Thread(target=self.names.serve_forever).start()
         endpoint, inside = free_port(), free_port()
-        self.url, self.inside = f"http://127.0.0.1:{endpoint}", f"http://127.0.0.1:{inside}"
+        scheme = "https" if certificate else "http"
+        self.url, self.inside = f"{scheme}://127.0.0.1:{endpoint}", f"http://127.0.0.1:{inside}"
+        self.environ = os.environ | {"ENDPOINT_TLS": "on" if certificate else ""}
         text = CONFIGURATION.read_text(encoding="utf-8")
         for there, here in {
-            "bind :8000": f"bind 127.0.0.1:{endpoint}",
+            "bind :8000\n": f"bind 127.0.0.1:{endpoint}\n",
+            "bind :8000 ssl": f"bind 127.0.0.1:{endpoint} ssl",
             "bind :8404": f"bind 127.0.0.1:{inside}",
+            "/usr/local/etc/haproxy/tls/tls.crt": str(certificate),
             "parse-resolv-conf": f"nameserver ours 127.0.0.1:{self.names.server_address[1]}",
             "replica:8000": f"replica:{port}",
         }.items():
@@ -90,7 +97,9 @@ class HAProxy:
         """Start it as its image does, and wait until a replica is ready behind it."""
         words = [get_haproxy_binary(), "-W", "-db", "-f", self.directory / "haproxy.cfg"]
         with (self.directory / "haproxy.log").open("ab") as out:
-            self.process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+            self.process = subprocess.Popen(
+                words, env=self.environ, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
         self._until_ready()
 
     def reload(self) -> None:

@@ -24,7 +24,7 @@ from registry.base import resolve
 from registry.settings import Settings
 from registry.store import Store
 from tests.support import warm
-from tests.support.mlflow_server import TeamServer
+from tests.support.mlflow_server import STACK, TeamServer
 from tests.support.ports import free_port
 from tests.support.postgres import postgres
 from tests.support.serving import exact
@@ -83,6 +83,7 @@ class Stack:
     def start(self) -> None:
         """Everything but HAProxy, which is ready only when a replica is."""
         self.mlflow.start()
+        subprocess.run([STACK / "secrets.sh", self.scratch / "secrets"], check=True)
         self.replicas = [self.replica(address) for address in ADDRESSES]
 
     def replica(self, address: str) -> Shallow:
@@ -94,7 +95,8 @@ class Stack:
         environ |= self.mlflow.login("replica") | {
             "LORADOCK_HOME": str(home),
             "LORADOCK_SERVE_STOP_SECONDS": "60",
-            "VLLM_API_KEY": KEY,
+            "VLLM_API_KEY": KEY,  # the tests' own
+            "LORADOCK_SERVE_KEYS": str(self.scratch / "secrets/keys/keys.json"),
             **exact.ENVIRON,
             **exact.WITHIN,
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else both keep to the same processor, and one cannot start
@@ -203,7 +205,8 @@ class Stack:
     @contextmanager
     def load(self) -> Iterator[Load]:
         """Clients that ask through HAProxy meanwhile."""
-        with load(self.front.url, KEY, NAME) as clients:
+        client = (self.scratch / "secrets/client_key").read_text()
+        with load(self.front.url, client, NAME) as clients:
             clients.more()
             yield clients
             clients.more()
