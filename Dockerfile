@@ -10,14 +10,19 @@ RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/lorado
 COPY --chmod=755 stack/entrypoint.sh /usr/local/bin/entrypoint
 ENTRYPOINT ["entrypoint"]
 
+# What is installed is what the locks hold, by the hash of each file: nothing is resolved, and nothing built but loradock.
 FROM python AS installer
-ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
-RUN python3 -m venv /opt/venv && pip install --no-cache-dir --disable-pip-version-check uv==0.13.9
+ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_BUILD=1
+COPY requirements/build.txt /build/
+RUN python3 -m venv /opt/installer && python3 -m venv --without-pip /opt/venv \
+    && /opt/installer/bin/pip install --no-cache-dir --disable-pip-version-check \
+         --no-deps --only-binary :all: --require-hashes --requirement /build/build.txt
+ENV PATH=/opt/installer/bin:$PATH
 
 FROM installer AS mlflow-installed
 COPY stack/mlflow/requirements.txt /build/
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install --python /opt/venv --no-deps --requirement /build/requirements.txt && uv pip uninstall --python /opt/venv uv
+    uv pip install --python /opt/venv --no-deps --require-hashes --requirement /build/requirements.txt
 
 FROM python AS mlflow
 COPY --from=mlflow-installed /opt/venv /opt/venv
@@ -32,25 +37,22 @@ ARG BUILD=cpu
 # PyTorch's own index has the CPU builds of torch; FIND_LINKS names a directory or page that has them, too.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG FIND_LINKS=""
-COPY pyproject.toml requirements/cpu.txt requirements/gpu.txt stack/excluded.txt /build/
+COPY requirements/${BUILD}.txt /build/requirements.txt
 WORKDIR /build
 RUN --mount=type=cache,target=/root/.cache/uv \
-    links=${FIND_LINKS:+--find-links=$FIND_LINKS} \
-    && torch=$(grep -E '^torch==[^ ]+\+cpu$' $BUILD.txt || true) \
-    && if [ -n "$torch" ]; then \
-         { [ -n "$links" ] && uv pip install --python /opt/venv --no-deps --no-index $links "$torch"; } \
-         || uv pip install --python /opt/venv --no-deps --default-index $TORCH_INDEX "$torch"; \
-         serve=serve-cpu; excluded="--excludes excluded.txt"; \
-       else serve=serve; excluded=""; fi \
-    && uv pip install --python /opt/venv --constraint $BUILD.txt $excluded \
-         --requirement pyproject.toml --extra train --extra $serve
-COPY README.md LICENSE /build/
+    sed -n '/^torch==.*+cpu /,/[^\\]$/p' requirements.txt > torch.txt \
+    && from="--default-index $TORCH_INDEX" \
+    && if [ -n "$FIND_LINKS" ]; then from="--no-index --find-links $FIND_LINKS"; fi \
+    && if [ -s torch.txt ]; then \
+         uv pip install --python /opt/venv --no-deps --require-hashes --requirement torch.txt $from; \
+       fi \
+    && uv pip install --python /opt/venv --no-deps --require-hashes --requirement requirements.txt
+COPY pyproject.toml README.md LICENSE /build/
 COPY registry /build/registry
 COPY trainer /build/trainer
 COPY serving /build/serving
-RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install --python /opt/venv hatchling==1.27.0 \
-    && uv pip install --python /opt/venv --no-deps --no-build-isolation /build
+RUN hatchling build --target wheel --directory /build/dist \
+    && uv pip install --python /opt/venv --no-deps --no-index /build/dist/*.whl
 
 FROM python AS loradock
 # vLLM and torch compile kernels for the machine that they run on.

@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml requirements/cpu.txt requirements/gpu.txt requirements/install.py
+$(INSTALLED): pyproject.toml $(wildcard requirements/*.txt) requirements/install.py
 	@$(PYTHON) requirements/install.py
 	@touch $@
 
@@ -47,7 +47,7 @@ lint: install
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
-lock: install  ## resolve the versions anew, from pyproject.toml
+lock: install  ## resolve the versions again, from pyproject.toml, with the hashes of their files
 	@$(BIN)/python requirements/lock.py
 
 docs: install  ## the documentation, into site/

@@ -19,17 +19,13 @@ from packaging.utils import canonicalize_name
 
 from serving import keyfile
 from tests.support.leftovers import MARK
+from tests.support.locks import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MLFLOW = ROOT / "stack" / "mlflow" / "requirements.txt"
 ENTRYPOINT = ROOT / "stack" / "entrypoint.sh"
-
-
-def pins(path: str) -> dict[str, str]:
-    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
-    found = [line.partition(" ;")[0].split("==") for line in lines if line and not line.startswith("#")]
-    return {canonicalize_name(re.sub(r"\[.*", "", name)): pin for name, pin in found}
 
 
 def test_neither_image_runs_as_root() -> None:
@@ -49,13 +45,17 @@ def test_the_base_image_is_pinned() -> None:
     assert set(re.findall(r"^FROM (\S+) AS", DOCKERFILE, re.MULTILINE)) == {"${PYTHON_IMAGE}", "python", "installer"}
 
 
-def test_it_installs_with_the_same_uv_and_leaves_the_same_out_as_make_install() -> None:
-    install = (ROOT / "requirements/install.py").read_text(encoding="utf-8")
-    assert set(re.findall(r"uv==[\d.]+", DOCKERFILE)) == set(re.findall(r"uv==[\d.]+", install))
-    lock = (ROOT / "requirements/lock.py").read_text(encoding="utf-8")
-    left_out = re.search(r"^NOT_INSTALLED = \((.*)\)$", lock, re.MULTILINE)
-    assert left_out
-    assert (ROOT / "stack/excluded.txt").read_text(encoding="utf-8").split() == re.findall(r'"(\w+)"', left_out[1])
+def test_all_that_is_installed_in_them_is_locked_by_hash_but_loradock_which_is_built_there() -> None:
+    commands = re.findall(r"\bpip install (.*?)(?:;|&&|$)", DOCKERFILE.replace("\\\n", " "), re.MULTILINE)
+    ours = [command for command in commands if "/build/dist/" in command]
+    assert len(ours) == 1
+    assert "--no-index" in ours[0]
+    others = [command.split() for command in commands if command not in ours]
+    assert len(others) == 4
+    assert [words for words in others if not {"--no-deps", "--require-hashes", "--requirement"} <= {*words}] == []
+    assert re.findall(r"[\w-]+==\d", DOCKERFILE) == []
+    copied = re.findall(r"^COPY (\S*\.txt) ", DOCKERFILE, re.MULTILINE)
+    assert copied == ["requirements/build.txt", "stack/mlflow/requirements.txt", "requirements/${BUILD}.txt"]
 
 
 def test_the_images_bear_the_projects_version() -> None:
@@ -65,7 +65,7 @@ def test_the_images_bear_the_projects_version() -> None:
 
 
 def test_the_server_and_its_clients_have_the_same_versions() -> None:
-    server, client = pins("stack/mlflow/requirements.txt"), pins("requirements/cpu.txt")
+    server, client = locked(MLFLOW), locked(ROOT / "requirements/cpu.txt") | locked(ROOT / "requirements/dev.txt")
     assert {name: server[name] for name in server.keys() & client.keys()} == {
         name: client[name] for name in server.keys() & client.keys()
     }
@@ -73,7 +73,7 @@ def test_the_server_and_its_clients_have_the_same_versions() -> None:
 
 
 def test_nothing_that_the_server_needs_is_missing_in_its_lock() -> None:
-    server = pins("stack/mlflow/requirements.txt")
+    server = locked(MLFLOW)
     for name in server:
         try:
             if version(name) != server[name]:
