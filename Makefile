@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-all test-fast hunt lint lock docs clean test-stack test-power
+.PHONY: install demo test test-all test-fast hunt lint lock digests docs clean test-stack test-power
 
 install: $(INSTALLED)
 
@@ -49,6 +49,9 @@ lint: install
 
 lock: install  ## resolve the versions again, from pyproject.toml, with the hashes of their files
 	@$(BIN)/python requirements/lock.py
+
+digests:  ## write the digest that each image of others has now beside its tag; needs their registry
+	@$(PYTHON) requirements/images.py
 
 docs: install  ## the documentation, into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import subprocess
 import sys
@@ -11,13 +10,13 @@ import tomllib
 import zipfile
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.support.locks import locked
+from tests.support.scripts import script
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -60,19 +59,9 @@ def test_a_file_that_the_lock_does_not_know_is_not_installed(said: str, refused:
     given = {"hash": f" --hash=sha256:{digest}", "another hash": f" --hash=sha256:{'0' * 64}", "none": ""}[said]
     (path := tmp_path / "lock.txt").write_text(f"it==1{given}\n")
     words = [sys.executable, "-m", "uv", "pip", "install", "--no-index", "--find-links", tmp_path]
-    words += ["--target", tmp_path / "there", *installer().from_locks(path)]
+    words += ["--target", tmp_path / "there", *script("requirements/install.py").from_locks(path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode != 0, not (tmp_path / "there" / "it.py").exists()) == (refused, refused), done.stderr
-
-
-def installer() -> ModuleType:
-    """requirements/install.py, which is a script."""
-    spec = importlib.util.spec_from_file_location("install", ROOT / "requirements" / "install.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("build", ["cpu", "gpu"])

@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 FILE: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", TEXT))
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
+GPU = "localhost/loradock/loradock:0.1.0-gpu"
+OTHERS = ("docker.io/library/", "docker.io/prom/", "docker.io/grafana/")
+"""Where images of others come from: the library that Docker looks after, and two projects' own names."""
 HASHES = "LORADOCK_SERVE_KEYS"
 """The file of keys, which has no secret in it."""
 ONCE = {"roles", "base", "trainer", "trainer-gpu", "promoter"}
@@ -27,6 +30,11 @@ ONCE = {"roles", "base", "trainer", "trainer-gpu", "promoter"}
 
 def each(names: set[str] | None = None) -> Any:
     return pytest.mark.parametrize("name", sorted(SERVICES if names is None else names))
+
+
+def tagged(image: str) -> str:
+    """An image without its digest."""
+    return image.partition("@")[0]
 
 
 def sources(name: str) -> Iterator[str]:
@@ -65,7 +73,15 @@ def test_what_it_refers_to_is_there(name: str, secrets: Path) -> None:
 @each()
 def test_its_image_is_pinned(name: str) -> None:
     image = SERVICES[name]["image"]
-    assert re.fullmatch(r"[a-z0-9./-]+:v?\d+\.\d+(\.\d+)?(-[a-z]+)?", image), image
+    assert re.fullmatch(r"[a-z0-9./-]+:v?\d+\.\d+(\.\d+)?(-[a-z]+)?(@sha256:[0-9a-f]{64})?", image), image
+
+
+@each()
+def test_no_stranger_can_hand_out_an_image_under_its_name(name: str) -> None:
+    """Compose looks for an image before it builds it: for `loradock/...` on Docker Hub, where names are for all."""
+    service = SERVICES[name]
+    assert service["image"].startswith(("localhost/loradock/", *OTHERS))
+    assert service["image"].startswith("localhost/") or "build" not in service
 
 
 @each()
@@ -77,7 +93,7 @@ def test_it_has_limits_and_no_more_rights_than_it_needs(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
     assert not service.keys() & {"privileged", "cap_add", "network_mode", "pid", "ipc"}
-    if service["image"].startswith("loradock/"):  # it has the Dockerfile's USER
+    if service["image"].startswith("localhost/loradock/"):  # it has the Dockerfile's USER
         assert "user" not in service
     else:
         assert str(service["user"]).partition(":")[0] not in ("root", "0")
@@ -162,11 +178,11 @@ def test_replicas_know_callers_by_the_hashes_of_their_keys_alone(secrets: Path) 
 
 
 def test_what_stands_in_for_an_image_bears_its_name() -> None:
-    others = {service["image"] for service in SERVICES.values() if not service["image"].startswith("loradock/")}
+    others = {tagged(service["image"]) for service in SERVICES.values()} - set(OURS.values()) - {GPU}
     python = re.search(r"^ARG PYTHON_IMAGE=(.*)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     assert python
     without_stand_in = {image for image in others if "/grafana:" in image}
-    assert set(STAND_INS.values()) == (others | {python[1]}) - without_stand_in
+    assert set(STAND_INS.values()) == (others | {tagged(python[1])}) - without_stand_in
     assert set(OURS.values()) <= {service["image"] for service in SERVICES.values()}
 
 

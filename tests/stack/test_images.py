@@ -39,7 +39,7 @@ def test_neither_image_runs_as_root() -> None:
 
 
 def test_the_base_image_is_pinned() -> None:
-    assert re.findall(r"^ARG PYTHON_IMAGE=(.*)$", DOCKERFILE, re.MULTILINE) == [
+    assert re.findall(r"^ARG PYTHON_IMAGE=([^@\n]*)(?:@sha256:[0-9a-f]{64})?$", DOCKERFILE, re.MULTILINE) == [
         "docker.io/library/python:3.11.16-slim-bookworm"
     ]
     assert set(re.findall(r"^FROM (\S+) AS", DOCKERFILE, re.MULTILINE)) == {"${PYTHON_IMAGE}", "python", "installer"}
@@ -60,7 +60,9 @@ def test_all_that_is_installed_in_them_is_locked_by_hash_but_loradock_which_is_b
 
 def test_the_images_bear_the_projects_version() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"].values()
-    tags = {service["image"].partition(":")[2] for service in services if service["image"].startswith("loradock/")}
+    tags = {
+        service["image"].partition(":")[2] for service in services if service["image"].startswith("localhost/loradock/")
+    }
     assert tags == {PROJECT["version"], f"{PROJECT['version']}-cpu", f"{PROJECT['version']}-gpu"}
 
 

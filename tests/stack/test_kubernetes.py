@@ -128,6 +128,14 @@ def test_secrets_come_as_files_that_the_secret_has() -> None:
     assert not [name for name in named("ConfigMap")["data"] if "PASSWORD" in name or "KEY" in name]
 
 
+@pytest.mark.parametrize(
+    "container", [CONTAINER, *JOB["spec"]["template"]["spec"]["containers"]], ids=["replica", "base"]
+)
+def test_no_stranger_can_hand_out_an_image_under_its_name(container: dict[str, Any]) -> None:
+    assert container["image"].startswith("localhost/loradock/")
+    assert container["imagePullPolicy"] == "IfNotPresent"
+
+
 def test_it_is_the_compose_files_image_base_and_user() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
     assert CONTAINER["image"] == compose["serve"]["image"]

@@ -104,7 +104,7 @@ def docker(words: Sequence[str]) -> str:
     if verb in ("run", "exec"):
         unknown += _unknown(named[:1], services)
         at = list(words).index(named[0])
-        if named[1:] and services.get(named[0], {}).get("image", "").startswith("loradock"):
+        if named[1:] and services.get(named[0], {}).get("image", "").startswith("localhost/loradock/"):
             unknown += loradock(["loradock", *words[at + 1 :]])
         return unknown
     return unknown + _unknown(named, services)

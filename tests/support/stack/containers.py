@@ -25,7 +25,7 @@ STAND_INS: Final = {
     "prometheus": "docker.io/prom/prometheus:v3.13.4",
 }
 BUCKET: Final = "localhost/bucket:moto"
-OURS: Final = {"mlflow": "loradock/mlflow:0.1.0", "loradock": "loradock/loradock:0.1.0-cpu"}
+OURS: Final = {"mlflow": "localhost/loradock/mlflow:0.1.0", "loradock": "localhost/loradock/loradock:0.1.0-cpu"}
 CONTAINERS_CONF: Final = """\
 [containers]
 default_ulimits = ["nofile=20000:20000", "nproc=1024:1024"]
@@ -64,6 +64,7 @@ def images(*, fresh: bool) -> None:
     links = os.environ.get("PIP_FIND_LINKS") or run("pip", "config", "get", "global.find-links", quiet=True).strip()
     if links and Path(links).is_dir():
         options += [f"--volume={links}:{links}:ro", f"--build-arg=FIND_LINKS={links}"]
+    options += [f"--build-arg=PYTHON_IMAGE={STAND_INS['python']}"]  # without a digest, which no stand-in has
     for target, tag in OURS.items():
         with step(f"our image {tag}"):
             _build(ROOT, target, tag, *options)
