@@ -8,13 +8,14 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
 from registry import patterns
 from registry.errors import BadInput, DigestMismatch
+from registry.outside import inside, printable, quoted
 from registry.records import FileEntry, Manifest
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ MANIFEST: Final = "manifest.json"
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 
-_MAX_HEADER = 100 * 1024 * 1024  # bytes; safetensors' own limit
+_MOST_HEADER: Final = 32 * 2**20  # bytes; an adapter of each expert of the largest models has 15
+_MOST_TENSORS: Final = 200_000
+_MOST_DIMENSIONS: Final = 64  # NumPy's own limit
+_MOST_BYTES: Final = 2**63  # of a tensor's sizes and offsets, each
 
 
 def sha256_of(path: Path) -> str:
@@ -59,9 +63,7 @@ def parse_manifest(text: str, *, what: str) -> Manifest:
     except ValidationError as error:
         raise BadInput(f"{what} has no readable {MANIFEST}: {error.errors()[0]['msg']}") from error
     for entry in manifest.files:
-        path = PurePosixPath(entry.path)
-        if path.is_absolute() or ".." in path.parts or "\\" in entry.path or not path.parts:
-            raise BadInput(f"{what} names a file outside its own directory: {entry.path!r}")
+        inside(Path(), entry.path, what=what)
     return manifest
 
 
@@ -116,32 +118,47 @@ class TensorInfo:
     stop: int = field(default=0, compare=False)
 
 
-def read_header(path: Path) -> Mapping[str, TensorInfo]:
+def read_header(path: Path, *, any_dtype: bool = False) -> Mapping[str, TensorInfo]:
     """Names, dtypes and shapes from a safetensors header, without reading a weight; raises BadInput when damaged.
 
     Format: https://huggingface.co/docs/safetensors (8 bytes length, little endian, then JSON, then data that the
-    tensors cover without a gap and without an overlap).
+    tensors cover without a gap and without an overlap). A base's weights may have any dtype, an adapter's a known one.
     """
+    return parse_header(path, header_of(path), any_dtype=any_dtype)
+
+
+def header_of(path: Path) -> bytes:
+    """A safetensors header as it stands in the file; raises BadInput where there is none, or one beyond the limits."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
-        if length > min(_MAX_HEADER, size - 8):
-            raise BadInput(f"{path.name} is not a safetensors file, or it was cut off")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_once)
-            tensors = {
-                name: TensorInfo(
-                    entry["dtype"], tuple(entry["shape"]), *(8 + length + offset for offset in entry["data_offsets"])
-                )
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
-            faults = list(_layout_faults(tensors, 8 + length, size))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BadInput(f"{path.name} has a damaged safetensors header") from error
-    if faults:
-        raise BadInput(f"{path.name} has a damaged safetensors header: {faults[0]}")
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if length > size - 8:
+            raise BadInput(f"{printable(path.name)} is not a safetensors file, or it was cut off")
+        if length > _MOST_HEADER:
+            raise BadInput(f"{printable(path.name)} has a header of {length} bytes, and {_MOST_HEADER} are read")
+        return file.read(length)
+
+
+def parse_header(path: Path, text: bytes, *, any_dtype: bool = False) -> Mapping[str, TensorInfo]:
+    """What `read_header` gives, from the header that `header_of` gave."""
+    start = 8 + len(text)
+    try:
+        header: dict[str, Any] = json.loads(text, object_pairs_hook=_once)
+        if len(header) > _MOST_TENSORS:
+            raise BadInput(f"{printable(path.name)} has {len(header)} tensors, and {_MOST_TENSORS} are read")
+        tensors = {
+            name: TensorInfo(
+                entry["dtype"], tuple(entry["shape"]), *(start + offset for offset in entry["data_offsets"])
+            )
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+        fault = next(_layout_faults(tensors, start, path.stat().st_size, any_dtype=any_dtype), None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput(f"{printable(path.name)} has a damaged safetensors header") from error
+    if fault:
+        raise BadInput(f"{printable(path.name)} has a damaged safetensors header: {fault}")
     return tensors
 
 
@@ -152,20 +169,24 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _layout_faults(tensors: Mapping[str, TensorInfo], start: int, size: int) -> Iterator[str]:
+def _layout_faults(tensors: Mapping[str, TensorInfo], start: int, size: int, *, any_dtype: bool) -> Iterator[str]:
     """What of dtypes, shapes and offsets cannot be; the offsets count from the file's first byte."""
     at = start
     for full, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
-        name = full[:100]
-        if any(type(number) is not int or number < 0 for number in (*info.shape, info.start, info.stop)):
-            yield f"{name!r} has a shape or an offset that is no number"
+        name = quoted(full)
+        if len(info.shape) > _MOST_DIMENSIONS:
+            yield f"{name} has {len(info.shape)} dimensions, and {_MOST_DIMENSIONS} are read"
+        if any(
+            type(number) is not int or not 0 <= number < _MOST_BYTES for number in (*info.shape, info.start, info.stop)
+        ):
+            yield f"{name} has a shape or an offset that is no number, or too large a one"
         bits = _BITS.get(info.dtype)
-        if bits is None:
-            yield f"{name!r} has the unknown dtype {info.dtype!r}"
-        elif (info.stop - info.start) * 8 != bits * math.prod(info.shape):
-            yield f"{name!r} of {info.dtype} {info.shape} takes {info.stop - info.start} bytes"
+        if bits is None and not (any_dtype and isinstance(info.dtype, str)):
+            yield f"{name} has the unknown dtype {quoted(info.dtype)}"
+        elif bits is not None and (info.stop - info.start) * 8 != bits * math.prod(info.shape):
+            yield f"{name} of {info.dtype} {quoted(info.shape)} takes {info.stop - info.start} bytes"
         if info.start != at:
-            yield f"{name!r} {'overlaps the tensor' if info.start < at else 'leaves a gap to the one'} before it"
+            yield f"{name} {'overlaps the tensor' if info.start < at else 'leaves a gap to the one'} before it"
         at = info.stop
     if at != size:
         yield f"it tells of {at} bytes where the file holds {size}"

@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from registry import gguf, hub
+from registry.artifact import TensorInfo, header_of, parse_header, read_header
 from registry.errors import BadInput, NotFound
 from registry.records import Base, canonical_json
 from registry.settings import Settings
@@ -48,7 +48,7 @@ class LocalBase:
     @property
     def quantized(self) -> bool:
         """Whether its weights are quantised, by what its files hold, whatever config.json says."""
-        return _is_quantized(self.path)
+        return _is_quantized(read_header(path, any_dtype=True) for path in _weights(self.path))
 
     @property
     def marked(self) -> bool:
@@ -117,21 +117,22 @@ def identify(directory: Path, *, base_id: str, revision: str = "") -> Base:
         raise BadInput(f"{directory} holds no config.json", hint="give the directory of a Hugging Face model")
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{config_path} is not JSON: {error}") from error
-    if not _is_marked(config) and not (directory / "hf_quant_config.json").is_file() and _is_quantized(directory):
+    headers = {path: header_of(path) for path in _weights(directory)}
+    parsed = [parse_header(path, header, any_dtype=True) for path, header in headers.items()]
+    if not _is_marked(config) and not (directory / "hf_quant_config.json").is_file() and _is_quantized(parsed):
         raise unscaled(str(directory))
     for field in _SOFTWARE_FIELDS:
         config.pop(field, None)
-    weights = sorted(directory.glob("*.safetensors"))
-    if not weights:
+    if not headers:
         raise BadInput(
             f"{directory} holds no .safetensors file",
             hint="save the model with `save_pretrained(..., safe_serialization=True)`; pickled weights are not loaded",
         )
     sample = hashlib.sha256()
-    for path in weights:
-        for block in _sampled(path):
+    for path, header in headers.items():
+        for block in _sampled(path, header):
             sample.update(block)
     return Base(
         id=base_id,
@@ -150,42 +151,30 @@ def unscaled(what: str) -> BadInput:
     )
 
 
+def _weights(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.safetensors"))
+
+
 def _is_marked(config: Mapping[str, Any]) -> bool:
     parts = (config, config.get("text_config") or {})
     return any(part.get(key) for part in parts for key in ("quantization_config", "compression_config"))
 
 
-def _is_quantized(directory: Path) -> bool:
+def _is_quantized(headers: Iterable[Mapping[str, TensorInfo]]) -> bool:
     """Whether tensors of 8 bits and less have scales beside them; those that have none are numbers as they stand."""
     narrow = scales = False
-    for path in directory.glob("*.safetensors"):
-        for name, info in _header(path).items():
-            kind = str(info.get("dtype")) if isinstance(info, dict) else ""
-            narrow |= kind.startswith(_NARROW) or name.endswith(("qweight", "weight_packed"))
-            scales |= bool(_SCALE.search(name))
+    for name, info in (item for header in headers for item in header.items()):
+        narrow |= info.dtype.startswith(_NARROW) or name.endswith(("qweight", "weight_packed"))
+        scales |= bool(_SCALE.search(name))
     return narrow and scales
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """A file's header; empty for what is none, which others say."""
-    with path.open("rb") as file:
-        try:
-            found = json.loads(file.read(min(struct.unpack("<Q", file.read(8))[0], path.stat().st_size)))
-        except (ValueError, struct.error):
-            return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _sampled(path: Path) -> Iterator[bytes]:
+def _sampled(path: Path, header: bytes) -> Iterator[bytes]:
     """A weight file's name, size and header whole, and 64 blocks of 4 KiB spread evenly over its data."""
-    size = path.stat().st_size
+    size, start = path.stat().st_size, 8 + len(header)
     yield f"{path.name}:{size}".encode()
+    yield header
     with path.open("rb") as file:
-        header = struct.unpack("<Q", file.read(8))[0]
-        if header > size:
-            raise BadInput(f"{path} is not a safetensors file, or it was cut off")
-        yield file.read(header)
-        start = 8 + header
         for index in range(_SAMPLES):
             file.seek(start + (size - start) * index // _SAMPLES, os.SEEK_SET)
             yield file.read(_SAMPLE_BYTES)

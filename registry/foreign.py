@@ -12,7 +12,9 @@ from typing import Any, Final
 from registry import unread
 from registry.base import LocalBase
 from registry.check.config import IDLE
+from registry.check.findings import some
 from registry.errors import Refused
+from registry.outside import quoted
 
 _COPY = re.compile(r"(-unsloth)?-(bnb-)?(4bit|8bit|int4|int8)$")
 """How the names of quantised copies of a base end."""
@@ -34,9 +36,9 @@ def cleaned(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]
     if known is None:
         return dict(config), ()
     unknown = sorted(config.keys() - known)
-    if telling := [f"{key}: {config[key]!r}" for key in unknown if key not in IDLE and config[key]]:
+    if telling := [f"{key}: {quoted(config[key])}" for key in unknown if key not in IDLE and config[key]]:
         raise Refused(
-            f"its adapter_config.json has what PEFT does not know, and would leave out: {', '.join(telling)}",
+            f"its adapter_config.json has what PEFT does not know, and would leave out: {some(telling)}",
             hint=next((unread.KEYS[key] for key in unknown if key in unread.KEYS), _TAKE_IT_OUT),
         )
     return {key: value for key, value in config.items() if key in known}, tuple(unknown)
@@ -61,7 +63,7 @@ def doubt(config: Mapping[str, Any], local: LocalBase) -> str:
     said, revision = str(config.get("base_model_name_or_path") or ""), str(config.get("revision") or "")
     given = local.base
     if said and _plain(said) not in {_plain(name) for name in (given.id, local.name, local.path.name)}:
-        return f"it says that it was trained on {said[:_LONGEST]!r}, and is taken as trained on {given.id}"
+        return f"it says that it was trained on {quoted(said)}, and is taken as trained on {given.id}"
     if _COMMIT.fullmatch(revision) and given.revision and revision != given.revision:
         return f"it says that it was trained on revision {revision}, and is taken as trained on {given.revision}"
     return ""

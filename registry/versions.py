@@ -161,13 +161,10 @@ def import_directory(
 
 def _stage(found: layouts.Found, into: Path) -> dict[str, Any]:
     """Copy PEFT's two files as they are kept, and return what the configuration said."""
-    try:
-        config = check.read_config(found.directory)
-    except RecursionError as error:
-        raise BadInput(f"{found.directory / artifact.CONFIG} is nested too deep to be read") from error
+    config = check.read_config(found.directory)
     kept, dropped = foreign.cleaned(config)
     if dropped:
-        log.warning("warning: adapter_config.json has keys that PEFT does not know; left out: %s", ", ".join(dropped))
+        log.warning("warning: adapter_config.json has keys that PEFT does not know; left out: %s", some(dropped))
     (into / artifact.CONFIG).write_text(json.dumps(kept), encoding="utf-8")
     if found.pickled:
         pickled.convert(found.weights, into / artifact.WEIGHTS)

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from registry.check.findings import printable
 from registry.errors import NotServable, first_line
+from registry.outside import printable
 from registry.records import Version
 from registry.refs import VersionRef
 from serving.meter import Meter
@@ -100,7 +100,7 @@ class Engine:
             loaded = await self._client.add_lora(held.request)
         except Exception as error:
             said = first_line(error).removeprefix("Call to add_lora method failed:").strip()
-            reason = printable(said, 300) or "it does not say why, and its log does"
+            reason = printable(said) or "it does not say why, and its log does"
             raise NotServable(name, [f"vLLM cannot load it: {reason}"]) from error
         if not loaded:
             raise NotServable(name, ["vLLM did not load it"])

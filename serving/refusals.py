@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.errors import LoradockError
+from registry.outside import printable
 from serving.access import is_anthropics
 
 if TYPE_CHECKING:
@@ -73,14 +74,14 @@ def forbidden(message: str, *, caller: str = "") -> Denied:
 
 def may_not_call(model: str, *, caller: str) -> Denied:
     """403 for a model that a key is not for."""
-    denied = forbidden(f"The key {caller!r} may not call the model `{model}`.", caller=caller)
+    denied = forbidden(f"The key {caller!r} may not call the model `{printable(model)}`.", caller=caller)
     denied.param = "model"
     return denied
 
 
 def no_such_model(model: str, *, caller: str = "") -> Denied:
     """404: nothing is served under this name; clients raise NotFoundError."""
-    message = f"The model `{model}` does not exist."
+    message = f"The model `{printable(model)}` does not exist."
     return Denied(404, message, code="model_not_found", param="model", caller=caller)
 
 

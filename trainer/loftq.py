@@ -6,7 +6,6 @@ PEFT's own routine does the same sums on CUDA alone, and leaves out the scale th
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self
@@ -17,6 +16,7 @@ from peft.tuners.lora import Linear4bit
 from safetensors import safe_open
 
 from registry.errors import BadInput
+from registry.outside import weight_map
 
 _PREFIX: Final = "base_model.model."
 
@@ -51,9 +51,8 @@ class _Weights:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._stack = ExitStack()
-        index = directory / "model.safetensors.index.json"
-        self._files: dict[str, str] = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
-        self._open: dict[str, Any] = {}
+        self._files = weight_map(directory) or {}
+        self._open: dict[Path, Any] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -62,9 +61,9 @@ class _Weights:
         self._stack.close()
 
     def read(self, name: str) -> torch.Tensor:
-        file = self._files.get(name, "model.safetensors")
+        file = self._files.get(name, self._directory / "model.safetensors")
         if file not in self._open:
-            self._open[file] = self._stack.enter_context(safe_open(self._directory / file, framework="pt"))
+            self._open[file] = self._stack.enter_context(safe_open(file, framework="pt"))
         try:
             tensor: torch.Tensor = self._open[file].get_tensor(name)
         except Exception as error:  # safetensors has no error of its own for this

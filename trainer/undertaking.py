@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from registry.errors import LoradockError
+from registry.outside import inside
 from registry.records import Base, TextSettings
 from registry.settings import Settings
 from registry.store import Store
@@ -78,7 +79,7 @@ def opened(
         found = _find(store, settings, identity) if resume else None
         found = found or (tracking.create(store, source.recipe.name), None)
     run_id, checkpoint = crew.share(found)
-    work = Workdir(settings.trainings / run_id)
+    work = Workdir(inside(settings.trainings, run_id, what="MLflow", deep=False))
     if not crew.main:
         with _closed_without_main(settings, run_id), scattered.place(crew, work) as place:
             mine = scattered.handed_out(crew, place, checkpoint) if checkpoint else None

@@ -92,7 +92,7 @@ def _all(directory: Path, base: BaseShapes, max_rank: int) -> Iterator[Finding]:
     if (directory / CONFIG).is_file():
         try:
             config = read_config(directory)
-        except (BadInput, RecursionError) as error:
+        except BadInput as error:
             yield Finding("config-unreadable", f"{CONFIG} cannot be read: {error}")
     tensors = None
     if (directory / WEIGHTS).is_file():

@@ -11,6 +11,7 @@ from registry.check.names import TensorName
 from registry.check.settings import TIED, largest_rank
 from registry.check.shapes import BaseShapes
 from registry.check.vllm import NO_LORA, PLAIN_STARTS, RANKS
+from registry.outside import printable, quoted
 from registry.patterns import is_tame
 
 _CONVERTED: Final = (
@@ -32,12 +33,14 @@ def in_config(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base
         yield Finding("base-takes-no-lora", text, "merge")
     method = config.get("peft_type")
     if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
-        text = f"its task_type is {task!r}, and what is served is CAUSAL_LM: its head, where it has one, is left out"
+        text = (
+            f"its task_type is {quoted(task)}, and what is served is CAUSAL_LM: its head, where it has one, is left out"
+        )
         yield Finding("task-differs", text)
     if method is None:
         yield Finding("method-missing", "its configuration names no peft_type, so PEFT cannot load it", "settings")
     elif method != "LORA":
-        yield Finding("not-lora", f"its method is {method}, and vLLM serves LORA", _cure(str(method)))
+        yield Finding("not-lora", f"its method is {printable(str(method))}, and vLLM serves LORA", _cure(str(method)))
         return
     yield from _numbers(config)
     yield from _keys(config)
@@ -82,22 +85,22 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[Finding]:
     if "r" not in config:
         yield Finding("rank-missing", "its configuration does not name its rank, r", "settings")
     elif not is_rank(config["r"]):
-        yield Finding("rank-invalid", f"its rank is {config['r']!r}, and a rank is a whole number above 0")
+        yield Finding("rank-invalid", f"its rank is {quoted(config['r'])}, and a rank is a whole number above 0")
     if "lora_alpha" not in config:
         yield Finding("alpha-missing", "its configuration names no lora_alpha, which PEFT takes for 8", "settings")
     elif not is_number(config["lora_alpha"]):
-        yield Finding("alpha-invalid", f"its lora_alpha is {config['lora_alpha']!r}, which is no number")
+        yield Finding("alpha-invalid", f"its lora_alpha is {quoted(config['lora_alpha'])}, which is no number")
     elif config["lora_alpha"] == 0:
         yield Finding("no-effect", "it has no effect: lora_alpha is 0")
     if "target_modules" not in config or not (config["target_modules"] or config.get("target_parameters")):
         yield Finding("targets-missing", "its configuration names no target_modules", "settings")
     elif not isinstance(config.get("target_modules") or [], list | str):
-        yield Finding("targets-invalid", f"its target_modules are {config['target_modules']!r}", "settings")
+        yield Finding("targets-invalid", f"its target_modules are {quoted(config['target_modules'])}", "settings")
 
 
 def _keys(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Keys that nobody here can read, unless they are off."""
-    if odd := [f"{key}: {config[key]!r}" for key in sorted(config.keys() - _READ - _SILENT) if config[key]]:
+    if odd := [f"{key}: {quoted(config[key])}" for key in sorted(config.keys() - _READ - _SILENT) if config[key]]:
         yield Finding("setting-unknown", f"it is not known what these of its settings do: {some(odd)}", unknown=True)
 
 
@@ -127,9 +130,9 @@ def _patterns(config: Mapping[str, Any]) -> Iterator[Finding]:
     for key, fits in (("rank_pattern", is_rank), ("alpha_pattern", is_number)):
         pattern = config.get(key) or {}
         if not isinstance(pattern, dict):
-            yield Finding("pattern-invalid", f"its {key} is {pattern!r}, and not a mapping from modules")
+            yield Finding("pattern-invalid", f"its {key} is {quoted(pattern)}, and not a mapping from modules")
             continue
-        if wrong := [f"{name}: {value!r}" for name, value in pattern.items() if not fits(value)]:
+        if wrong := [f"{name}: {quoted(value)}" for name, value in pattern.items() if not fits(value)]:
             yield Finding("pattern-invalid", f"its {key} holds what cannot be: {some(wrong)}")
         if wild := [name for name in pattern if not is_tame(name)]:
             yield Finding("pattern-unsafe", f"its {key} holds expressions that may never end: {some(wild)}")
@@ -182,7 +185,8 @@ def _biases(config: Mapping[str, Any], tensors: Mapping[str, TensorName], base: 
         merges = bool(base.layers) and all((layer := base.layer(name)) and layer.bias for name in of_lora)
         yield Finding("bias", f"it trains biases of its own ({len(of_lora)}, lora_bias)", "merge" if merges else "")
     elif told:
-        yield Finding("bias", f"it trains biases of the base ({len(of_base)}, bias: {config.get('bias')})", "merge")
+        kind = printable(str(config.get("bias")))
+        yield Finding("bias", f"it trains biases of the base ({len(of_base)}, bias: {kind})", "merge")
 
 
 def _whole_modules(config: Mapping[str, Any], tensors: Mapping[str, TensorName]) -> Iterator[Finding]:
@@ -190,10 +194,10 @@ def _whole_modules(config: Mapping[str, Any], tensors: Mapping[str, TensorName])
         return
     names = [str(name) for name in kept] if isinstance(kept, list) else [str(kept)]
     if any(replaces(config, name) for name in tensors.values()):
-        text = f"it replaces whole modules (modules_to_save: {', '.join(names)})"
+        text = f"it replaces whole modules (modules_to_save: {some(names)})"
         yield Finding("modules-to-save", text, "merge")
     else:
-        text = f"it says that it replaces whole modules (modules_to_save: {', '.join(names)}), and it holds none"
+        text = f"it says that it replaces whole modules (modules_to_save: {some(names)}), and it holds none"
         yield Finding("modules-to-save", text, "settings")
 
 
@@ -220,7 +224,7 @@ def _start(config: Mapping[str, Any], base: BaseShapes) -> Iterator[Finding]:
     if not isinstance(start, str):
         return
     kind = start.lower()
-    told = f"it starts from a changed base (init_lora_weights: {start})"
+    told = f"it starts from a changed base (init_lora_weights: {printable(start)})"
     if kind == "lora_ga":
         text = f"{told}: as it is saved, neither PEFT nor vLLM takes its start out again"
         yield Finding("start-left-in", text, blocks=False)
@@ -238,4 +242,4 @@ def _start(config: Mapping[str, Any], base: BaseShapes) -> Iterator[Finding]:
         text = f"{told}: it fits only the quantised copy that its training made, and no other base"
         yield Finding("start-left-in", text)
     else:
-        yield Finding("start-unknown", f"its init_lora_weights is {start!r}, which vLLM refuses", "")
+        yield Finding("start-unknown", f"its init_lora_weights is {quoted(start)}, which vLLM refuses", "")

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from registry.outside import printable
+
 MENDINGS: Final = {
     "files": "copies PEFT's two files alone",
     "names": "writes the tensors' names as PEFT does",
@@ -100,9 +102,3 @@ def some(names: Iterable[str], *, most: int = 3) -> str:
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(printable(name, 150) for name in listed[:most]) + more
-
-
-def printable(text: str, most: int) -> str:
-    """A text without control characters, cut to `most` characters."""
-    cut = text if len(text) <= most else f"{text[:most]}..."
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in cut)

@@ -30,6 +30,8 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise BadInput(f"{directory} holds no {CONFIG}", hint="give the directory that PEFT's save_pretrained wrote")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise BadInput(f"{path} is nested too deep to be read") from error
     except ValueError as error:
         raise BadInput(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry.artifact import TensorInfo, read_header, read_values
 from registry.errors import BadInput
+from registry.outside import weight_map
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -170,7 +171,7 @@ def read_shapes(directory: Path) -> BaseShapes:
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{directory} holds no readable config.json", hint="give a Hugging Face model") from error
     paths = _weight_files(directory)
     if not paths:
@@ -180,14 +181,9 @@ def read_shapes(directory: Path) -> BaseShapes:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise BadInput(f"{index} is damaged") from error
-        paths = [directory / str(name) for name in sorted(names)]
-        return paths if all(path.is_file() and path.parent == directory for path in paths) else []
+    if (places := weight_map(directory)) is not None:
+        paths = sorted({*places.values()})
+        return paths if all(path.is_file() for path in paths) else []
     return sorted(directory.glob("model*.safetensors")) or sorted(directory.glob("*.safetensors"))
 
 

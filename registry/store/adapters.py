@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from registry.artifact import MANIFEST
 from registry.errors import BadInput
+from registry.outside import inside
 from registry.records import Facts
 from registry.store.connection import Connection, translated
 from registry.store.copies import followed
@@ -65,4 +66,17 @@ class Adapters(Connection):
         with translated(self.uri, f"file of {what}"):
             location = self.client.get_logged_model(model_id).artifact_location
             # Not mlflow.artifacts.download_artifacts: it follows `models:/m-...` into the process's default store.
-            get_artifact_repository(location, tracking_uri=self.uri).download_artifacts("", dst_path=str(into))
+            files = get_artifact_repository(location, tracking_uri=self.uri)
+            _refuse_outside(files, into, what=what)
+            files.download_artifacts("", dst_path=str(into))
+
+
+def _refuse_outside(files: Any, into: Path, *, what: str) -> None:
+    """Raise BadInput where the listing of an adapter's files has a name that leads out of its directory."""
+    directories = [""]
+    while directories:
+        path = directories.pop()
+        for file in files.list_artifacts(path):
+            if file.path not in (".", path):  # MLflow passes over these, too
+                inside(into, file.path, what=f"the listing of {what}")
+                directories += [file.path] if file.is_dir else []

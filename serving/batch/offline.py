@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from registry.base import LocalBase
-from registry.check.findings import printable
 from registry.errors import BadInput, LoradockError, NotServable, first_line
+from registry.outside import printable
 from registry.records import Version
 from registry.reference import PROMPTS, Reference
 from registry.refs import VersionRef
@@ -109,7 +109,7 @@ class Offline:
         try:
             loaded = self._llm.llm_engine.add_lora(request)
         except Exception as error:
-            raise NotServable(name, [f"vLLM cannot load it: {printable(first_line(error), 300)}"]) from error
+            raise NotServable(name, [f"vLLM cannot load it: {printable(first_line(error))}"]) from error
         if not loaded:
             raise NotServable(name, ["vLLM did not load it"])
         if fault := self._proof(request, reference).fault:

@@ -108,3 +108,56 @@ def test_a_damaged_safetensors_file_is_refused(adapter: Path, damage: Callable[[
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BadInput, match=r"safetensors|header"):
         artifact.read_header(path)
+
+
+def with_header(directory: Path, text: str, *, data: int = 0) -> Path:
+    path = directory / artifact.WEIGHTS
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + bytes(data))
+    return path
+
+
+def tensor(shape: list[int], dtype: str = "F32", stop: int = 0) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [0, stop]}
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"a": tensor([10**9] * 80_000)}, "80000 dimensions"),
+        ({"a": tensor([0, 10**4000])}, "too large"),
+        ({"a": tensor([0, 2**63])}, "too large"),
+        ({str(number): tensor([0]) for number in range(200_001)}, "200001 tensors"),
+    ],
+    ids=["dimensions", "digits", "bits", "tensors"],
+)
+def test_a_header_beyond_what_any_model_needs_is_refused(tmp_path: Path, header: object, said: str) -> None:
+    path = with_header(tmp_path, json.dumps(header))
+    with pytest.raises(BadInput, match=said):
+        artifact.read_header(path)
+
+
+def test_a_header_larger_than_any_model_s_is_not_read(tmp_path: Path) -> None:
+    path = with_header(tmp_path, json.dumps({"__metadata__": {"a": "b" * (32 * 2**20)}}))
+    with pytest.raises(BadInput, match=r"a header of \d+ bytes, and 33554432 are read"):
+        artifact.read_header(path)
+
+
+def test_a_header_as_large_as_an_adapter_of_every_expert_has_is_read(tmp_path: Path) -> None:
+    names = [
+        f"base_model.model.model.layers.{layer}.mlp.experts.{expert}.{part}_proj.lora_{side}.weight"
+        for layer in range(58)
+        for expert in range(256)
+        for part in ("gate", "up", "down")
+        for side in "AB"
+    ]
+    header = {name: {"dtype": "U8", "shape": [1], "data_offsets": [at, at + 1]} for at, name in enumerate(names)}
+    assert len(artifact.read_header(with_header(tmp_path, json.dumps(header), data=len(names)))) == 89_088
+
+
+def test_a_base_may_hold_types_that_an_adapter_may_not(tmp_path: Path) -> None:
+    path = with_header(tmp_path, json.dumps({"a": tensor([1], "F8_NEW", stop=1)}), data=1)
+    assert artifact.read_header(path, any_dtype=True)["a"].dtype == "F8_NEW"
+    with pytest.raises(BadInput, match="unknown dtype 'F8_NEW'"):
+        artifact.read_header(path)
+    with pytest.raises(BadInput, match="dimensions"):
+        artifact.read_header(with_header(tmp_path, json.dumps({"a": tensor([1] * 65)})), any_dtype=True)

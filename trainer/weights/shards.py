@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from registry.artifact import TensorInfo, read_header
+from registry.outside import INDEX, inside, weight_map
 from trainer.weights.readers import readable, readable_tokenizer
 
-INDEX: Final = "model.safetensors.index.json"
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _BESIDE: Final = (".json", ".jinja", ".model", ".tiktoken", ".txt")
@@ -35,12 +35,9 @@ class Shards:
     @cached_property
     def files(self) -> Mapping[str, Mapping[str, TensorInfo]]:
         """By file, its tensors; raises BadInput for a damaged one."""
-        index = self.directory / INDEX
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            names = sorted(path.name for path in self.directory.glob("*.safetensors"))
-        return {name: read_header(self.directory / name) for name in names}
+        places = weight_map(self.directory)
+        paths = self.directory.glob("*.safetensors") if places is None else {*places.values()}
+        return {path.name: read_header(path) for path in sorted(paths)}
 
     @cached_property
     def places(self) -> Mapping[str, str]:
@@ -91,7 +88,7 @@ class Shards:
                 if name in copies:
                     after = changed(copies[name])
                     tensors[copies[name]] = (before if after is None else after).to(kind, copy=True).contiguous()
-            save_file(tensors, out / file, metadata={"format": "pt"})
+            save_file(tensors, inside(out, file, what="the base", deep=False), metadata={"format": "pt"})
             places |= dict.fromkeys(tensors, file)
             total += sum(tensor.nbytes for tensor in tensors.values())
         if (self.directory / INDEX).is_file() or len(self.files) > 1:
