@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -53,19 +53,23 @@ class Admission:
         """What the versions that are loaded showed."""
         return MappingProxyType(self._proofs)
 
-    async def admit(self, version: Version) -> None:
+    async def admit(self, version: Version, keep: Collection[str] = ()) -> None:
         """Fetch, verify, load and prove a version; from then on names may point at it.
+
+        What has the digests in `keep` stays in the cache. What the engine read is what was hashed: the files are looked
+        at again once it has read them.
 
         Raises what `cache.Cache.directory` does, and NotServable when the engine or the proof refuses it.
         """
         async with self._fetching:
-            directory = await asyncio.to_thread(self._adapters.directory, version)
+            files = await asyncio.to_thread(self._adapters.directory, version, keep)
             reference = await self._reference(version)
         added = False
         try:
             async with self._turn:
-                await self._engine.add(version, directory)
+                await self._engine.add(version, files.path)
                 added = True
+                await asyncio.to_thread(files.check, str(version.ref))
                 await self._prove(version, reference)
             self._engine.admit(version.ref)
         except BaseException:

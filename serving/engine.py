@@ -12,7 +12,7 @@ import time
 import uuid
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +57,10 @@ class Engine:
         self._waited: Counter[str] = Counter()
         self._pointed: dict[str, VersionRef] = {}
         self.meter = Meter(client, clock=clock)
-        self.meter.entered.append(self._on_enter)
+        self.meter.admitted = self._admitted
         self.meter.left.append(self._on_leave)
+        self.readmit: Callable[[Version], Awaitable[None]] = _refuse
+        """Loads and proves a version again that was let go of while a call was on its way to it."""
 
     @property
     def served_as(self) -> frozenset[str]:
@@ -146,7 +148,7 @@ class Engine:
     async def lost(self) -> tuple[VersionRef, ...]:
         """Versions that the ledger holds and vLLM does not; they are no longer resident.
 
-        vLLM loads a version by itself when a request for it comes, so this alone fails no request.
+        A request that comes for one waits until it is loaded and proven again.
         """
         before = {name for name, held in self._held.items() if held.resident}
         there = await self._client.list_loras()
@@ -221,10 +223,11 @@ class Engine:
         # which outlive it.
         return max(self._waited[name], self.meter.running(name))
 
-    def _on_enter(self, name: str) -> None:
-        if held := self._held.get(name):
-            # A request that looked its name up before a drain ended makes vLLM load the version again by itself.
-            held.resident = True
+    async def _admitted(self, name: str) -> None:
+        # vLLM would load a version again by itself, from whatever its files hold by now, for a request that looked its
+        # name up before a drain ended.
+        if (held := self._held.get(name)) and not held.resident:
+            await self.readmit(held.version)
 
     def _on_leave(self, name: str) -> None:
         if held := self._held.get(name):
@@ -233,6 +236,10 @@ class Engine:
     def _mark_idle(self, ref: VersionRef | None) -> None:
         if ref and (held := self._held.get(str(ref))):
             held.idle_since = self._clock()
+
+
+async def _refuse(version: Version) -> None:
+    raise NotServable(str(version.ref), ["it was unloaded"])
 
 
 def unfit(args: Namespace, environ: Mapping[str, str], *, cpu: bool) -> list[str]:

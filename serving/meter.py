@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -28,8 +28,8 @@ class Meter:
     def __init__(self, client: Any, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._running: Counter[str] = Counter()
-        self.entered: list[Callable[[str], None]] = []
-        """Told the engine name of a version whose call begins."""
+        self.admitted: Callable[[str], Awaitable[None]] = _at_once
+        """Asked, with the engine name of a version, before its call begins; what it raises ends the call."""
         self.left: list[Callable[[str], None]] = []
         """Told the engine name of a version whose call ended, however."""
         self.ended: list[Callable[[Call], None]] = []
@@ -63,9 +63,10 @@ class Meter:
         call = Call(asked, _ref(name), self._clock()) if asked else None
         if name:
             self._running[name] += 1
-            _tell(self.entered, name)
         tokens: dict[int, int] = {}
         try:
+            if name:
+                await self.admitted(name)
             async with aclosing(answers) as outputs:
                 async for output in outputs:
                     if call:
@@ -84,6 +85,10 @@ class Meter:
                 if call.outcome == "ok" and not call.finish:
                     call.outcome = "aborted"
                 _tell(self.ended, call)
+
+
+async def _at_once(name: str) -> None:
+    """Let every call begin."""
 
 
 def _adds(params: Any) -> bool:

@@ -158,6 +158,7 @@ class Plugin:
             lambda version, into: source.store().download(version.source, into, what=str(version.ref)),
             base=await asyncio.to_thread(read_shapes, local.path),
             max_rank=engines.max_lora_rank(engine_client),
+            most=serving.cache_bytes,
         )
         references = References(
             settings.root / "references", local.base, lambda digest: source.store().find_reference(digest, local.base)
@@ -178,6 +179,7 @@ class Plugin:
         engine.meter.ended += [state.loradock_metrics.ended, state.loradock_keys.ended, state.loradock_signals.ended]
         await replica.start()
         state.loradock, state.loradock_engine, state.loradock_base = replica, engine, local.base
+        engine.readmit = replica.readmit
         state.loradock_limits = {
             "slots": engines.slots(engine_client),
             "max_rank": engines.max_lora_rank(engine_client),

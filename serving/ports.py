@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from registry.records import Version
 from registry.reference import Reference
 from registry.refs import VersionRef
+from serving.cache import Verified
 from serving.desired import Reading
 from serving.probe import Scored
 from serving.reconcile import Resident
@@ -63,8 +64,8 @@ class Watcher(Protocol):
 class Adapters(Protocol):
     """What a replica asks of `cache.Cache`; it blocks."""
 
-    def directory(self, version: Version) -> Path:
-        """A version's files, verified."""
+    def directory(self, version: Version, keep: Collection[str]) -> Verified:
+        """A version's files, verified; what has these digests makes no room for them."""
 
 
 class Engine(Protocol):

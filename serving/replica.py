@@ -206,6 +206,9 @@ class Replica:
                     self._since.pop(name, None)
                     log.info("%s is no longer served", name)
                 case Retire(ref):
+                    held = self._engine.resident.get(ref)
+                    if held is None or held.in_flight:  # since the plan was made
+                        continue
                     await self._engine.remove(ref)
                     self._admission.forget(ref)
                     self._watcher.forget(ref)
@@ -220,7 +223,7 @@ class Replica:
     async def _load(self, version: Version) -> None:
         ref, started = version.ref, self._clock()
         try:
-            await self._admission.admit(version)
+            await self._admission.admit(version, frozenset(self.digests().values()))
             self._quarantined.pop(ref, None)
             seconds = self._clock() - started
             self._watcher.loaded(ref, seconds)
@@ -269,7 +272,20 @@ class Replica:
         """
         if version := self._engine.hold(ref):
             return version
-        demand = self._demand.setdefault(ref, Demand(self._wanted(ref) or await self._pinned(ref)))
+        return await self._brought(self._wanted(ref) or await self._pinned(ref))
+
+    async def readmit(self, version: Version) -> None:
+        """Return once a version that the engine let go of is loaded and proven again, for a call that comes late.
+
+        Raises what `acquire` does.
+        """
+        await self._brought(version)
+        self.release(version.ref)
+
+    async def _brought(self, version: Version) -> Version:
+        """Hold a version once it is loaded and proven."""
+        ref = version.ref
+        demand = self._demand.setdefault(ref, Demand(version))
         demand.waiting += 1
         self._changed.set()
         try:
@@ -281,8 +297,8 @@ class Replica:
             demand.waiting -= 1
             if not demand.waiting and self._demand.get(ref) is demand:
                 del self._demand[ref]
-        if version := self._engine.hold(ref):
-            return version
+        if found := self._engine.hold(ref):
+            return found
         held = self._quarantined.get(ref)
         raise NotServable(str(ref), [held.reason if held else "it was unloaded again"])
 

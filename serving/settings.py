@@ -35,6 +35,9 @@ class ServingSettings(FromEnvironment):
     proof: Literal["parity", "effect"] = "parity"
     """What a version must show before it takes traffic: `effect`, that it changes what the base says; `parity`, also
     that it says what PEFT says with it."""
+    cache_gib: float | None = Field(default=None, gt=0)
+    """How much the adapters kept on disk may take, in GiB: the least recently used go, but for what is promoted or
+    loaded. Unset, they go when the disk is full."""
     keys: Path | None = None
     """The file of API keys; without it and without vLLM's own key, only this machine may call, or all with `--open`."""
     webhook_secret: SecretStr = SecretStr("")
@@ -60,6 +63,11 @@ class ServingSettings(FromEnvironment):
     def public(self) -> frozenset[str]:
         """The aliases that clients may ask for."""
         return frozenset(filter(None, map(str.strip, self.aliases.split(","))))
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """How much the adapters kept on disk may take; None for as much as there is."""
+        return None if self.cache_gib is None else int(self.cache_gib * 2**30)
 
     @property
     def followed(self) -> frozenset[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from registry.base import LocalBase
@@ -17,7 +16,7 @@ from registry.settings import Settings
 from registry.store import Store
 from serving import launch
 from serving.batch.answering import Engine
-from serving.cache import Cache
+from serving.cache import Cache, Verified
 from serving.references import References, missing
 
 Found = TypeVar("Found")
@@ -56,12 +55,15 @@ class Loading:
             lambda digest: Store(self.settings).find_reference(digest, self.local.base),
         )
 
-        def fetch(version: Version) -> tuple[Path, Reference | None]:
-            return cache.directory(version), self._reference(version, references)
+        keep = {version.facts.digest for version in versions}
+
+        def fetch(version: Version) -> tuple[Verified, Reference | None]:
+            return cache.directory(version, keep), self._reference(version, references)
 
         def load(version: Version) -> None:
-            directory, reference = fetched[version.ref]
-            engine.load(version, directory, reference)
+            files, reference = fetched[version.ref]
+            engine.load(version, files.path, reference)
+            files.check(str(version.ref))
             if reference:
                 references.keep(reference)
 

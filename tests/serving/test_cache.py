@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from registry.store import Store
 from registry.versions import register
 from serving.cache import Cache
 from tests.support.adapters import BASE_CONFIG, log_adapter, make_version, write_adapter
+from tests.support.serving.cached import assert_whole
 
 
 class FakeStore:
@@ -57,8 +60,8 @@ def cache_of(root: Path, fake_store: FakeStore, max_rank: int = 16) -> Cache:
 
 
 def names(root: Path) -> list[str]:
-    """What lies in the cache, but for its locks."""
-    return sorted(path.name for path in root.iterdir() if path.name != ".locks")
+    """What lies in the cache, but for its locks and its times."""
+    return sorted(path.name for path in root.iterdir() if path.name not in (".locks", ".used"))
 
 
 def flip(path: Path) -> None:
@@ -71,9 +74,9 @@ def flip(path: Path) -> None:
 
 def test_it_fetches_once_into_a_directory_named_by_digest(version: Version, fake_store: FakeStore, root: Path) -> None:
     cache = cache_of(root, fake_store)
-    directory = cache.directory(version)
+    directory = cache.directory(version).path
     assert directory == root / version.facts.digest
-    assert cache.directory(version) == directory
+    assert cache.directory(version).path == directory
     assert fake_store.fetched == 1
     verify(directory, version.facts.digest, what="the cached copy")
     assert names(root) == [version.facts.digest]
@@ -86,7 +89,7 @@ def test_it_fetches_from_a_real_store(store: Store, version: Version, settings: 
         base=shapes_of_config(BASE_CONFIG),
         max_rank=16,
     )
-    assert (cache.directory(version) / WEIGHTS).is_file()
+    assert (cache.directory(version).path / WEIGHTS).is_file()
 
 
 def test_a_file_that_cannot_be_fetched_says_why_and_not_that_it_failed(
@@ -106,7 +109,7 @@ def test_a_file_that_cannot_be_fetched_says_why_and_not_that_it_failed(
 
 
 def test_what_it_gives_is_closed_for_writing(version: Version, fake_store: FakeStore, root: Path) -> None:
-    directory = cache_of(root, fake_store).directory(version)
+    directory = cache_of(root, fake_store).directory(version).path
     assert not any(path.stat().st_mode & 0o222 for path in (directory, *directory.rglob("*")))
 
 
@@ -172,7 +175,7 @@ def test_a_damaged_copy_is_replaced_and_never_given_out(
     damage: str, version: Version, fake_store: FakeStore, root: Path, tmp_path: Path
 ) -> None:
     cache = cache_of(root, fake_store)
-    directory = cache.directory(version)
+    directory = cache.directory(version).path
     directory.chmod(0o755)
     weights = directory / WEIGHTS
     match damage:
@@ -194,7 +197,7 @@ def test_a_damaged_copy_is_replaced_and_never_given_out(
         case "a link":
             directory.rename(tmp_path / "elsewhere")
             directory.symlink_to(tmp_path / "elsewhere")
-    again = cache.directory(version)
+    again = cache.directory(version).path
     assert (again, fake_store.fetched) == (directory, 2)
     assert not any(path.is_symlink() for path in (again, *again.rglob("*")))
     verify(again, version.facts.digest, what="the replaced copy")
@@ -205,7 +208,7 @@ def test_a_damaged_copy_stays_out_of_use_while_the_store_is_out_of_reach(
     version: Version, fake_store: FakeStore, root: Path
 ) -> None:
     cache = cache_of(root, fake_store)
-    flip(cache.directory(version) / WEIGHTS)
+    flip(cache.directory(version).path / WEIGHTS)
     fake_store.error = Unreachable("MLflow is out of reach")
     with pytest.raises(Unreachable):
         cache.directory(version)
@@ -216,7 +219,79 @@ def test_a_damaged_copy_stays_out_of_use_while_the_store_is_out_of_reach(
 def test_a_whole_copy_needs_no_store(version: Version, fake_store: FakeStore, root: Path) -> None:
     cache_of(root, fake_store).directory(version)
     fake_store.error = Unreachable("MLflow is out of reach")
-    assert cache_of(root, fake_store).directory(version).is_dir()
+    assert cache_of(root, fake_store).directory(version).path.is_dir()
+
+
+def aged(root: Path, version: Version, seconds: float) -> None:
+    """Let the last that anybody asked for an adapter be so long ago."""
+    at = time.time() - seconds
+    os.utime(root / ".used" / version.facts.digest, (at, at))
+
+
+class Shelf:
+    """Four adapters of the same size, asked for an hour ago and before, the first one most recently."""
+
+    def __init__(self, store: Store, tmp_path: Path, root: Path) -> None:
+        self.versions = [make_version(store, tmp_path / f"a{seed}", f"a{seed}", seed=seed) for seed in range(4)]
+        self.store, self.root = store, root
+        cache = self.cache()
+        (self.size,) = {size_of(cache.directory(version).path) for version in self.versions}
+        for number, version in enumerate(self.versions):
+            aged(root, version, 3600.0 * (1 + number))
+
+    def cache(self, most: int | None = None) -> Cache:
+        def download(version: Version, into: Path) -> None:
+            self.store.download(version.source, into, what=str(version.ref))
+
+        return Cache(self.root, download, base=shapes_of_config(BASE_CONFIG), max_rank=16, most=most)
+
+    def held(self) -> list[int]:
+        return [at for at, version in enumerate(self.versions) if (self.root / version.facts.digest).is_dir()]
+
+
+def size_of(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*"))
+
+
+@pytest.fixture
+def shelf(store: Store, tmp_path: Path, root: Path) -> Shelf:
+    return Shelf(store, tmp_path, root)
+
+
+def test_a_limit_drops_what_was_not_asked_for_the_longest(shelf: Shelf) -> None:
+    shelf.cache().directory(shelf.versions[0])
+    assert shelf.held() == [0, 1, 2, 3]
+    shelf.cache(most=2 * shelf.size).directory(shelf.versions[3])
+    assert shelf.held() == [0, 3]
+    assert not assert_whole(shelf.root)
+    assert {path.name for path in (shelf.root / ".used").iterdir()} == {
+        shelf.versions[at].facts.digest for at in shelf.held()
+    }
+    shelf.cache(most=2 * shelf.size).directory(shelf.versions[1])
+    assert shelf.held() == [0, 1, 3], "what was asked for just now stays, and another replica may be about to load it"
+
+
+def test_what_is_to_be_kept_stays_above_a_limit(shelf: Shelf, caplog: pytest.LogCaptureFixture) -> None:
+    keep = {shelf.versions[at].facts.digest for at in (1, 3)}
+    shelf.cache(most=1).directory(shelf.versions[0], keep)
+    assert shelf.held() == [0, 1, 3]
+    assert "more than LORADOCK_SERVE_CACHE_GIB" in caplog.text
+
+
+def test_what_was_dropped_is_fetched_again(shelf: Shelf) -> None:
+    cache = shelf.cache(most=shelf.size)
+    cache.directory(shelf.versions[0])
+    assert shelf.held() == [0]
+    found = cache.directory(shelf.versions[2])
+    found.check("it")
+    verify(found.path, shelf.versions[2].facts.digest, what="it")
+
+
+def test_an_adapter_that_somebody_is_at_is_not_dropped(shelf: Shelf) -> None:
+    with (shelf.root / ".locks" / shelf.versions[3].facts.digest[:2]).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        shelf.cache(most=2 * shelf.size).directory(shelf.versions[0])
+    assert shelf.held() == [0, 3]
 
 
 def test_a_download_that_breaks_off_leaves_nothing(version: Version, fake_store: FakeStore, root: Path) -> None:
@@ -234,7 +309,7 @@ def test_replicas_that_fetch_at_once_download_once(version: Version, fake_store:
     def run() -> None:
         cache = cache_of(root, fake_store)
         barrier.wait(timeout=30)
-        found.append(cache.directory(version))
+        found.append(cache.directory(version).path)
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -251,7 +326,7 @@ def test_an_adapter_above_the_rank_limit_is_not_servable_here(store: Store, tmp_
     fake_store = FakeStore(tmp_path / "wide")
     with pytest.raises(NotServable, match="rank is 32"):
         cache_of(root, fake_store).directory(version)
-    assert cache_of(root, fake_store, max_rank=32).directory(version).is_dir()
+    assert cache_of(root, fake_store, max_rank=32).directory(version).path.is_dir()
     assert fake_store.fetched == 1
 
 

@@ -156,10 +156,26 @@ def test_a_late_request_brings_a_version_back_under_its_old_id() -> None:
         harness.engine.unpoint("bot")
         await harness.engine.remove(ONE.ref)
         assert not harness.engine.resident
+        harness.engine.readmit = harness.bring
         assert [piece async for piece in late] == [0, 1, 2]
         assert harness.engine.resident.keys() == {ONE.ref}, "it is loaded again, so it must be retired again"
         await harness.bring(ONE, "bot")
         assert harness.client.loaded.keys() == {1}, "one name never has two ids"
+
+    run(story())
+
+
+def test_a_late_request_never_makes_vllm_load_a_version_by_itself() -> None:
+    async def story() -> None:
+        harness = EngineHarness()
+        await harness.bring(ONE, "bot")
+        late = harness.client.generate("x", lora_request=harness.table["bot"])
+        harness.engine.unpoint("bot")
+        await harness.engine.remove(ONE.ref)
+        with pytest.raises(NotServable, match="it was unloaded"):
+            await anext(late)
+        assert (harness.client.asked, harness.client.loaded) == ([], {})
+        assert harness.engine.meter.running("bot/1") == 0
 
     run(story())
 

@@ -25,6 +25,28 @@ def test_the_start_ends_when_all_that_is_promoted_answers() -> None:
     assert harness.replica.status()["converged"]
 
 
+def test_a_version_that_is_asked_for_while_another_is_unloaded_stays() -> None:
+    harness = ReplicaHarness(ONE, CAT)
+
+    async def story() -> None:
+        remove = harness.engine.remove
+
+        async def slow(ref: VersionRef) -> None:
+            for other in harness.engine.admitted - {ref}:
+                assert harness.engine.hold(other)
+            await remove(ref)
+
+        harness.engine.remove = slow  # type: ignore[method-assign]
+        harness.registry.promote()
+        await harness.until(lambda: len(harness.engine.admitted) == 1)
+        await harness.turns()
+        (left,) = harness.engine.admitted
+        harness.engine.release(left)
+        await harness.until(lambda: not harness.engine.admitted)
+
+    harness.follow(story)
+
+
 def test_a_start_without_any_plan_fails() -> None:
     harness = ReplicaHarness(ONE)
     harness.registry.error = Unreachable("out of reach")

@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store
 from serving.admission import Admission
-from serving.cache import Cache
+from serving.cache import Cache, Verified
 from serving.desired import Source
 from serving.probe import Scored
 from serving.replica import Replica
@@ -102,8 +102,8 @@ class DyingCache(Cache):
 
     steps: Steps
 
-    def directory(self, version: Version) -> Path:
-        found = super().directory(version)
+    def directory(self, version: Version, keep: Collection[str] = ()) -> Verified:
+        found = super().directory(version, keep)
         self.steps.at("in the cache", version.ref.number)
         return found
 
@@ -257,7 +257,7 @@ def test_what_a_killed_process_left_goes_and_what_another_is_fetching_stays(
     def cache() -> Cache:
         return Cache(root, download, base=shapes_of_config(BASE_CONFIG), max_rank=16)
 
-    directory = cache().directory(versions[0])
+    directory = cache().directory(versions[0]).path
     assert [name[: -len("12345678")] for name in seen[0]] == [f".fetching-{versions[0].facts.digest}-"]
     verify(directory, versions[0].facts.digest, what=NAME)
     assert assert_whole(root) == []

@@ -301,8 +301,26 @@ def test_a_full_disk_leaves_nothing_half_done(store: Store, tmp_path: Path, disk
     cache = Cache(disk, download, base=shapes_of_config(BASE_CONFIG), max_rank=16)
     with full(disk), pytest.raises(LoradockError, match=r"no space left in .* for support-bot/1"):
         cache.directory(version)
-    assert not [path for path in disk.iterdir() if path.name != ".locks"]
-    assert cache.directory(version).is_dir()
+    assert not [path for path in disk.iterdir() if path.name not in (".locks", ".used")]
+    assert cache.directory(version).path.is_dir()
+
+
+def test_a_full_disk_gets_room_from_what_nobody_asks_for(store: Store, tmp_path: Path, disk: Path) -> None:
+    old, new = (make_version(store, tmp_path / name, name, seed=seed) for seed, name in enumerate(("old", "new")))
+
+    def download(item: Version, into: Path) -> None:
+        store.download(item.source, into, what=str(item.ref))
+
+    cache = Cache(disk, download, base=shapes_of_config(BASE_CONFIG), max_rank=16)
+    cache.directory(old)
+    with full(disk):
+        with pytest.raises(LoradockError, match="no space left"):
+            cache.directory(new)
+        os.utime(disk / ".used" / old.facts.digest, (0, 0))
+        with pytest.raises(LoradockError, match="no space left"):
+            cache.directory(new, {old.facts.digest})
+        assert cache.directory(new).path.is_dir()
+        assert not (disk / old.facts.digest).exists()
 
 
 class ForgetfulStore(Store):

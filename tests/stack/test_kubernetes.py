@@ -118,6 +118,15 @@ def test_the_ingress_speaks_tls_and_passes_on_what_clients_call_alone() -> None:
     assert backend == {"name": service["metadata"]["name"], "port": {"name": service["spec"]["ports"][0]["name"]}}
 
 
+def test_every_volume_has_a_size_and_the_adapters_stay_within_theirs() -> None:
+    homes = [pod["volumes"] for pod in (POD, JOB["spec"]["template"]["spec"])]
+    empty = {volume["name"]: volume["emptyDir"] for volumes in homes for volume in volumes if "emptyDir" in volume}
+    assert all("sizeLimit" in each for each in empty.values())
+    most = float(named("ConfigMap")["data"]["LORADOCK_SERVE_CACHE_GIB"])
+    assert most + 2 <= float(empty["home"]["sizeLimit"].removesuffix("Gi"))
+    assert named("PersistentVolumeClaim", "loradock-bases")["spec"]["resources"]["requests"]["storage"]
+
+
 def test_secrets_come_as_files_that_the_secret_has() -> None:
     files = {
         variable["value"].removeprefix(f"{mounted('secrets')}/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from registry.records import Base, TextSettings, Version
 from registry.reference import Reference
 from registry.refs import VersionRef
 from serving.admission import Admission
+from serving.cache import Verified
 from serving.desired import Promoted, Reading
 from serving.probe import Scored
 from serving.reconcile import Resident
@@ -91,12 +92,12 @@ class FakeCache:
         self.gate.set()
         self.asked: list[VersionRef] = []
 
-    def directory(self, item: Version) -> Path:
+    def directory(self, item: Version, keep: Collection[str] = ()) -> Verified:
         self.asked.append(item.ref)
         self.gate.wait(timeout=10)
         if error := self.errors.get(item.ref):
             raise error
-        return Path("/nowhere")
+        return Verified(Path("/nowhere"))
 
 
 class FakeEngine:
