@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from pydantic import SecretStr
+
 from registry.errors import BadInput, LoradockError, NotFound, Unreachable
 from registry.refs import VersionRef, parse_version
 from registry.room import Room
+from registry.secret import bearer
 from registry.settings import Settings
 
 _TIMEOUT: Final = 10.0  # seconds
@@ -20,15 +23,12 @@ _SHORT_TIMEOUT: Final = 2.0
 """Seconds, for what a promotion waits for."""
 
 
-def fetch_status(url: str, api_key: str, *, seconds: float = _TIMEOUT) -> dict[str, Any]:
+def fetch_status(url: str, api_key: SecretStr, *, seconds: float = _TIMEOUT) -> dict[str, Any]:
     """A replica's status; raises Unreachable, NotFound for another server, or BadInput for a wrong key or URL."""
     address = f"{url.rstrip('/')}/loradock/status"
     if not address.startswith(("http://", "https://")):
         raise BadInput(f"{url!r} is not a URL", hint="write it as http://HOST:PORT")
-    # Only http and https come this far.
-    request = urllib.request.Request(  # noqa: S310
-        address, headers={"Authorization": f"Bearer {api_key}"} if api_key else {}
-    )
+    request = urllib.request.Request(address, headers=bearer(api_key))  # noqa: S310 - http and https alone
     try:
         with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
             found = json.load(answer)
@@ -58,10 +58,8 @@ def nudge(settings: Settings) -> list[str]:
     problems = []
     for url in settings.replica_urls:
         address = f"{url.rstrip('/')}/loradock/nudge"
-        key = settings.api_key.get_secret_value()
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            request = urllib.request.Request(address, method="POST", headers=headers)  # noqa: S310 - ours to say
+            request = urllib.request.Request(address, method="POST", headers=bearer(settings.api_key))  # noqa: S310 - ours to say
             urllib.request.urlopen(request, timeout=_SHORT_TIMEOUT).close()  # noqa: S310
         except (OSError, ValueError, http.client.HTTPException) as error:
             problems.append(f"{url} was not told of the move, and finds out at its next poll: {error}")
@@ -87,7 +85,7 @@ def _room(url: str, status: Mapping[str, Any]) -> Room | str:
         return str(error)
 
 
-def held(urls: Iterable[str], api_key: str) -> Mapping[VersionRef, str]:
+def held(urls: Iterable[str], api_key: SecretStr) -> Mapping[VersionRef, str]:
     """Every version that a replica holds, answers with, loads, wants or holds back, and the replica's URL.
 
     Raises what `fetch_status` does: a replica that does not answer is not one that needs nothing.
@@ -118,7 +116,7 @@ def statuses(settings: Settings) -> dict[str, dict[str, Any] | str]:
 
     def ask(url: str) -> dict[str, Any] | str:
         try:
-            return fetch_status(url, settings.api_key.get_secret_value(), seconds=_SHORT_TIMEOUT)
+            return fetch_status(url, settings.api_key, seconds=_SHORT_TIMEOUT)
         except LoradockError as error:
             return str(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,25 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from registry.errors import BadInput
+from registry.secret import from_files
 
 
 class FromEnvironment(BaseSettings):
     """Settings whose meanings are their docstrings, and whose faults name the variable; raises BadInput.
 
-    An empty variable is one that is not set.
+    An empty variable is one that is not set. A secret may stand in a file, which NAME_FILE names.
     """
 
     model_config = SettingsConfigDict(
-        frozen=True, populate_by_name=True, env_ignore_empty=True, use_attribute_docstrings=True
+        frozen=True,
+        populate_by_name=True,
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # a traceback would show it
     )
 
     def __init__(self, **given: Any) -> None:
+        from_files(os.environ)
         try:
             super().__init__(**given)
         except (ValidationError, SettingsError) as error:
@@ -63,7 +70,7 @@ class Settings(FromEnvironment):
     """The embedded MLflow store, its logs, and what a replica keeps."""
     cache: Path = Field(default=Path.home() / ".cache" / "loradock")
     """What can be made again: base models that were converted."""
-    tracking_uri: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI")
+    tracking_uri: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI", repr=False)
     """An MLflow server, in place of the embedded store under `LORADOCK_HOME`."""
     workspace: str = Field(default="", validation_alias="MLFLOW_WORKSPACE")
     """The workspace of that server; empty for its default one."""
@@ -73,7 +80,7 @@ class Settings(FromEnvironment):
     """Who moves aliases, as history tells it; by default the login name."""
     keep: int = Field(default=10, ge=0)
     """How many of an adapter's newest versions, and of each alias's versions to roll back to, `gc` leaves."""
-    replicas: str = ""
+    replicas: str = Field(default="", repr=False)
     """The URLs of the serving replicas, with commas between; told of moves, and asked by `gc`, `promote` and `show`."""
     api_key: SecretStr = Field(default=SecretStr(""), validation_alias="VLLM_API_KEY")
     """The key that a replica asks for, and that commands give to it."""

@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import click
+from pydantic import SecretStr
 
 from registry.cli.output import emit, json_option
+from registry.cli.shared import key_option
 from registry.errors import LoradockError, Unreachable
 from registry.replicas import fetch_status
 from registry.settings import Settings
@@ -66,11 +68,9 @@ def serve(
     multiple=True,
     help="Where a replica listens; give each.  [default: LORADOCK_REPLICAS, else port 8000 here]",
 )
-@click.option(
-    "--api-key", envvar="VLLM_API_KEY", default="", show_envvar=True, help="The replicas' key, if they have one."
-)
+@key_option("The replicas' key, if they have one.")
 @json_option
-def status(urls: tuple[str, ...], api_key: str, as_json: bool) -> None:
+def status(urls: tuple[str, ...], api_key: SecretStr, as_json: bool) -> None:
     """Show what serving replicas hold and answer with.
 
     What they hold back is shown too, and where they differ.
@@ -91,7 +91,7 @@ def status(urls: tuple[str, ...], api_key: str, as_json: bool) -> None:
             emit(rows, as_json, columns=columns)
 
 
-def _ask(urls: tuple[str, ...], api_key: str) -> list[fleet.Asked]:
+def _ask(urls: tuple[str, ...], api_key: SecretStr) -> list[fleet.Asked]:
     """All at once; raises Unreachable when none answers as a replica."""
 
     def ask(url: str) -> fleet.Asked:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-from pydantic import SecretStr
 
 from registry import refs
 from registry.cli.output import emit, json_option
+from registry.cli.shared import key_option
 from registry.errors import BadInput, Refused
 from registry.settings import Settings
 
@@ -80,9 +80,7 @@ def _time(name: str, *more: str, default: str, text: str) -> Callable[[F], F]:
 @click.option(
     "--url", "urls", multiple=True, help="Where a replica listens.  [default: LORADOCK_REPLICAS, else port 8000 here]"
 )
-@click.option(
-    "--api-key", envvar="VLLM_API_KEY", default="", show_envvar=True, help="The replicas' admin key, if they have one."
-)
+@key_option("The replicas' admin key, if they have one.")
 @_time("--every", default="2s", text="Time between two looks at the replicas.")
 @json_option
 def rollout(ref: str, steps: str, margins: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -104,7 +102,7 @@ def rollout(ref: str, steps: str, margins: tuple[str, ...], as_json: bool, **opt
     from registry.store.rollouts import Rollouts
 
     replicas = Replicas(task.ref, task.urls, task.api_key)
-    told = {"replicas": ",".join(task.urls), "api_key": SecretStr(task.api_key)}
+    told = {"replicas": ",".join(task.urls), "api_key": task.api_key}
     settings = settings.model_copy(update=told)
     moves = Moves(Store(settings), settings, task.ref)
     record = Record(lambda: Rollouts(settings), f"{task.ref} to production")

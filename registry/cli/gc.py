@@ -7,12 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
+from pydantic import SecretStr
 
 from registry import gc as cleanup
 from registry import refs, replicas
 from registry.cli.completion import complete_name
 from registry.cli.output import emit, json_option, say
-from registry.cli.shared import reason_option
+from registry.cli.shared import key_option, reason_option
 from registry.gc import Go, Rules, Stay
 from registry.refs import VersionRef
 from registry.settings import Settings
@@ -53,9 +54,7 @@ _DAYS = click.FloatRange(min=0)
     metavar="URL",
     help="A serving replica; what it holds stays. Give each.  [default: LORADOCK_REPLICAS]",
 )
-@click.option(
-    "--api-key", envvar="VLLM_API_KEY", default="", show_envvar=True, help="The replicas' key, if they have one."
-)
+@key_option("The replicas' key, if they have one.")
 @reason_option
 @click.option("--yes", is_flag=True, help="Delete; without it, nothing is.")
 @json_option
@@ -65,7 +64,7 @@ def gc(
     since: float,
     min_age: float,
     urls: tuple[str, ...],
-    api_key: str,
+    api_key: SecretStr,
     reason: str,
     yes: bool,
     as_json: bool,

@@ -13,6 +13,7 @@ import click
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from registry import secret
 from registry.cli.output import emit, json_option, say
 from registry.errors import BadInput
 from registry.settings import FromEnvironment, Settings
@@ -106,14 +107,19 @@ def ours(kind: type[FromEnvironment], environ: Mapping[str, str]) -> Iterator[Se
             if isinstance(held, Settings) and name == "tracking_uri":
                 value = held.store_uri
         shown = "***" if is_set and is_secret(field) else masked(value)
-        yield Setting(variable, shown, _source(is_set), default, " ".join((field.description or "").split()))
+        meaning = " ".join((field.description or "").split()) + _file_of(variable)
+        yield Setting(variable, shown, _source(is_set), default, meaning)
 
 
 def foreign(known: Foreign, environ: Mapping[str, str]) -> Setting:
     """What holds of a variable that is not ours."""
     value = environ.get(known.variable, "")
     shown = "***" if value and known.secret else masked(value or known.default)
-    return Setting(known.variable, shown, _source(bool(value)), known.default, known.meaning)
+    return Setting(known.variable, shown, _source(bool(value)), known.default, known.meaning + _file_of(known.variable))
+
+
+def _file_of(variable: str) -> str:
+    return f" `{variable}{secret.SUFFIX}` names a file that holds it." if variable in secret.VARIABLES else ""
 
 
 def default_text(field: FieldInfo) -> str:

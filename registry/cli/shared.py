@@ -7,9 +7,11 @@ from datetime import datetime
 from typing import Any
 
 import click
+from pydantic import SecretStr
 
 from registry import refs
 from registry.records import Version
+from registry.settings import Settings
 
 
 def base_option(*, required: bool) -> Callable[[Any], Any]:
@@ -21,6 +23,31 @@ def base_option(*, required: bool) -> Callable[[Any], Any]:
 alias_option = click.option(
     "--to", "alias", default=refs.PRODUCTION, show_default=True, metavar="ALIAS", help="The alias to move."
 )
+
+
+class _Secret(click.ParamType[SecretStr]):
+    """A text that no repr shows."""
+
+    name = "key"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> SecretStr:
+        """Cover it."""
+        return value if isinstance(value, SecretStr) else SecretStr(value)
+
+
+def key_option(text: str) -> Callable[[Any], Any]:
+    """`--api-key`; by default what the settings say, who may have it from a file."""
+    return click.option(
+        "--api-key",
+        type=_Secret(),
+        envvar="VLLM_API_KEY",
+        default=lambda: Settings().api_key,
+        show_default=False,
+        show_envvar=True,
+        help=text,
+    )
+
+
 reason_option = click.option("--reason", default="", help="Why; kept in the history.")
 
 

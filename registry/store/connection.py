@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_plus
 
 from registry.errors import BadInput, LoradockError, NotFound, Refused, Unreachable
 from registry.settings import Settings
@@ -166,7 +167,7 @@ def translated(uri: str, what: str = "") -> Iterator[None]:
 
 
 def _from_mlflow(uri: str, error: MlflowException, what: str) -> LoradockError:
-    text = masked(str(error))
+    text = masked(str(error).replace(uri, masked(uri)))
     if run := re.search(r"The run (\w+) must be in the 'active' state", text):
         return Refused(
             f"run {run[1]}, which holds the {what or 'data'}, was deleted in MLflow at {masked(uri)}",
@@ -199,9 +200,23 @@ def masked(uri: str) -> str:
     """A URI, or a text with some, without their users and passwords, in the part before the host and in the query.
 
     A user ends at the first `:`, as SQLAlchemy's does, and a password at the last `@`: it may hold others, unencoded.
+    Whatever else it holds, as SQLAlchemy takes it: of a text that begins with a URI, that may be more than the URI.
     """
-    shown = re.sub(r"(\w://)[^:/\s]*(?::\S*)?@", r"\1***@", uri)
-    return re.sub(r"(?i)((?:password|passwd|pwd|passfile|token|secret)=)[^&\s]+", r"\1***", shown)
+    shown = re.sub(r"^([\w+.-]+://)[^:/]*:.*@", r"\1***@", uri, flags=re.DOTALL)
+    shown = re.sub(r"(\w://)[^:/\s]*(?::\S*)?@", r"\1***@", shown)
+    address, mark, query = shown.partition("?")
+    if mark and re.match(r"[\w+.-]+://", shown):
+        query = "&".join(map(_parameter, query.split("&")))
+    return _SECRET.sub(r"\1***", f"{address}{mark}{query}")
+
+
+_SECRET: Final = re.compile(r"(?i)((?:password|passwd|pwd|passfile|token|secret)=)[^&\s]+")
+
+
+def _parameter(text: str) -> str:
+    """A parameter of a URI's query, its value covered where its name, decoded, is a secret's."""
+    name, mark, value = text.partition("=")
+    return f"{name}=***" if mark and value and _SECRET.search(f"{unquote_plus(name).strip()}=x") else text
 
 
 def _unreachable(uri: str, error: Exception) -> Unreachable:

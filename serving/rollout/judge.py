@@ -16,9 +16,13 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import SecretStr
+
 from registry import functions
 from registry.errors import BadInput, LoradockError, first_line
+from registry.outside import printable
 from registry.refs import CANARY, PRODUCTION, VersionRef
+from registry.secret import bearer
 from serving.front import VERSION_HEADER
 
 _FUNCTION: Final = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
@@ -57,7 +61,7 @@ def load(function: str, prompts: Path) -> Case:
 class Judge:
     """Asks both versions the prompts, one after another and beside everything else, until it is stopped."""
 
-    def __init__(self, case: Case, ref: VersionRef, production: int, urls: Sequence[str], api_key: str) -> None:
+    def __init__(self, case: Case, ref: VersionRef, production: int, urls: Sequence[str], api_key: SecretStr) -> None:
         self._case, self._urls, self._api_key = case, urls, api_key
         self._wanted = {CANARY: str(ref), PRODUCTION: str(VersionRef(ref.name, production))}
         self._name = ref.name
@@ -115,8 +119,7 @@ class Judge:
     def _ask(self, url: str, alias: str, prompt: Mapping[str, Any]) -> tuple[str, str]:
         """Which version answered, and what."""
         body = json.dumps({**_DEFAULTS, **prompt, "model": f"{self._name}@{alias}", "stream": False}).encode()
-        headers = {"Content-Type": "application/json"}
-        headers |= {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+        headers = {"Content-Type": "application/json", **bearer(self._api_key)}
         path = "/v1/chat/completions" if "messages" in prompt else "/v1/completions"
         request = urllib.request.Request(url.rstrip("/") + path, body, headers)  # noqa: S310 - looked at by Replicas
         try:
@@ -128,7 +131,7 @@ class Judge:
             with error:
                 detail = error.read(500).decode(errors="replace")
             if error.code in (400, 422):
-                raise BadInput(f"a prompt of the judge's is refused: {detail}") from error
+                raise BadInput(f"a prompt of the judge's is refused: {printable(detail)}") from error
             raise
 
     def _bad(self, prompt: Mapping[str, Any], answer: str, what: str) -> float:

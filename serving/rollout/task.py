@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
+from pydantic import SecretStr
+
 from registry.refs import VersionRef
 from serving.rollout.blocks import Finding
 from serving.rollout.judge import Case
@@ -29,7 +31,7 @@ class Task:
     limits: Mapping[str, float]
     """What of `Limits` is given, and not measured."""
     urls: tuple[str, ...]
-    api_key: str
+    api_key: SecretStr
     every: float
     """Seconds between two looks."""
     judge: Case | None = None

@@ -13,10 +13,11 @@ from json import JSONDecodeError
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from registry.errors import BadInput, NotFound
 from registry.refs import VersionRef
+from registry.secret import bearer
 from serving.signals import Ended
 
 _TIMEOUT: Final = 10.0  # seconds
@@ -62,7 +63,7 @@ class Replicas:
 
     ref: VersionRef
     urls: Sequence[str]
-    api_key: str
+    api_key: SecretStr
     _known: list[Replica] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,7 +124,7 @@ class Replicas:
                 return Batch(replica.process, tuple(rows), lost), restarted
 
     def _get(self, url: str, path: str) -> Any:
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        headers = bearer(self.api_key)
         request = urllib.request.Request(url + path, headers=headers)  # noqa: S310 - http and https only come this far
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from pydantic import SecretStr
 
 from registry import replicas
 from registry.errors import BadInput, LoradockError, NotFound, Unreachable
@@ -74,18 +75,18 @@ def test_status_gives_the_key(replica: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def test_another_answer_is_told_apart(answer: tuple[int, bytes], error: type[Exception], replica: Any) -> None:
     replica.answer = answer
     with pytest.raises(error):
-        replicas.fetch_status(replica.url, "")
+        replicas.fetch_status(replica.url, SecretStr(""))
 
 
 def test_nobody_there_is_unreachable() -> None:
     with pytest.raises(Unreachable, match="no replica answers"):
-        replicas.fetch_status("http://127.0.0.1:9", "")
+        replicas.fetch_status("http://127.0.0.1:9", SecretStr(""))
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "127.0.0.1:8000", ""])
 def test_only_http_is_asked(url: str) -> None:
     with pytest.raises(BadInput):
-        replicas.fetch_status(url, "")
+        replicas.fetch_status(url, SecretStr(""))
 
 
 def test_the_exit_code_of_nobody_there_is_6() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from registry import gates, promotion
 from registry.base import LocalBase, identify
@@ -58,7 +59,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, base: LocalBase) -> Iterato
 def task(server: Server, **changes: object) -> Task:
     first = server.store.versions("bot")[0]
     wanted = metrics.parse(["loss", "rouge"])
-    whole = Task(first.ref, str(server.scratch / "rows.jsonl"), wanted, endpoint=server.url, api_key=KEY, new_tokens=8)
+    whole = Task(
+        first.ref, str(server.scratch / "rows.jsonl"), wanted, endpoint=server.url, api_key=SecretStr(KEY), new_tokens=8
+    )
     whole = replace(whole, base=str(server.base.path))
     return replace(whole, **changes)  # type: ignore[arg-type]
 
@@ -116,13 +119,13 @@ def test_a_version_that_is_not_served_is_told_with_what_is(server: Server) -> No
         evaluate(server, ref=second.ref)
     assert "bot (bot/1)" in raised.value.hint
     with pytest.raises(BadInput, match="asks for a key"):
-        evaluate(server, api_key="wrong")
+        evaluate(server, api_key=SecretStr("wrong"))
 
 
 def test_an_alias_that_moves_meanwhile_is_a_conflict(server: Server) -> None:
     first, second = server.store.versions("bot")[:2]
     case = prepare(task(server), Settings(home=server.home), lambda _: None)
-    with Endpoint(server.url, KEY) as endpoint:
+    with Endpoint(server.url, SecretStr(KEY)) as endpoint:
         endpoint.measures("candidate", first)
         server.until_answered_by(server.promote(second))
         from transformers import AutoTokenizer

@@ -6,10 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import SecretStr
 
 from registry import refs
 from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
+from registry.cli.shared import key_option
 from registry.evidence import PERPLEXITY, Interval, Subject
 from registry.settings import Settings
 from trainer.evaluation import metrics
@@ -36,9 +38,7 @@ _SUBJECTS: tuple[Subject, ...] = ("candidate", "incumbent", "base")
 @click.option("--against", metavar="ALIAS", help="The incumbent: the version under this alias.  [default: production]")
 @click.option("--base", help="Where the base is, when the version was trained on a directory.")
 @click.option("--endpoint", metavar="URL", help="Ask this running `loradock serve` instead of loading the model here.")
-@click.option(
-    "--api-key", envvar="VLLM_API_KEY", default="", show_envvar=True, help="The endpoint's key, if it has one."
-)
+@key_option("The endpoint's key, if it has one.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Tokens of the longest answer."
 )
@@ -51,7 +51,7 @@ def evaluate(
     against: str | None,
     base: str | None,
     endpoint: str | None,
-    api_key: str,
+    api_key: SecretStr,
     max_new_tokens: int,
     limit: int | None,
     as_json: bool,

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
 
 import httpx
+from pydantic import SecretStr
 
 from registry.errors import BadInput, Conflict, DigestMismatch, LoradockError, NotFound, Unreachable
 from registry.evidence import Subject
 from registry.records import Version
+from registry.secret import NO_KEY, bearer
 from trainer.evaluation.heldout import Item, messages
 from trainer.evaluation.scorer import Step
 
@@ -48,13 +50,13 @@ class Endpoint:
     Answers end at the tokens of `stops`, as they do here.
     """
 
-    def __init__(self, url: str, key: str = "", stops: Iterable[int] = ()) -> None:
+    def __init__(self, url: str, key: SecretStr = NO_KEY, stops: Iterable[int] = ()) -> None:
         if not url.startswith(("http://", "https://")):
             raise BadInput(f"{url!r} is not a URL", hint="write it as http://HOST:PORT")
         self._stops = sorted(stops)
         self._url = url.rstrip("/").removesuffix("/v1")
         self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=bearer(key),
             timeout=httpx.Timeout(_TIMEOUT, connect=10),
             limits=httpx.Limits(max_connections=_AT_ONCE),
         )

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from pydantic import SecretStr
+
 from registry import promotion
 from registry.base import LocalBase
 from registry.refs import AliasRef, VersionRef
+from registry.secret import NO_KEY
 from registry.settings import Settings
 from registry.store import Store
 from trainer.data import Rows
@@ -29,7 +32,7 @@ class Task:
     """Where the base is; None for what the version says of it."""
     endpoint: str | None = None
     """A URL; None for transformers in this process."""
-    api_key: str = ""
+    api_key: SecretStr = NO_KEY
     new_tokens: int = 256
     limit: int | None = None
 

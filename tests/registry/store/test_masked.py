@@ -10,6 +10,31 @@ from hypothesis import strategies as st
 from registry.store import masked
 
 PRINTABLE = st.characters(min_codepoint=33, max_codepoint=0x24F, exclude_categories=("Z", "C"))
+ANY = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+"""Of every character, spaces, line ends and controls included."""
+SECRET_NAMES = ("password", "PASSWORD", "sslpassword", "pass%77ord", "token", "passfile")
+
+
+@given(user=st.text(PRINTABLE, max_size=8), password=ANY)
+def test_an_address_as_sqlalchemy_writes_it_shows_no_password(user: str, password: str) -> None:
+    address = sqlalchemy.URL.create("postgresql+psycopg", user or "ann", f"{password}Zz9", "db", 5432, "mlflow")
+    shown = masked(address.render_as_string(hide_password=False))
+    assert shown == "postgresql+psycopg://***@db:5432/mlflow"
+
+
+@given(password=ANY)
+def test_an_address_as_somebody_writes_it_shows_no_password(password: str) -> None:
+    address = f"postgresql://ann:{password}Zz9@db/mlflow"
+    for shown in (masked(address), masked(f"{address} in workspace a")):
+        assert "Zz9" not in shown
+        assert shown.startswith("postgresql://***@db/mlflow")
+
+
+@given(name=st.sampled_from(SECRET_NAMES), value=ANY, after=st.sampled_from(["", "&sslmode=require"]))
+def test_a_parameter_that_is_a_secret_is_not_shown(name: str, value: str, after: str) -> None:
+    assume("&" not in value)
+    address = f"postgresql://db/mlflow?application_name=a&{name}={value}Zz9{after}"
+    assert masked(address) == f"postgresql://db/mlflow?application_name=a&{name}=***{after}"
 
 
 @given(user=st.text(PRINTABLE, max_size=8), password=st.text(PRINTABLE, min_size=1, max_size=12))

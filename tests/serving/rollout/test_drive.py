@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from registry import promotion, traffic
 from registry.errors import Unreachable
@@ -75,10 +76,10 @@ def drive(running: FakeReplica, moves: Moves, heard: FakeShown, settings: Settin
         baseline=100,
         limits={},
         urls=(running.url,),
-        api_key="",
+        api_key=SecretStr(""),
         every=0.01,
     )
-    replicas = Replicas(task.ref, task.urls, "")
+    replicas = Replicas(task.ref, task.urls, task.api_key)
     record = Record(lambda: Rollouts(settings), "a rollout")
     return Rollout(task, moves, replicas, record, heard, threading.Event(), clock=lambda: 0.0).run()
 
