@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from registry.base import LocalBase
 from registry.check import read_shapes
@@ -15,7 +15,8 @@ from registry.refs import VersionRef
 from registry.settings import Settings
 from registry.store import Store
 from serving import launch
-from serving.batch.answering import Engine
+from serving.batch.answering import Engine, Outcome, Unanswerable
+from serving.batch.rows import Row
 from serving.cache import Cache, Verified
 from serving.references import References, missing
 
@@ -70,7 +71,7 @@ class Loading:
         fetched = _each(versions, fetch)
         engine = self.boot(self.local, ranks, max_loras=max_loras, extra=extra)
         _each(versions, load)
-        return engine
+        return _Sealed(engine, {ref: files for ref, (files, _) in fetched.items()})
 
     def _reference(self, version: Version, references: References) -> Reference | None:
         """What PEFT says with a version; None where its effect is proof enough."""
@@ -79,6 +80,30 @@ class Loading:
         if found := references.of(version):
             return found
         raise missing(version)
+
+
+class _Sealed:
+    """An engine whose answers come out only while the files that it may read again are those that were hashed.
+
+    vLLM lets go of adapters beyond `--max-cpu-loras`, and reads them again for their next row.
+    """
+
+    def __init__(self, engine: Engine, files: Mapping[VersionRef, Verified]) -> None:
+        self.slots, self.window, self.load = engine.slots, engine.window, engine.load
+        self._engine, self._files = engine, files
+        self._inside: dict[str, VersionRef] = {}
+
+    def start(self, row: Row, ref: VersionRef | None, sampling: Mapping[str, Any]) -> str:
+        number = self._engine.start(row, ref, sampling)
+        if ref:
+            self._inside[number] = ref
+        return number
+
+    def step(self) -> Iterator[tuple[str, Outcome | Unanswerable]]:
+        for number, outcome in self._engine.step():
+            if ref := self._inside.pop(number, None):
+                self._files[ref].check(str(ref))
+            yield number, outcome
 
 
 def _each(versions: Collection[Version], action: Callable[[Version], Found]) -> dict[VersionRef, Found]:

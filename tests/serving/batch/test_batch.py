@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 from registry import promotion
 from registry.base import LocalBase
-from registry.errors import BadInput, LoradockError, NotServable, Unreachable
+from registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Unreachable
 from registry.records import Version
 from registry.reference import Probe, Reference
 from registry.refs import VersionRef
@@ -117,6 +117,21 @@ class FakeBoot:
         return self.engine
 
 
+class FakeReader(FakeEngine):
+    """Lets go of an adapter before a row of it, whose files somebody changes, and reads it again."""
+
+    def load(self, version: Version, directory: Path, reference: Reference | None) -> None:
+        super().load(version, directory, reference)
+        self.directory = directory
+
+    def start(self, row: Row, ref: VersionRef | None, sampling: Mapping[str, Any]) -> str:
+        if row.prompt == "changed":
+            path = self.directory / "adapter_config.json"
+            path.chmod(0o644)
+            path.write_bytes(path.read_bytes())
+        return super().start(row, ref, sampling)
+
+
 def never(local: LocalBase, ranks: Sequence[int], *, max_loras: int | None, extra: Sequence[str]) -> FakeEngine:
     raise AssertionError("there is nothing to answer")
 
@@ -166,6 +181,20 @@ def output(job: Job) -> list[dict[str, Any]]:
 def left(job: Job) -> set[str]:
     """What stands beside the input."""
     return {path.name for path in job.output.parent.iterdir() if "out.jsonl" in path.name}
+
+
+def test_no_answer_comes_of_files_that_changed_after_they_were_hashed(
+    job: Callable[..., Job], settings: Settings, base: LocalBase
+) -> None:
+    def boot(local: LocalBase, ranks: Sequence[int], *, max_loras: int | None, extra: Sequence[str]) -> FakeReader:
+        return FakeReader(1)
+
+    wish = job([{"model": "bot", "prompt": prompt} for prompt in ("A", "changed")])
+    with pytest.raises(DigestMismatch, match=r"bot/1 .* changed while the engine read them"):
+        run(wish, settings, boot=boot)
+    assert not wish.output.exists()
+    run(wish, settings, boot=FakeBoot())
+    assert [row["error"] for row in output(wish)] == [None, None]
 
 
 def test_every_row_gets_its_line_in_the_inputs_order(
