@@ -148,10 +148,10 @@ class Cache:
         return sorted((path for path, at in times.items() if at < latest), key=lambda path: (times[path], path))
 
     def _asked_for(self, path: Path) -> float:
-        try:
-            return (self._root / _USED / path.name).stat().st_mtime
-        except FileNotFoundError:  # it was fetched by a loradock that did not note it
-            return path.lstat().st_mtime
+        for told in (self._root / _USED / path.name, path):  # a loradock of before noted nothing
+            with suppress(FileNotFoundError):
+                return told.lstat().st_mtime
+        return time.time()  # another replica dropped it just now
 
     def _touch(self, digest: str) -> None:
         with suppress(OSError):  # of a full disk; then the old time counts
@@ -240,7 +240,11 @@ def _seal(directory: Path) -> Seal:
 
 
 def _size(directory: Path) -> int:
-    return sum(path.lstat().st_size for path in directory.rglob("*"))
+    size = 0
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):  # another replica drops it
+            size += path.lstat().st_size
+    return size
 
 
 def _is_full(error: BaseException | None) -> bool:

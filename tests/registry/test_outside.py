@@ -136,7 +136,10 @@ OURS: Final = {
         "cache / f'{package}-{version}'",
         "scratch / 'converted' / _QUANTISATION.sub('', source.stem)",
     },
-    "serving/cache.py": {"self._root / digest", "locks / digest[:2]", "scratch.with_name(f'{scratch.name}-damaged')"},
+    "serving/cache.py": {
+        *("self._root / digest", "self._root / _USED / digest", "self._root / _USED / path.name", "locks / digest[:2]"),
+        *("scratch.with_name(f'{scratch.name}-damaged')", "path.with_name(f'{_FETCHING}{path.name}-dropped')"),
+    },
     "serving/references.py": {"self._root / f'{digest}-{self._base.weights_digest[:12]}.json'"},
     # A name that stands in our code, or that this machine's own directory lists.
     "registry/layouts.py": {"directory / name"},
