@@ -56,7 +56,7 @@ class Engine:
         self._held: dict[str, _Held] = {}
         self._waited: Counter[str] = Counter()
         self._pointed: dict[str, VersionRef] = {}
-        self.meter = Meter(client, clock=clock)
+        self.meter = Meter(client, computed=lambda request_id: computed(client, request_id), clock=clock)
         self.meter.admitted = self._admitted
         self.meter.left.append(self._on_leave)
         self.readmit: Callable[[Version], Awaitable[None]] = _refuse
@@ -301,6 +301,20 @@ def stored_model(state: Any, response_id: str) -> str:
     """The name of whoever gave a response that vLLM keeps, by its id; empty where it keeps none."""
     kept = getattr(getattr(state, "openai_serving_responses", None), "response_store", {})
     return str(getattr(kept.get(response_id), "model", ""))
+
+
+def computed(client: Any, request_id: str) -> tuple[Sequence[int], Mapping[int, int]] | None:
+    """Of a request that runs, by vLLM's own id of it: its prompt, and how many tokens each of its answers has."""
+    processor = client.output_processor
+    parent = processor.parent_requests.get(request_id)
+    ids = parent.child_requests if parent else [request_id]
+    states = [state for each in ids if (state := processor.request_states.get(each))]
+    if not states:
+        return None
+    tokens = {state.request_index: state.detokenizer.num_output_tokens() for state in states if state.detokenizer}
+    ended = [answer for answer in parent.output_aggregator if answer] if parent else []
+    prompt = states[0].prompt_token_ids or [0] * states[0].prompt_len
+    return prompt, tokens | {answer.index: len(answer.token_ids) for answer in ended}
 
 
 def died(client: Any) -> bool:

@@ -20,7 +20,7 @@ from registry.errors import NotFound, NotServable, Unreachable
 from registry.records import Version
 from registry.refs import VersionRef
 from serving import access, refusals
-from serving.calls import Asked, current
+from serving.calls import Asked, Request, current
 from serving.guard import ADAPTER_HEADER, CALLER
 from serving.keyfile import BASE
 from serving.keys import Caller
@@ -186,11 +186,19 @@ class Front:
         return {key: value for key, value in ((VERSION_HEADER, name), (DIGEST_HEADER, digests.get(name, ""))) if value}
 
     async def _hand_on(self, asked: Asked, scope: Scope, receive: Receive, send: Send) -> None:
-        token = current.set(asked)
+        request = Request(asked)
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                request.answered()  # counted before the client can ask again
+            await send(message)
+
+        token = current.set(request)
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, sending)
         finally:
             current.reset(token)
+            request.answered()
 
 
 def _find(table: Table, body: Mapping[str, Any], caller: Caller) -> Found:

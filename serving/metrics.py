@@ -68,10 +68,12 @@ class Metrics:
         def histogram(name: str, text: str, labels: Iterable[str], buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"loradock_{name}", text, labels, registry=registry, buckets=buckets)
 
-        self._requests = counter("requests", "Calls of the engine that ended.", (*_ANSWERED, "outcome"))
+        self._requests = counter(
+            "requests", "HTTP requests that the engine worked for and that ended.", (*_ANSWERED, "outcome")
+        )
         self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts.", _ANSWERED)
         self._output_tokens = counter("output_tokens", "Tokens of answers.", _ANSWERED)
-        self._latency = histogram("request_seconds", "Whole calls that went well.", _ANSWERED, _LATENCY)
+        self._latency = histogram("request_seconds", "Whole requests that went well.", _ANSWERED, _LATENCY)
         self._first = histogram("time_to_first_token_seconds", "Until the first token.", _ANSWERED, _FIRST_TOKEN)
         self._each = histogram("time_per_output_token_seconds", "Per token after the first.", _ANSWERED, _PER_TOKEN)
         self._flips = counter("flips", "Moves of a name to another version.", ("adapter", "alias"))
@@ -81,7 +83,7 @@ class Metrics:
         self._refused = counter("refusals", "HTTP requests refused for their key or model.", ("key", "status"))
 
     def ended(self, call: Call) -> None:
-        """Count a call of the engine, whatever became of it."""
+        """Count a request that the engine worked for, whatever became of it."""
         labels = (*self._label(call.asked.name, call.version), call.asked.role)
         for outcome in _OUTCOMES:  # all from zero with the first call, since no rate sees a series begin at one
             self._requests.labels(*labels, outcome).inc(outcome == call.outcome)
@@ -93,8 +95,8 @@ class Metrics:
         if call.ended is None or call.outcome != "ok":
             return
         self._latency.labels(*labels).observe(call.ended - call.started)
-        if call.output_tokens > 1:
-            self._each.labels(*labels).observe((call.ended - call.first_token) / (call.output_tokens - 1))
+        if call.longest > 1:
+            self._each.labels(*labels).observe((call.ended - call.first_token) / (call.longest - 1))
 
     def flipped(self, name: str) -> None:
         """Count a move of a public name, `support-bot` or `support-bot@canary`."""
@@ -251,7 +253,7 @@ def _families() -> dict[str, GaugeMetricFamily]:
         ("keys_file_valid", "0 while the file of keys is broken and the keys before it are in force.", ()),
         ("cache_bytes", "Size of the cached adapters.", ()),
         ("adapter_resident", "1 for a loaded version, 0 for one that is on its way or held back.", version),
-        ("requests_in_flight", "Calls of the engine that run.", version),
+        ("requests_in_flight", "Generations of the engine that run.", version),
         ("quarantined", "1 for a version that is held back.", (*version, "kind")),
         ("answering_version", "The number of the version that answers a name.", alias),
     )

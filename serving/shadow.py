@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from registry.refs import VersionRef
-from serving.calls import Asked, current
+from serving.calls import Asked, Request, current
+from serving.meter import is_step
 
 _AT_ONCE: Final = 4
 """Copies that run at once; a request that comes while so many run is not copied."""
@@ -19,7 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class Shadow:
-    """Wraps a client's `generate` once more; a copy begins when a request for a bare name does."""
+    """Wraps a client's `generate` once more; a copy begins when a request for a bare name does.
+
+    Copies of one request are one call, as it is itself. A beam search is not copied: its steps go on from what the
+    other version found.
+    """
 
     def __init__(
         self, client: Any, choose: Callable[[str], VersionRef | None], request: Callable[[VersionRef], Any]
@@ -32,25 +37,26 @@ class Shadow:
         client.generate = self._mirrored
 
     def _mirrored(self, prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> Any:
-        asked = current.get()
-        if asked and asked.role in ("production", "canary") and (ref := self._choose(asked.name)):
-            self._copy(asked, ref, prompt, sampling_params, options)
+        request = current.get()
+        is_bare = request and request.asked.role in ("production", "canary") and not is_step(request_id)
+        if request and is_bare and (ref := self._choose(request.asked.name)):
+            self._copy(request, ref, prompt, sampling_params, options)
         return self._generate(prompt, sampling_params, request_id, **options)
 
-    def _copy(self, asked: Asked, ref: VersionRef, prompt: Any, params: Any, options: dict[str, Any]) -> None:
+    def _copy(self, request: Request, ref: VersionRef, prompt: Any, params: Any, options: dict[str, Any]) -> None:
         if hasattr(prompt, "__anext__"):  # a prompt that is still being spoken can be heard by one only
             return
         if len(self._running) >= _AT_ONCE:
             self.skipped += 1
             return
-        task = asyncio.create_task(
-            self._run(Asked(asked.name, "shadow", asked.caller), ref, copy.deepcopy(prompt), params.clone(), options)
-        )
+        if request.copy is None:
+            request.copy = Request(Asked(request.asked.name, "shadow", request.asked.caller))
+        task = asyncio.create_task(self._run(request.copy, ref, copy.deepcopy(prompt), params.clone(), options))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _run(self, asked: Asked, ref: VersionRef, prompt: Any, params: Any, options: dict[str, Any]) -> None:
-        current.set(asked)
+    async def _run(self, request: Request, ref: VersionRef, prompt: Any, params: Any, options: dict[str, Any]) -> None:
+        current.set(request)
         options = {**options, "lora_request": self._request(ref)}
         try:
             async for _ in self._generate(prompt, params, f"loradock-shadow-{uuid.uuid4().hex}", **options):

@@ -23,7 +23,7 @@ _PAGE: Final = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """One call of the engine that ended. Times are in seconds."""
+    """One request that ended, however vLLM splits it. Times are in seconds."""
 
     seq: int
     name: str
@@ -33,14 +33,15 @@ class Ended:
     """Since the epoch, by this replica's clock."""
     outcome: Outcome
     finish: str
-    """Why the model stopped: `stop`, `length`, ...; empty when it did not."""
+    """Why the model stopped: `length` where any answer was cut off, else `stop`, ...; empty when it did not."""
     first_token: float | None
     """Until the first token; None where none came."""
     per_token: float | None
-    """Mean over the tokens after the first; None where there were none, or the call did not end well."""
+    """Mean over the longest answer's tokens after the first; None where there were none, or it did not end well."""
     seconds: float
     prompt_tokens: int
     output_tokens: int
+    """Of its longest answer."""
 
 
 class Signals:
@@ -58,8 +59,8 @@ class Signals:
             return
         seconds = call.ended - call.started
         first = None if call.first_token is None else call.first_token - call.started
-        timed = first is not None and call.outcome == "ok" and call.output_tokens > 1
-        per_token = (seconds - first) / (call.output_tokens - 1) if timed and first is not None else None
+        timed = first is not None and call.outcome == "ok" and call.longest > 1
+        per_token = (seconds - first) / (call.longest - 1) if timed and first is not None else None
         self._rows.append(
             Ended(
                 seq=self._next,
@@ -73,7 +74,7 @@ class Signals:
                 per_token=per_token,
                 seconds=seconds,
                 prompt_tokens=call.prompt_tokens,
-                output_tokens=call.output_tokens,
+                output_tokens=call.longest,
             )
         )
         self._next += 1

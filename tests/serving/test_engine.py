@@ -37,6 +37,9 @@ class FakeEngineClient:
     async def encode(self, prompt: str, lora_request: Any = None) -> AsyncIterator[int]:
         yield 1
 
+    async def abort(self, request_id: str) -> None:
+        raise AssertionError
+
     async def add_lora(self, request: Any) -> bool:
         if self.error:
             raise self.error

@@ -16,7 +16,7 @@ from registry.errors import NotFound, NotServable, Unreachable
 from registry.records import Version
 from registry.refs import VersionRef
 from serving import access, refusals
-from serving.calls import Asked, current
+from serving.calls import Asked, Generation, current
 from serving.desired import Desired
 from serving.front import Front
 from serving.guard import CALLER
@@ -89,7 +89,8 @@ class FrontHarness:
                 break
         headers = dict(scope["headers"])
         assert int(headers.get(b"content-length", len(body))) == len(body)
-        self.seen.append((body, current.get(), dict(self.house.held)))
+        request = current.get()
+        self.seen.append((body, request and request.asked, dict(self.house.held)))
         self.named = headers.get(b"x-amzn-sagemaker-adapter-identifier", b"").decode()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
@@ -317,6 +318,36 @@ def test_a_key_that_has_used_its_quota_holds_nothing() -> None:
     answer = harness.ask({"model": "bot"})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
     assert not harness.seen
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_call_is_told_before_its_client_knows_that_it_ended(pieces: int) -> None:
+    harness, story = FrontHarness(), list[str]()
+    version = ONE.ref
+
+    async def behind(scope: Scope, receive: Receive, send: Send) -> None:
+        request = current.get()
+        assert request
+        for _ in range(2):
+            request.begin(version, generation := Generation(0.0), lambda call: story.append(f"told {call.asked.name}"))
+            request.end(generation)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for left in reversed(range(pieces)):
+            await send({"type": "http.response.body", "body": b"x", "more_body": left > 0})
+
+    async def asking() -> None:
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b'{"model": "bot"}'}
+
+        async def send(message: Any) -> None:
+            story.append(message["type"].removeprefix("http.response."))
+
+        harness.front._app = behind
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], CALLER: ANYBODY}
+        await harness.front(scope, receive, send)
+
+    asyncio.run(asking())
+    assert story == ["start", *["body"] * (pieces - 1), "told bot", "body"]
 
 
 def test_a_version_is_let_go_when_the_answer_fails() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from registry.refs import VersionRef
-from serving.calls import Asked, Call, current
+from serving.calls import Asked, Call, Request, current
 from serving.meter import Meter
 from serving.shadow import Shadow
 
@@ -49,6 +49,9 @@ class FakeEngineClient:
         if self.error or (lora_request and lora_request.lora_name == self.fails):
             raise self.error or RuntimeError("the engine refuses it")
 
+    async def abort(self, request_id: str) -> None:
+        raise AssertionError
+
     async def encode(self, prompt: Any, pooling_params: Any, request_id: str) -> AsyncIterator[Any]:
         self.now += 1.0
         yield Namespace(prompt_token_ids=[1], outputs=Namespace(data=[0.1]), finished=True)
@@ -63,8 +66,13 @@ class MeterHarness:
 
     def run(self, story: Callable[[], Coroutine[Any, Any, None]], asked: Asked | None = BOT) -> None:
         async def told() -> None:
-            current.set(asked)
-            await story()
+            request = Request(asked) if asked else None
+            current.set(request)
+            try:
+                await story()
+            finally:
+                if request:
+                    request.answered()
 
         asyncio.run(told())
 
@@ -119,6 +127,44 @@ def test_a_client_that_leaves_is_an_abort_and_an_error_an_error() -> None:
     with pytest.raises(RuntimeError):
         harness.all("DELTA")
     assert [call.outcome for call in harness.calls] == ["aborted", "error"]
+
+
+def test_an_answer_that_the_engine_gave_up_is_no_good_one() -> None:
+    for reason, outcome in (("error", "error"), ("abort", "aborted"), ("length", "ok")):
+        harness = MeterHarness(output(1), output(1, finish=reason))
+        harness.all("DELTA")
+        assert [call.outcome for call in harness.calls] == [outcome], reason
+
+
+def test_a_client_that_leaves_when_one_of_its_samples_is_whole_is_an_abort() -> None:
+    first = output(1, 1)
+    first.outputs[0].finish_reason = "stop"
+    harness = MeterHarness(first, output(1, 1, finish="stop"))
+
+    async def leaves() -> None:
+        answers = harness.client.generate("x", params("DELTA"), "id", lora_request=REQUEST)
+        await anext(answers)
+        await answers.aclose()
+
+    harness.run(leaves)
+    assert harness.calls[0].outcome == "aborted"
+
+
+def test_what_a_request_leaves_running_is_told_when_it_ends() -> None:
+    harness = MeterHarness(output(1), output(1, finish="stop"))
+
+    async def story() -> None:
+        answers = harness.client.generate("x", params("DELTA"), "id", lora_request=REQUEST)
+        await anext(answers)
+        request = current.get()
+        assert request
+        request.answered()
+        assert harness.calls == []
+        assert [found async for found in answers]
+        assert [call.output_tokens for call in harness.calls] == [2]
+
+    harness.run(story)
+    assert len(harness.calls) == 1
 
 
 def test_what_nobody_asked_for_is_counted_and_not_measured() -> None:
@@ -177,6 +223,16 @@ def test_a_shadow_gets_a_copy_and_only_its_measures_are_kept() -> None:
         "shadow": VersionRef("bot", 2),
     }
     assert {call.asked.caller for call in harness.calls} == {"ann"}
+
+
+def test_the_prompts_of_one_request_are_one_call_and_so_are_their_copies() -> None:
+    harness = MeterHarness(output(2, finish="stop"))
+    shadowed(harness)
+    ask(harness, times=3)
+    assert [(call.asked.role, call.prompt_tokens, call.output_tokens) for call in harness.calls] == [
+        ("production", 9, 6),
+        ("shadow", 9, 6),
+    ]
 
 
 @pytest.mark.parametrize("role", ["base", "alias", "pinned", "shadow"])

@@ -47,7 +47,7 @@ def call(
 ) -> Call:
     version = VersionRef(name, number) if number else None
     asked = Asked(name, role)
-    return Call(asked, version, 10.0, first, 12.5, prompt_tokens=7, output_tokens=tokens, outcome=outcome)
+    return Call(asked, version, 10.0, first, 12.5, 7, tokens, tokens, outcome)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, base: LocalBase) -> Iterato
     store = Store(Settings(home=home))
     version = make_version(store, scratch / "first", "first", base=base.base, scale=8.0, seed=1000)
     promotion.promote(store, version.ref, "production", actor="tester")
-    (home / "keys.json").touch()
+    (home / "keys.json").write_text("{}")
     settings = QUICK | {"LORADOCK_SERVE_KEYS": str(home / "keys.json")}
     with serving(home, base, store, scratch, settings=settings) as running:
         yield running
@@ -270,6 +270,40 @@ def test_the_tokens_of_an_answer_count_against_its_keys_quota(server: Server) ->
             answer = client.completions.with_raw_response.create(model=model, prompt=PROMPT, max_tokens=4)
             assert answer.headers["x-ratelimit-remaining-tokens"] == str(1000 - used)
             used += answer.parse().usage.total_tokens
+
+
+def test_one_request_is_one_call_however_vllm_splits_it_and_costs_what_was_computed(server: Server) -> None:
+    secret = keyfile.add(server.home / "keys.json", "splitting", may=["**"], tokens=["100000/d"])
+    server.until(lambda found: found["keys"]["count"] == len(keyfile.read(server.home / "keys.json").keys))
+    version = server.promote(server.make("split"))
+    server.until_answered_by(version)
+    rows: list[Any] = []
+
+    def newest() -> Any:
+        rows[:] = server.get("/loradock/signals?name=split")[1]["rows"]
+        return rows[-1] if rows else None
+
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=secret, max_retries=0, timeout=120) as client:
+
+        def complete(**asked: Any) -> Any:
+            return client.completions.with_raw_response.create(**{"model": "split", "prompt": PROMPT} | asked)
+
+        usage = complete(prompt=[PROMPT, "It was"], n=2, max_tokens=4).parse().usage
+        assert (newest()["prompt_tokens"], len(rows)) == (usage.prompt_tokens, 1)
+        used = usage.total_tokens
+        beams = {"max_tokens": 4, "n": 3, "temperature": 0, "extra_body": {"use_beam_search": True}}
+        raw = complete(**beams)
+        assert raw.headers["x-ratelimit-remaining-tokens"] == str(100_000 - used)
+        prompt = raw.parse().usage.prompt_tokens
+        assert (newest()["prompt_tokens"], newest()["output_tokens"], len(rows)) == (prompt, 4, 2)
+        used += prompt + 1 + 3 * 3
+        with pytest.raises(openai.APITimeoutError):
+            complete(max_tokens=400, extra_body={"ignore_eos": True}, timeout=3)
+        server.until(lambda _: newest()["outcome"] == "aborted")
+        assert rows[-1]["prompt_tokens"] == prompt
+        assert 0 < rows[-1]["output_tokens"] < 400
+        used += prompt + rows[-1]["output_tokens"]
+        assert complete(max_tokens=1).headers["x-ratelimit-remaining-tokens"] == str(100_000 - used)
 
 
 def test_the_registry_goes_and_comes_back_while_requests_are_answered(server: Server) -> None:

@@ -24,7 +24,7 @@ def call(
 ) -> Call:
     version = VersionRef(name, number) if number else None
     asked = Asked(name, "production", "a-key")
-    return Call(asked, version, 10.0, first, 12.5, 7, tokens, outcome, finish)
+    return Call(asked, version, 10.0, first, 12.5, 7, tokens, tokens, outcome, finish)
 
 
 def test_a_call_is_told_with_what_was_measured_and_nothing_else() -> None:
