@@ -107,11 +107,14 @@ class Front:
         """Choose, hold, hand on; or answer with why not, in OpenAI's shape."""
         house = self._house()
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http" or house is None or path.startswith(_OURS):
+        if scope["type"] not in ("http", "websocket") or house is None or path.startswith(_OURS):
             await self._app(scope, receive, send)
             return
         try:
-            if response_id := access.stored_response(path):
+            if scope["type"] == "websocket":
+                self._quotas.admit(scope[CALLER])
+                await self._hand_on(_unnamed(house, scope[CALLER]), scope, receive, send)
+            elif response_id := access.stored_response(path):
                 await self._kept(house, response_id, scope, receive, send)
             elif scope["method"] != "POST":
                 await self._app(scope, receive, send)
@@ -138,7 +141,7 @@ class Front:
         if body is None:  # no JSON object: not a request for a model, or vLLM says what is wrong with it
             if caller.restricted:
                 raise refusals.bad_request("The body is no JSON object.", caller=caller.name)
-            await self._app(scope, _replay(raw, receive), _with(limits, send))
+            await self._hand_on(_unnamed(house, caller), scope, _replay(raw, receive), _with(limits, send))
             return
         if path == access.RESPONSES:
             body = self._owned(body, caller)
@@ -199,6 +202,11 @@ class Front:
         finally:
             current.reset(token)
             request.answered()
+
+
+def _unnamed(house: House, caller: Caller) -> Asked:
+    """What an upload or a WebSocket asks for: its model is not seen here, and what it computes is its key's."""
+    return Asked(min(house.table().bases), "base", caller.name)
 
 
 def _find(table: Table, body: Mapping[str, Any], caller: Caller) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -31,11 +32,22 @@ class Guard:
         if scope["type"] in ("http", "websocket"):
             try:
                 scope[CALLER] = self._caller(scope)
-            except Denied as denied:
+            except Denied as error:
+                denied = self._counted(error)
                 self._refused(denied.caller, denied.status)
                 await denied.response(_path(scope))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _counted(self, denied: Denied) -> Denied:
+        """A refusal, counted as a request of the key that is known; another one, where that key has none left."""
+        if not denied.caller or denied.status == HTTPStatus.UNAUTHORIZED:
+            return denied
+        try:
+            self._keys.admit(Caller(denied.caller))
+        except Denied as over:
+            return over
+        return denied
 
     def _caller(self, scope: Scope) -> Caller:
         method, path = scope.get("method", ""), _path(scope)

@@ -92,9 +92,14 @@ class KeyFile(BaseModel):
 
 
 def parse(data: bytes, *, what: str) -> KeyFile:
-    """The keys in a file's bytes; raises BadInput with every fault, none of which quotes a hash."""
+    """The keys in a file's bytes; raises BadInput with every fault, none of which quotes a hash.
+
+    An empty file is one that something emptied, or has not written yet; one that has no keys says so: `{}`.
+    """
+    if not data.strip(b" \t\r\n\0"):
+        raise BadInput(f"{what} is empty", hint="a file without keys, which lets nobody in, holds {}")
     try:
-        return KeyFile.model_validate_json(data or b"{}")
+        return KeyFile.model_validate_json(data)
     except ValidationError as error:
         raise BadInput(f"{what} holds no keys that can be used", problems=faults_of(error)) from None
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from registry.errors import BadInput
 from serving import access, keyfile, refusals
 from serving.calls import Call
 from serving.keyfile import OWN, Key, KeyFile
-from serving.quota import Limit, Window
+from serving.quota import Account, Left
 
 _CHECK_SECONDS: Final = 1.0
 _LASTING: Final = 86400
@@ -32,6 +32,7 @@ _LONGEST: Final = 128
 """No name, alias included, is longer; what a client writes is matched only up to here."""
 
 Kind = Literal["requests", "tokens"]
+_KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ ANYBODY: Final = Caller()
 
 
 class Keys:
-    """The keys in force; `follow` beside the server, the rest on its event loop."""
+    """The keys in force; use it on the server's event loop, with `follow` beside the server."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class Keys:
         self._file, self._clock, self._now = file, clock, now
         self._own = [keyfile.digest(secret) for secret in own]
         self._known: list[tuple[bytes, Caller, Key]] = []
-        self._windows: dict[str, dict[tuple[Kind, Limit], Window]] = {}
+        self._accounts: dict[str, Mapping[Kind, Account]] = {}
         self._stamp: tuple[int, ...] = ()
         self.error = ""
         """Why the file that is there now is not in force; empty where it is."""
@@ -112,17 +113,26 @@ class Keys:
 
         Tokens are counted when a call ends: the calls that run when the last of them is used are still served.
         """
-        windows, now = self._windows.get(caller.name, {}), self._clock()
-        full = [(window.wait(now), kind, limit) for (kind, limit), window in windows.items()]
-        wait, kind, limit = max(full, key=lambda one: one[0], default=(0.0, "requests", None))
-        if wait > 0 and limit:
-            lasting = limit.seconds >= _LASTING
-            headers = _headers(windows, now)
-            raise refusals.over_quota(kind, str(limit), wait, lasting=lasting, headers=headers, caller=caller.name)
-        for (kind, _), window in windows.items():
-            if kind == "requests":
-                window.add(now, 1)
-        return _headers(windows, now)
+        accounts, now = self._accounts.get(caller.name), self._clock()
+        if accounts is None:
+            return {}
+        left = {kind: account.left(now) for kind, account in accounts.items()}
+        kind, full = max(
+            ((kind, one) for kind, found in left.items() for one in found),
+            key=lambda one: one[1].wait,
+            default=("requests", None),
+        )
+        if full and full.wait > 0:
+            raise refusals.over_quota(
+                kind,
+                str(full.limit),
+                full.wait,
+                lasting=full.limit.seconds >= _LASTING,
+                headers=_headers(left),
+                caller=caller.name,
+            )
+        accounts["requests"].add(now, 1)
+        return _headers({**left, "requests": accounts["requests"].left(now)})
 
     def ended(self, call: Call) -> None:
         """Count the tokens of a call that has ended; nobody asked for a shadow's."""
@@ -131,38 +141,57 @@ class Keys:
 
     def spend(self, name: str, tokens: int) -> None:
         """Count tokens against the key of this name, if it is still there."""
-        for (kind, _), window in self._windows.get(name, {}).items():
-            if kind == "tokens":
-                window.add(self._clock(), tokens)
+        if accounts := self._accounts.get(name):
+            accounts["tokens"].add(self._clock(), tokens)
 
     async def follow(self) -> None:
         """Read the file again whenever it has changed, until cancelled."""
         while self._file:
             await asyncio.sleep(_CHECK_SECONDS)
-            await asyncio.to_thread(self.refresh)
+            self._follow(await asyncio.to_thread(self._read))
 
     def refresh(self) -> None:
         """Read the file if it is another than before; one that cannot be read leaves the last good keys in force."""
+        self._follow(self._read())
+
+    def _read(self) -> KeyFile | BadInput | OSError | None:
+        """What is in the file, or why that cannot be had; None where it is as before."""
         if self._file is None:
-            return
+            return None
         try:
             with self._file.open("rb") as file:
                 found = os.fstat(file.fileno())
                 stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
                 if stamp == self._stamp:
-                    return
+                    return None
                 data = file.read()
             self._stamp = stamp
-            self._take(keyfile.parse(data, what=str(self._file)))
-        except (BadInput, OSError) as error:
-            if isinstance(error, OSError):
-                self._stamp = ()
-            self._refuse(error)
+            return keyfile.parse(data, what=str(self._file))
+        except OSError as error:
+            self._stamp = ()
+            return error
+        except BadInput as error:
+            return error
+
+    def _follow(self, found: KeyFile | BadInput | OSError | None) -> None:
+        if isinstance(found, KeyFile):
+            self._take(found)
+        elif found is not None:
+            self._refuse(found)
 
     def _take(self, found: KeyFile) -> None:
-        # Each is one assignment, so that a request on another thread sees the old or the new, and never half.
-        windows = self._windows
-        self._windows = {name: _windows(key, windows.get(name, {})) for name, key in found.keys.items()}
+        now = self._clock()
+        for name in found.keys.keys() - self._accounts.keys():
+            self._accounts[name] = {kind: Account() for kind in _KINDS}
+        for name, accounts in self._accounts.items():
+            key = found.keys.get(name)
+            for kind, account in accounts.items():
+                account.allow(getattr(key, kind, ()), now)
+        self._accounts = {
+            name: accounts
+            for name, accounts in self._accounts.items()
+            if name in found.keys or not all(account.is_clear(now) for account in accounts.values())
+        }
         self._known = [
             (bytes.fromhex(key.sha256), Caller(name, key.admin, key.allows()), key) for name, key in found.keys.items()
         ]
@@ -200,24 +229,15 @@ def _secret(headers: Mapping[str, str], path: str) -> str:
     return bearer or other
 
 
-def _windows(key: Key, before: Mapping[tuple[Kind, Limit], Window]) -> dict[tuple[Kind, Limit], Window]:
-    """A key's windows; a limit that it had before keeps what was counted."""
-    limits: list[tuple[Kind, Limit]] = [("requests", limit) for limit in key.requests]
-    limits += [("tokens", limit) for limit in key.tokens]
-    return {entry: before.get(entry) or Window(entry[1]) for entry in limits}
-
-
-def _headers(windows: Mapping[tuple[Kind, Limit], Window], now: float) -> dict[str, str]:
+def _headers(left: Mapping[Kind, Sequence[Left]]) -> dict[str, str]:
     """OpenAI's headers, of the limit of each kind that has the least left."""
     headers: dict[str, str] = {}
-    kinds: tuple[Kind, ...] = ("requests", "tokens")
-    for kind in kinds:
-        of_kind = [window for (each, _), window in windows.items() if each == kind]
-        if of_kind:
-            tightest = min(of_kind, key=lambda window: window.remaining(now))
+    for kind, limits in left.items():
+        if limits:
+            tightest = min(limits, key=lambda one: one.remaining)
             headers |= {
                 f"x-ratelimit-limit-{kind}": str(tightest.limit.most),
-                f"x-ratelimit-remaining-{kind}": str(tightest.remaining(now)),
-                f"x-ratelimit-reset-{kind}": f"{tightest.reset(now):.0f}s",
+                f"x-ratelimit-remaining-{kind}": str(tightest.remaining),
+                f"x-ratelimit-reset-{kind}": f"{tightest.reset:.0f}s",
             }
     return headers

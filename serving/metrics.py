@@ -84,7 +84,7 @@ class Metrics:
 
     def ended(self, call: Call) -> None:
         """Count a request that the engine worked for, whatever became of it."""
-        labels = (*self._label(call.asked.name, call.version), call.asked.role)
+        labels = (*self._label(call.version.name if call.version else call.asked.name, call.version), call.asked.role)
         for outcome in _OUTCOMES:  # all from zero with the first call, since no rate sees a series begin at one
             self._requests.labels(*labels, outcome).inc(outcome == call.outcome)
         self._prompt_tokens.labels(*labels).inc(call.prompt_tokens)

@@ -189,7 +189,9 @@ class Plugin:
             lambda: {**replica.status(), "keys": state.loradock_keys.status()}, settings.adapters
         )
         secret = serving.webhook_secret.get_secret_value()
-        state.loradock_nudges = Nudges(state.loradock_keys, secret, wake=replica.nudge)
+        state.loradock_nudges = Nudges(
+            state.loradock_keys, secret, wake=replica.nudge, refused=state.loradock_metrics.refused
+        )
         state.loradock_tasks = [
             asyncio.create_task(replica.run()),
             asyncio.create_task(state.loradock_keys.follow()),

@@ -180,6 +180,21 @@ def test_a_websocket_is_refused_before_it_opens(file: Path) -> None:
     assert harness.ask("", "/new", some)[0] == 403
 
 
+def test_what_is_refused_counts_as_a_request_of_its_key(file: Path) -> None:
+    some = keyfile.add(file, "some", may=["bot"], requests=["4/h"])
+    harness = GuardHarness(Keys(file))
+    header = {"x-amzn-sagemaker-adapter-identifier": "secret-bot"}
+    asked = [
+        harness.ask("POST", "/pause", some)[0],
+        harness.ask("POST", "/v1/completions", some, **JSON, **header)[0],
+        harness.ask("POST", "/v1/audio/transcriptions", some, **{"content-type": "multipart/form-data"})[0],
+        harness.ask("", "/v1/realtime", some)[0],
+        harness.ask("POST", "/pause", some)[0],
+    ]
+    assert asked == [403, 400, 403, 403, 429]
+    assert harness.refused == [("some", status) for status in asked]
+
+
 def test_no_header_names_the_model_past_the_body(file: Path) -> None:
     root = keyfile.add(file, "root", admin=True)
     header = {"x-amzn-sagemaker-adapter-identifier": "secret-bot"}

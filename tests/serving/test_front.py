@@ -145,7 +145,7 @@ def test_the_base_s_requests_go_on_as_they_are(body: Any) -> None:
 def test_what_is_no_json_object_is_vllm_s_to_answer(body: bytes) -> None:
     harness = FrontHarness()
     assert harness.ask(body).status_code == 200
-    assert harness.seen == [(body, None, {ONE.ref: 0, TWO.ref: 0})]
+    assert harness.seen == [(body, Asked("smol", "base", ""), {ONE.ref: 0, TWO.ref: 0})]
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("POST", "/loradock/nudge")])
@@ -211,6 +211,22 @@ def test_a_request_is_counted_before_anything_is_done_for_it() -> None:
     assert harness.quotas.admitted == 3
     harness.quotas.full = True
     assert harness.ask(b"{").status_code == 429
+
+
+def test_a_websocket_is_counted_and_computes_for_its_key() -> None:
+    harness, told = FrontHarness(), list[Any]()
+
+    async def behind(scope: Scope, receive: Receive, send: Send) -> None:
+        request = current.get()
+        told.append(request and request.asked)
+
+    async def nothing(*_: Any) -> Any:
+        raise AssertionError
+
+    harness.front._app = behind
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], CALLER: Caller("ann")}
+    asyncio.run(harness.front(scope, nothing, nothing))
+    assert (told, harness.quotas.admitted) == ([Asked("smol", "base", "ann")], 1)
 
 
 def test_a_key_for_some_models_only_asks_in_json_objects() -> None:

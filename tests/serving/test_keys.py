@@ -211,7 +211,8 @@ def test_without_keys_anybody_may_call_and_nobody_is_an_admin() -> None:
 
 
 def test_a_file_without_keys_lets_nobody_in(file: Path) -> None:
-    file.write_text("")
+    keyfile.add(file, "ci", may=["**"])
+    keyfile.remove(file, "ci")
     keys = Keys(file)
     assert keys.configured
     assert denied(keys, "Bearer x").status == 401
@@ -307,6 +308,42 @@ def test_a_changed_file_is_read_and_what_was_counted_stays(file: Path, clock: Fa
     assert keys.status() == {"file": str(file), "count": 1, "error": ""}
 
 
+def left(keys: Keys, name: str = "ci") -> tuple[str, str]:
+    headers = keys.admit(Caller(name))
+    return headers["x-ratelimit-remaining-requests"], headers["x-ratelimit-remaining-tokens"]
+
+
+@pytest.mark.parametrize("meanwhile", ["", "{}", '{"keys": {}}', "{"])
+def test_an_edit_of_a_keys_limits_or_of_the_key_gives_nothing_back(
+    meanwhile: str, file: Path, clock: FakeClock
+) -> None:
+    keyfile.add(file, "ci", may=["**"], requests=["10/m"], tokens=["1000/d"])
+    keys = Keys(file, clock=clock)
+    keys.spend("ci", 600)
+    assert left(keys) == ("9", "400")
+    file.write_text(meanwhile)
+    keys.refresh()
+    assert bool(keys.error) == (meanwhile in ("", "{"))
+    file.unlink()
+    keyfile.add(file, "ci", may=["**"], requests=["20/m", "9/h"], tokens=["900/d"])
+    keys.refresh()
+    assert left(keys) == ("7", "300")
+
+
+def test_what_a_key_used_that_is_gone_is_forgotten_once_it_counts_no_more(file: Path, clock: FakeClock) -> None:
+    for name in ("ci", "other"):
+        keyfile.add(file, name, may=["**"], requests=["10/m"])
+    keys = Keys(file, clock=clock)
+    keys.admit(Caller("ci"))
+    keyfile.remove(file, "ci")
+    keys.refresh()
+    assert keys._accounts.keys() == {"ci", "other"}
+    clock.now += 120
+    keyfile.add(file, "third", may=["**"])
+    keys.refresh()
+    assert keys._accounts.keys() == {"other", "third"}
+
+
 def test_a_server_that_runs_follows_its_file(file: Path) -> None:
     keyfile.add(file, "first", may=["**"])
     keys = Keys(file)
@@ -330,6 +367,9 @@ def test_a_name_that_is_too_long_to_be_one_is_not_even_matched(file: Path) -> No
 
 HASH = "0" * 64
 BROKEN = {
+    "empty": "",
+    "blank": " \n",
+    "nothing but zeros": "\0" * 512,
     "no JSON": "{",
     "unknown": {"ci": {"sha256": HASH, "mya": []}},
     "no hash": {"ci": {"sha256": "secret"}},

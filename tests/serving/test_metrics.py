@@ -125,6 +125,11 @@ def test_a_call_that_went_wrong_tells_nothing_of_how_long_a_good_one_takes(regis
     assert not [name for name in found if name.startswith("loradock_time_per_output_token_seconds_count")]
 
 
+def test_an_upload_counts_for_the_version_that_computed_it(registry: CollectorRegistry) -> None:
+    Metrics(registry).ended(Call(Asked("smol", "base"), VersionRef("bot", 3), 0.0, output_tokens=5))
+    assert samples(registry)['loradock_output_tokens_total{adapter="bot",role="base",version="3"}'] == 5
+
+
 def test_an_error_after_good_calls_is_an_increase_and_not_a_series_that_begins(registry: CollectorRegistry) -> None:
     metrics = Metrics(registry)
     errors = 'loradock_requests_total{adapter="bot",outcome="error",role="production",version="3"}'

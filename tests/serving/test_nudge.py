@@ -17,7 +17,7 @@ from starlette.routing import Route
 from serving import keyfile
 from serving.access import NUDGE
 from serving.keys import Keys
-from serving.nudge import SIGNATURE, TIMESTAMP, Nudges, signed
+from serving.nudge import MOST, SIGNATURE, TIMESTAMP, Nudges, signed
 
 SECRET = "of-the-webhook"
 
@@ -68,8 +68,16 @@ class NudgeHarness:
     """The route behind a clock that stands still."""
 
     def __init__(self, keys: Keys, secret: str, now: float = 0.0) -> None:
-        self.woken = 0
-        self.nudges = Nudges(keys, secret, self.wake, now=lambda: now)
+        self.woken, self.clock = 0, 0.0
+        self.refused: list[tuple[str, int]] = []
+        self.nudges = Nudges(
+            keys,
+            secret,
+            self.wake,
+            refused=lambda name, status: self.refused.append((name, status)),
+            now=lambda: now,
+            clock=lambda: self.clock,
+        )
         self.app = Starlette(routes=[Route(NUDGE, self.nudges.answer, methods=["POST"])])
 
     def wake(self) -> None:
@@ -97,6 +105,32 @@ def test_a_signed_nudge_needs_no_key_and_a_wrong_signature_is_not_helped_by_one(
     assert (harness.nudge())[0] == 401
     assert harness.nudge(**key) == (202, {"polling": True})
     assert harness.woken == 2
+
+
+def test_a_delivery_of_mlflows_is_taken_once(sent: FakeSession) -> None:
+    harness = NudgeHarness(Keys(), SECRET, moment(sent))
+    assert [harness.nudge(sent.data, **sent.headers)[0] for _ in range(3)] == [202] * 3
+    assert harness.woken == 1
+
+
+def test_a_nudge_is_a_request_of_its_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    key = {"authorization": f"Bearer {keyfile.add(file, 'ci', may=['bot'], requests=['2/h'])}"}
+    harness = NudgeHarness(Keys(file), "")
+    assert [harness.nudge(**key)[0] for _ in range(3)] == [202, 202, 429]
+    assert harness.nudge()[0] == 401
+    assert (harness.woken, harness.refused) == (2, [("ci", 429), ("", 401)])
+
+
+def test_no_key_makes_a_replica_read_without_end(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    ann, bob = ({"authorization": f"Bearer {keyfile.add(file, name, may=['**'])}"} for name in ("ann", "bob"))
+    harness = NudgeHarness(Keys(file), "")
+    assert [harness.nudge(**ann)[0] for _ in range(MOST.most + 1)] == [202] * MOST.most + [429]
+    assert harness.nudge(**bob)[0] == 202
+    harness.clock = 62.0
+    assert harness.nudge(**ann)[0] == 202
+    assert harness.refused == [("ann", 429)]
 
 
 def test_without_keys_and_a_secret_only_this_machine_may_nudge() -> None:
