@@ -6,13 +6,11 @@ unloading in between can reach it. It is named to vLLM as `support-bot/3`, which
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from pydantic_core import from_json
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +18,7 @@ from registry.errors import NotFound, NotServable, Unreachable
 from registry.records import Version
 from registry.refs import VersionRef
 from serving import access, refusals
+from serving.body import Body, NotRead, read
 from serving.calls import Asked, Request, current
 from serving.guard import ADAPTER_HEADER, CALLER
 from serving.keyfile import BASE
@@ -33,8 +32,6 @@ DIGEST_HEADER: Final = "x-loradock-digest"
 _OURS: Final = "/loradock/"
 _KEPT: Final = 100_000
 """Responses whose owners are remembered; older ones are an admin's."""
-_SHALLOW: Final = 100
-"""Brackets that a body may have before its nesting is looked at."""
 _USERS: Final = ("safety_identifier", "user")
 """Where OpenAI's API has the user of a client, newest name first."""
 
@@ -134,30 +131,46 @@ class Front:
         """Count a request before anything is done for it, read it, and hand it on."""
         caller: Caller = scope[CALLER]
         limits = self._quotas.admit(caller)
-        raw = await _read(scope, receive, self._most)
+        raw = await _received(scope, receive, self._most)
         if raw is None:  # the client left
             return
-        body = _parsed(raw, caller)
+        try:
+            await self._pass_on(house, path, raw, limits, scope, receive, send)
+        except NotRead as error:
+            raise refusals.bad_request(str(error), caller=caller.name) from error
+
+    async def _pass_on(
+        self,
+        house: House,
+        path: str,
+        raw: bytes,
+        limits: Mapping[str, str],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        caller: Caller = scope[CALLER]
+        body = await read(raw)
         if body is None:  # no JSON object: not a request for a model, or vLLM says what is wrong with it
             if caller.restricted:
                 raise refusals.bad_request("The body is no JSON object.", caller=caller.name)
             await self._hand_on(_unnamed(house, caller), scope, _replay(raw, receive), _with(limits, send))
             return
-        if path == access.RESPONSES:
-            body = self._owned(body, caller)
-        await self._answer(house, body, limits, scope, receive, send)
+        changes = self._owned(body, caller) if path == access.RESPONSES else {}
+        await self._answer(house, body, changes, limits, scope, receive, send)
 
-    def _owned(self, body: dict[str, Any], caller: Caller) -> dict[str, Any]:
-        """A request of the Responses API that goes on from this key's own alone, under an id that is this key's."""
+    def _owned(self, body: Body, caller: Caller) -> dict[str, str]:
+        """What makes a request of the Responses API this key's, which goes on from this key's own alone: its id."""
         before = body.get("previous_response_id")
         if isinstance(before, str) and not self._owners.may(caller, before):
             raise refusals.no_such_response(before, caller=caller.name)
-        return {**body, "request_id": self._owners.new(caller)}
+        return {"request_id": self._owners.new(caller)}
 
     async def _answer(
         self,
         house: House,
-        body: dict[str, Any],
+        body: Body,
+        changes: Mapping[str, str],
         limits: Mapping[str, str],
         scope: Scope,
         receive: Receive,
@@ -168,10 +181,10 @@ class Front:
         asked = Asked(found.name, found.role, caller.name)
         if found.ref is None:
             headers = {**limits, VERSION_HEADER: found.name, DIGEST_HEADER: self._base_digest()}
-            raw = _written(body, caller)
+            raw = body.written(changes)
             await self._hand_on(asked, _sized(scope, len(raw)), _replay(raw, receive), _with(headers, send))
             return
-        named = _written({**body, "model": str(found.ref)}, caller)
+        named = body.written({**changes, "model": str(found.ref)})
         version = await _acquired(house, found.ref, caller)
         try:
             headers = {**limits, VERSION_HEADER: str(found.ref), DIGEST_HEADER: version.facts.digest}
@@ -209,14 +222,14 @@ def _unnamed(house: House, caller: Caller) -> Asked:
     return Asked(min(house.table().bases), "base", caller.name)
 
 
-def _find(table: Table, body: Mapping[str, Any], caller: Caller) -> Found:
+def _find(table: Table, body: Body, caller: Caller) -> Found:
     """What answers a request; raises Denied, and says nothing of names that a key may not call."""
     model = body.get("model") or min(table.bases)
     if not isinstance(model, str):
         raise refusals.bad_request("`model` is not a string.", param="model", caller=caller.name)
     if not caller.may(BASE if model in table.bases else model):
         raise refusals.may_not_call(model, caller=caller.name)
-    user = next((str(body[key]) for key in _USERS if body.get(key)), caller.name)
+    user = next((str(user) for key in _USERS if (user := body.get(key))), caller.name)
     if (found := table.find(model, user)) is None:
         raise refusals.no_such_model(model, caller=caller.name)
     return found
@@ -233,39 +246,7 @@ async def _acquired(house: House, ref: VersionRef, caller: Caller) -> Version:
         raise refusals.unavailable(f"{ref} is not loaded yet.", caller=caller.name) from error
 
 
-def _parsed(raw: bytes, caller: Caller) -> dict[str, Any] | None:
-    """A JSON object; None for anything else. Raises Denied for one that vLLM, deeper in its calls, could not read."""
-    try:
-        body = None if _is_deep(raw) else json.loads(raw)
-    except RecursionError:
-        body = None
-    except ValueError:
-        return None
-    if body is None:
-        raise refusals.bad_request("The JSON is nested too deep.", caller=caller.name)
-    return body if isinstance(body, dict) else None
-
-
-def _is_deep(raw: bytes) -> bool:
-    """Whether JSON has more than 200 levels, far fewer than Python reads where its own calls are not deep."""
-    if raw.count(b"[") + raw.count(b"{") > _SHALLOW:
-        try:
-            from_json(raw)
-        except ValueError as error:
-            return "recursion" in str(error)
-    return False
-
-
-def _written(body: Mapping[str, Any], caller: Caller) -> bytes:
-    """A body as JSON; raises Denied for numbers and characters that Python reads, and JSON and UTF-8 do not have."""
-    try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:
-        message = "The JSON holds a number that is not finite, or half of a surrogate pair."
-        raise refusals.bad_request(message, caller=caller.name) from error
-
-
-async def _read(scope: Scope, receive: Receive, most: int) -> bytes | None:
+async def _received(scope: Scope, receive: Receive, most: int) -> bytes | None:
     """A request's whole body; None where the client left before its end. Raises Denied for more bytes than `most`."""
     caller: Caller = scope[CALLER]
     told = dict(scope["headers"]).get(b"content-length", b"0")

@@ -123,6 +123,23 @@ def test_a_name_becomes_its_version_which_is_held_while_it_answers() -> None:
     assert current.get() is None
 
 
+@pytest.mark.parametrize("filling", [b"x", b"x" * 100_000])
+def test_a_clients_bytes_stay_but_for_the_models_name(filling: bytes) -> None:
+    harness = FrontHarness()
+    body = b'\n{ "x":[1e2,1.0, "\\u00e9\xc3\xa9"],"model" :"%s","y":"%s","n":12345678901234567890 }\n'
+    assert harness.ask(body % (b"bot", filling)).status_code == 200
+    assert harness.seen[-1][0] == body % (b"bot/1", filling)
+    assert harness.ask(body % (b"smol", filling)).status_code == 200
+    assert harness.seen[-1][0] == body % (b"smol", filling)
+
+
+def test_json_in_another_encoding_is_a_bad_request() -> None:
+    harness = FrontHarness()
+    assert harness.ask('{"model": "bot"}'.encode("utf-16")).status_code == 400
+    assert harness.ask(b'\xef\xbb\xbf{"model": "bot"}').headers["x-loradock-version"] == "bot/1"
+    assert len(harness.seen) == 1
+
+
 @pytest.mark.parametrize(
     ("model", "expected"), [("bot@canary", "bot/2"), ("bot/2", "bot/2"), ("bot@production", "bot/1")]
 )
@@ -141,7 +158,7 @@ def test_the_base_s_requests_go_on_as_they_are(body: Any) -> None:
     assert harness.seen[0][1] == Asked("smol", "base", "")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe", b'"text"'])
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"--boundary", b'"text"'])
 def test_what_is_no_json_object_is_vllm_s_to_answer(body: bytes) -> None:
     harness = FrontHarness()
     assert harness.ask(body).status_code == 200
@@ -174,7 +191,7 @@ def test_many_brackets_are_not_deep() -> None:
 
 
 @pytest.mark.parametrize("model", ["bot", "smol"])
-@pytest.mark.parametrize("value", [b'"\\ud800"', b"1e400", b"NaN", b"-Infinity"])
+@pytest.mark.parametrize("value", [b'"\\ud800"', b"1e400", b"9" * 400 + b".5", b"NaN", b"-Infinity"])
 def test_what_json_does_not_have_is_a_bad_request(model: str, value: bytes) -> None:
     harness = FrontHarness()
     answer = harness.ask(b'{"model": "%s", "x": [%s]}' % (model.encode(), value))
