@@ -2,7 +2,7 @@
 
 MLflow's webhooks send it, signed; so may any caller with a key. It says nothing that is believed: the replica looks for
 itself, and not oftener than ten times a second. A key's nudge is a request of that key, and a minute takes no more than
-sixty of them; a delivery of MLflow's is taken once.
+120 of them; a delivery of MLflow's is taken once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DELIVERY: Final = "x-mlflow-delivery-id"
 REPLAY_SECONDS: Final = 300.0
 """How old a delivery may be, or how far ahead the sender's clock."""
 
-MOST: Final = Limit(60, 60)
+MOST: Final = Limit(120, 60)
 """How many nudges are taken from a key, and from this machine where there are none."""
 
 _MOST_BYTES: Final = 64 * 1024
