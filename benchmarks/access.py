@@ -268,10 +268,11 @@ async def _gaps(server: Asked, sender: Sender | None, seconds: float) -> list[fl
         while goes_on():
             writer.write(request)
             await reader.readuntil(b"\r\n\r\n")
-            last, piece = 0.0, b""
-            while not piece.endswith(b"0\r\n\r\n"):
-                piece = await reader.read(65536)
-                now = time.perf_counter()
+            last, tail = 0.0, b""
+            while tail != b"0\r\n\r\n":
+                if not (piece := await reader.read(65536)):
+                    raise RuntimeError("a stream broke off")
+                tail, now = (tail + piece)[-5:], time.perf_counter()
                 if last > began:
                     gaps.append(now - last)
                 last = now
