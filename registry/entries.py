@@ -12,14 +12,15 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
+from registry import heads
 from registry.errors import BadInput, Conflict
 from registry.history import History, link, read
-from registry.records import Move, PolicyChange, Removal, Traffic
+from registry.records import Acceptance, Move, PolicyChange, Removal, Traffic
 from registry.refs import AliasRef
 from registry.store import Store
 from registry.store.families import owned
 
-E = TypeVar("E", Move, PolicyChange, Removal, Traffic)
+E = TypeVar("E", Move, PolicyChange, Removal, Traffic, Acceptance)
 
 _MAX_REASON: Final = 1000  # characters
 _MAX_ENTRY: Final = 5000  # characters; MLflow silently cuts a param at 6,000
@@ -33,12 +34,15 @@ def write(
     *,
     actor: str,
     reason: str,
+    check: Callable[[Store, History], History] = heads.checked,
 ) -> E:
     """Write the next entry; `decide` raises where what others wrote in between speaks against it.
 
-    Raises Taken where the family is not loradock's.
+    Raises Taken where the family is not loradock's, and what `check` does of a history that is not to be gone on with.
     """
     owned(past.family)
+    if (again := check(store, past)) is not past:
+        decide(past := again)
     if len(reason) > _MAX_REASON:
         raise BadInput(f"a reason has at most {_MAX_REASON} characters; this one has {len(reason)}")
     nonce = secrets.token_hex(8)
@@ -58,8 +62,12 @@ def write(
         if len(text) > _MAX_ENTRY:
             raise BadInput(f"an entry of a history has at most {_MAX_ENTRY} characters; this one has {len(text)}")
         if store.append(past.family, past.ledger, entry.seq, text, carry=past.carry):
+            now, name = heads.after(past, entry, text), past.family.name
+            heads.Memory(store.settings).keep({name: now})
+            if not isinstance(entry, Move):  # of a move the alias is set first, by `apply`
+                store.tell_head(name, None, now.canonical())
             return entry
-        past = read(store, past.family.name, whole=False, alias=past.alias)
+        past = check(store, read(store, past.family.name, whole=False, alias=past.alias))
         decide(past)
 
 
@@ -86,11 +94,34 @@ def apply(store: Store, name: str, move: Move) -> None:
         store.set_alias(move.ref_in(name), move.to_version)
         past = settle(store, name, move.alias)
     store.mark_applied(past.ledger, move.seq)
+    if now := heads.head(past):
+        store.tell_head(name, move.to_version, now.canonical())
+
+
+def accept(store: Store, name: str, *, actor: str, reason: str) -> Acceptance | None:
+    """Go on with a history that lacks what was seen of it, as after a restore; None where it lacks nothing.
+
+    Machines that have seen it otherwise follow, and say who accepted it and why. Raises BadInput without a reason.
+    """
+    past = read(store, name)
+    if not (lacks := heads.lacks(store, past)):
+        return None
+    if not reason:
+        raise BadInput("--accept needs a --reason", hint="history keeps it")
+    return write(
+        store,
+        past,
+        lambda head: Acceptance(**head, lacks=lacks),
+        lambda _: None,
+        actor=actor,
+        reason=reason,
+        check=lambda _, found: found,
+    )
 
 
 def set_policy(store: Store, name: str, text: str, *, actor: str, reason: str = "") -> PolicyChange:
     """Write a new policy into a family's history; raises Conflict when somebody else changed it in between."""
-    past = read(store, name, whole=False)
+    past = heads.current(store, name, whole=False)
     before = past.policy
 
     def decide(now: History) -> None:
@@ -120,5 +151,5 @@ def remove(
                 move = moved[number]
                 raise Conflict(str(move.ref_in(name)), expected="elsewhere", found=str(number), winner=move.actor)
 
-    decide(read(store, name))
+    decide(heads.current(store, name))
     return write(store, decided_on, lambda head: Removal(**head, versions=numbers), decide, actor=actor, reason=reason)

@@ -11,6 +11,7 @@
     │   └── WrongBase        trained on another base model
     ├── Conflict       4  somebody else moved it first
     │   └── Drifted          somebody moved it past loradock
+    ├── HistoryCut     4  a history does not go on from what was seen of it
     ├── NotFound       5  no such run, version, alias, file
     └── Unreachable    6  a service does not answer
 
@@ -175,6 +176,20 @@ class Drifted(Conflict):
         before = f"not at version {recorded}" if recorded else "and history has no move of it"
         self.args = (f"{name}@{alias} {now} by somebody past loradock, {before}",)
         self.hint = f"`loradock history {name} --adopt` takes it as it is, `--restore` moves it back"
+
+
+class HistoryCut(LoradockError):
+    """A family's history does not go on from its newest entry that was seen: it was cut, or is another one."""
+
+    exit_code = 4
+
+    def __init__(self, name: str, by: str, fault: str) -> None:
+        super().__init__(
+            f"the history of {name} does not go on from what {by}: it {fault}",
+            hint=f"if somebody restored a backup, `loradock history {name} --accept --reason WHY` goes on with what is"
+            " there; else restore MLflow's database",
+        )
+        self.name, self.by, self.fault = name, by, fault
 
 
 class NotFound(LoradockError):

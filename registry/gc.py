@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from registry import entries
+from registry import entries, heads
 from registry import history as histories
 from registry.errors import Conflict
 from registry.history import History
@@ -134,7 +134,7 @@ def _days(span: timedelta) -> str:
 
 def look(store: Store, name: str, reported: Mapping[VersionRef, str]) -> Known:
     """Read what a family's clean-up is decided on; its history first, so that a move after it is noticed later."""
-    past = histories.read(store, name)
+    past = heads.current(store, name)
     return Known(past, store.holdings(name), store.made_from(name), reported)
 
 

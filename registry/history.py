@@ -10,13 +10,13 @@ that is drift.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
 from registry.errors import HistoryDamaged
-from registry.records import Entry, Move, PolicyChange, Removal, Traffic, parse_entry
+from registry.records import Acceptance, Entry, Move, PolicyChange, Removal, Traffic, parse_entry
 from registry.store import Family, Ledger, Store
 from registry.store.ledgers import ENTRIES
 
@@ -43,6 +43,8 @@ class History:
     """Them as they are stored."""
     alias: str = ""
     """The only alias that was looked at in MLflow; empty for all."""
+    whole: bool = True
+    """Whether all of it was read."""
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -57,8 +59,11 @@ class History:
     @property
     def last(self) -> str:
         """The newest entry as it was written."""
-        ledger = self.ledger
-        return (ledger.entries.get(self.end - 1) or ledger.carried[self.end - 1]) if self.entries else ""
+        return self.text(self.end - 1)
+
+    def text(self, seq: int) -> str:
+        """An entry as it was written; empty where it is not in what was read."""
+        return self.ledger.entries.get(seq) or self.ledger.carried.get(seq, "")
 
     @property
     def applied(self) -> frozenset[int]:
@@ -69,6 +74,11 @@ class History:
     def policy(self) -> PolicyChange | None:
         """The policy in force."""
         return max((e for e in self.entries if isinstance(e, PolicyChange)), key=lambda e: e.seq, default=None)
+
+    @property
+    def accepted(self) -> Acceptance | None:
+        """The last entry by which somebody accepted that the history does not go on from what was seen of it."""
+        return max((e for e in self.entries if isinstance(e, Acceptance)), key=lambda e: e.seq, default=None)
 
     @property
     def traffic(self) -> Mapping[str, Traffic]:
@@ -85,7 +95,7 @@ class History:
     def carry(self) -> Mapping[int, str]:
         """What a new run of the ledger begins with, as it was written."""
         kept = {move.seq for move in self.heads.values()} | {self.end - 1}
-        kept |= {self.policy.seq} if self.policy else set()
+        kept |= {entry.seq for entry in (self.policy, self.accepted) if entry}
         kept |= {entry.seq for entry in self.traffic.values()}
         kept |= {e.seq for e in self.entries if isinstance(e, Removal) and e.seq >= self.end - ENTRIES}
         kept |= {m.seq for m in self.moves if m.seq not in self.ledger.applied and m.seq >= self.end - ENTRIES}
@@ -153,21 +163,45 @@ def read(store: Store, name: str, *, whole: bool = True, alias: str = "") -> His
     """
     family = store.family(name, alias=alias)
     if not family.ledger:
-        return History(family, (), _NONE)
+        return History(family, (), _NONE, alias, whole)
     ledger = store.ledger(family, whole=whole)
     while True:
-        found = History(family, _chain(name, ledger, whole=whole), ledger, alias)
+        found = History(family, _chain(name, ledger, whole=whole), ledger, alias, whole)
         if not found.drifts:
             return found
         family, before = _confirmed(store, store.family(name, alias=alias), found), ledger
         if (ledger := store.ledger(family, whole=whole)) == before:
-            return History(family, found.entries, ledger, alias)
+            return History(family, found.entries, ledger, alias, whole)
 
 
 def _confirmed(store: Store, family: Family, found: History) -> Family:
     """The family, with the aliases that a search left out and history has asked for one by one."""
     lost = [drift.alias for drift in found.drifts if drift.alias not in family.aliases]
     return replace(family, aliases={**family.aliases, **store.standing(family.name, lost)}) if lost else family
+
+
+def unlike(end: History, whole: History) -> Iterator[str]:
+    """What a history says otherwise back from its newest part than forward from its first one, which was read later."""
+    for entry in end.entries:
+        if not whole.text(entry.seq):
+            yield f"entry {entry.seq} is reached from its newest part only"
+        elif whole.text(entry.seq) != end.text(entry.seq):
+            yield f"entry {entry.seq} is another one in its newest part"
+    then = replace(whole, entries=whole.entries[: end.end])
+    first = end.ledger.start - ENTRIES
+    for what, one, other in (
+        ("where aliases stand", end.heads, then.heads),
+        ("its policy", end.policy, then.policy),
+        ("its shares", end.traffic, then.traffic),
+        ("what was accepted", end.accepted, then.accepted),
+        ("what is deleted", _removals(end, first), _removals(then, first)),
+    ):
+        if one != other:
+            yield f"its newest part does not have {what} as the parts before"
+
+
+def _removals(past: History, first: int) -> Collection[int]:
+    return {entry.seq for entry in past.entries if isinstance(entry, Removal) and entry.seq >= first}
 
 
 def link(entry: str) -> str:

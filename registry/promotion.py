@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from registry import entries, gates, versions
+from registry import entries, gates, heads, versions
 from registry.errors import (
     BadInput,
     Conflict,
@@ -135,7 +135,7 @@ def rollback(store: Store, name: str, alias: str, *, actor: str, reason: str = "
 
 def adopt(store: Store, name: str, *, actor: str, reason: str = "") -> tuple[Move, ...]:
     """Write into the history where MLflow's aliases were moved past loradock; returns what was written."""
-    past = read(store, name)
+    past = heads.current(store, name)
     return tuple(
         _move(store, past, "adopt", drift.alias, _found(store, name, drift.found), actor=actor, reason=reason)
         for drift in past.drifts
@@ -147,7 +147,7 @@ def restore(store: Store, name: str, *, actor: str, reason: str = "") -> tuple[M
 
     What promoters who died left behind is set to where history says, without a move.
     """
-    past = read(store, name)
+    past = heads.current(store, name)
     for alias in past.heads:
         entries.settle(store, name, alias)
     return tuple(
@@ -170,8 +170,8 @@ def _found(store: Store, name: str, number: int | None) -> Version | None:
 
 
 def _undrifted(store: Store, name: str, alias: str, *, whole: bool = False) -> History:
-    """The history, unless the alias was moved past loradock. One that is gone bars no move: it serves nobody."""
-    past = read(store, name, whole=whole, alias=alias)
+    """The history, unless it was cut or the alias was moved past loradock. One that is gone bars no move."""
+    past = heads.current(store, name, whole=whole, alias=alias)
     for drift in past.drifts_of(alias):
         if drift.found is not None:
             raise Drifted(name, alias, recorded=drift.recorded, found=drift.found)

@@ -182,7 +182,15 @@ class Traffic(Entry):
     """Of the requests: those that the canary answers, or that the shadow gets a copy of."""
 
 
-AnyEntry = Move | PolicyChange | Removal | Traffic
+class Acceptance(Entry):
+    """A history that does not go on from what was seen of it, such as one out of a backup, is taken as it is."""
+
+    op: Literal["accept"] = "accept"
+    lacks: tuple[str, ...]
+    """What was seen of it, and is not in it."""
+
+
+AnyEntry = Move | PolicyChange | Removal | Traffic | Acceptance
 
 
 def parse_entry(text: str) -> AnyEntry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +95,11 @@ class Settings(FromEnvironment):
     def registry(self) -> str:
         """What tells one registry from another: a server has as many as it has workspaces."""
         return f"{self.store_uri} in workspace {self.workspace}" if self.workspace else self.store_uri
+
+    @property
+    def which(self) -> str:
+        """What files below `home` that belong to one registry have in their names: another's must not be read."""
+        return hashlib.sha256(self.registry.encode()).hexdigest()[:12]
 
     @property
     def replica_urls(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from registry import entries
+from registry import entries, heads
 from registry.errors import BadInput, Conflict
 from registry.history import History, read
 from registry.records import Record, Traffic, canonical_json
@@ -67,7 +67,7 @@ def set_share(
             found = f"version {at}" if at else "no version"
             raise Conflict(str(AliasRef(ref.name, alias)), expected=f"version {ref.number}", found=found)
 
-    past = read(store, ref.name, whole=False)
+    past = heads.current(store, ref.name, whole=False)
     decide(past)
     before = past.traffic.get(alias)
     if (before.weight if before else 0.0) == weight:

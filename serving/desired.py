@@ -7,7 +7,6 @@ None of them is "nothing is promoted".
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -121,9 +120,7 @@ class Source:
         self._read_at: float | None = None
         self._complaints: Collection[str] = ()
         """What was wrong with the newest answer."""
-        # The file belongs to one registry: pointing a replica at another one must not bring back the first one's plan.
-        which = hashlib.sha256(settings.registry.encode()).hexdigest()[:12]
-        self._path = settings.root / f"promoted-{which}.json"
+        self._path = settings.root / f"promoted-{settings.which}.json"
 
     @property
     def registry(self) -> str:

@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from registry import card, entries, gates, promotion, refs, replicas, traffic
+from registry import card, entries, gates, heads, promotion, refs, replicas, traffic
 from registry import history as histories
 from registry import policy as policies
 from registry import room as rooms
 from registry.cli.completion import complete_name, complete_ref
 from registry.cli.output import emit, json_option, say
 from registry.cli.shared import alias_option, moment, reason_option
-from registry.errors import BadInput, Drifted, GateFailed, NotFound, Refused
-from registry.records import Entry, Move, PolicyChange, Removal, Traffic
+from registry.errors import BadInput, Drifted, GateFailed, HistoryCut, NotFound, Refused
+from registry.records import Acceptance, Entry, Move, PolicyChange, Removal, Traffic
 from registry.settings import Settings
 from registry.store import Store
 
@@ -28,19 +28,27 @@ _TIMES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.
 @click.option(
     "--at", type=click.DateTime(_TIMES), metavar="TIME", help="Show instead where each alias stood then, UTC."
 )
+@click.option(
+    "--accept", is_flag=True, help="First go on with a history that lacks what was seen of it; needs --reason."
+)
 @click.option("--adopt", is_flag=True, help="First write down the moves that were made past loradock.")
 @click.option("--restore", is_flag=True, help="First take back the moves that were made past loradock.")
 @reason_option
 @json_option
-def history(name: str, at: datetime | None, adopt: bool, restore: bool, reason: str, as_json: bool) -> None:
+def history(
+    name: str, at: datetime | None, accept: bool, adopt: bool, restore: bool, reason: str, as_json: bool
+) -> None:
     """Show who moved an adapter's aliases, when and why, oldest first.
 
-    A move that was made past loradock, in MLflow itself, is told on stderr until --adopt or --restore settles it.
+    A move that was made past loradock, in MLflow itself, is told on stderr until --adopt or --restore settles it. So is
+    a history that was cut, or is another one than before, until --accept says why it is right.
     """
     settings = Settings()
     store, name = Store(settings), refs.parse_name(name)
     if adopt and restore:
         raise BadInput("--adopt and --restore exclude each other")
+    if accept and entries.accept(store, name, actor=settings.actor, reason=reason) is None:
+        say(f"the history of {name} has all that was seen of it")
     if adopt:
         promotion.adopt(store, name, actor=settings.actor, reason=reason)
     if restore:
@@ -48,6 +56,10 @@ def history(name: str, at: datetime | None, adopt: bool, restore: bool, reason: 
     if adopt or restore:
         card.refresh(store, name)
     past = histories.read(store, name)
+    try:
+        past = heads.checked(store, past)
+    except HistoryCut as error:
+        say(f"warning: {error.text}")
     for drift in past.drifts:
         cure = "--adopt or --restore?" if drift.found else f"`loradock rollback {name}` or --adopt?"
         say(f"warning: {Drifted(name, drift.alias, recorded=drift.recorded, found=drift.found)}; {cure}")
@@ -203,6 +215,8 @@ def _told(entry: Entry) -> dict[str, Any]:
             row |= {"what": "set the policy"}
         case Traffic():
             row |= {"what": f"weight {entry.alias}", "to": entry.version, "notes": f"{entry.weight:.0%} of requests"}
+        case Acceptance():
+            row |= {"what": "accept", "notes": "; ".join(entry.lacks)}
         case Removal():
             row |= {"what": "delete", "from": ", ".join(map(str, entry.versions))}
     return row

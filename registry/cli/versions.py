@@ -10,13 +10,13 @@ from typing import Any, Final
 import click
 
 from registry import base as bases
-from registry import card, hub, promotion, recording, refs, versions
+from registry import card, heads, hub, promotion, recording, refs, versions
 from registry import history as histories
 from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
 from registry.cli.record import reference_option
 from registry.cli.shared import base_option, row
-from registry.errors import DigestMismatch, Drifted, NotFound, Refused
+from registry.errors import DigestMismatch, Drifted, HistoryCut, NotFound, Refused
 from registry.records import Version
 from registry.settings import Settings
 from registry.store import Store
@@ -104,8 +104,9 @@ def verify(ref: str | None, every: bool, as_json: bool) -> None:
     """Hash a version's stored bytes again.
 
     They are held against its digest; a file that changed, is missing or extra is named. Its adapter's history is
-    checked, too: no entry was edited, none is missing. With --all so are references, evaluations, and where MLflow's
-    aliases stand. It exits with 3 when anything is wrong.
+    checked, too: no entry was edited, none is missing, and it goes on from what was seen of it. With --all so are
+    references, evaluations, where MLflow's aliases stand, and the history back from its newest part. It exits with 3
+    when anything is wrong.
     """
     if not (ref or every):
         raise click.UsageError("say which: NAME/3, NAME@ALIAS, NAME --all, or --all")
@@ -115,7 +116,7 @@ def verify(ref: str | None, every: bool, as_json: bool) -> None:
         _verify_all(store, [family.name for family in families], as_json)
         return
     version = promotion.resolve(store, refs.parse_ref(ref or ""))
-    moves = histories.read(store, version.ref.name).moves
+    moves = heads.current(store, version.ref.name).moves
     manifest = versions.verify(store, version)
     found = {"version": str(version.ref), "digest": manifest.digest, "files": len(manifest.files), "moves": len(moves)}
     emit(found, as_json)
@@ -139,13 +140,22 @@ def _verify_all(store: Store, names: Sequence[str], as_json: bool) -> None:
 
 def _faults_of_history(store: Store, name: str) -> list[str]:
     try:
+        end = histories.read(store, name, whole=False)  # first, so that what is written meanwhile is in the whole only
         past = histories.read(store, name)
     except Refused as error:
         return [str(error)]
     faults = [str(Drifted(name, drift.alias, recorded=drift.recorded, found=drift.found)) for drift in past.drifts]
+    faults += [f"the history of {name} is damaged: {fault}" for fault in histories.unlike(end, past)]
+    try:
+        heads.checked(store, past)
+    except HistoryCut as error:
+        faults.append(str(error))
     for run in store.deleted(past.family) if past.family.ledger else ():
         told = f"run {run} of its history is deleted, and `mlflow gc` would purge it"
         faults.append(f"{told}: mlflow runs restore --run-id {run}")
+    for run in store.strays(past.family) if past.family.ledger else ():
+        told = f"run {run} has entries of a history of {name}, and nothing leads to it"
+        faults.append(f"{told}: delete it in MLflow if it is that of an adapter that was deleted there")
     return faults
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LEDGER: Final = "loradock.ledger"
 """The tag of a family, and of each of its versions, with the run in which the family's history begins."""
+HEAD: Final = "loradock.head"
+"""The tag of a family with the newest entry of its history, and of a version with its last move, by `heads`."""
 TRAFFIC: Final = "loradock.traffic"
 """The tag of a family with the shares that its history gives: `{"canary": {"version": 3, "weight": 0.1}}`."""
 FINDINGS: Final = "loradock.findings"
@@ -43,6 +45,8 @@ class Family:
     """The run in which its history begins; empty for a registered model that loradock did not make."""
     traffic: str = ""
     """The tag `loradock.traffic`, as it is."""
+    head: str = ""
+    """The tag `loradock.head`, as it is."""
 
 
 class Families(Connection):
@@ -52,6 +56,8 @@ class Families(Connection):
         super().__init__(settings)
         self._ledgers: dict[str, str] = {}
         """By family, where its versions say that its history begins."""
+        self._heads: dict[VersionRef, str] = {}
+        """What the tag `loradock.head` of a version that was read says."""
 
     def create_family(self, name: str) -> Family:
         """Make a registered model and its ledger; of several who try at once, one makes it and all return the same."""
@@ -130,10 +136,20 @@ class Families(Connection):
     def version(self, ref: VersionRef) -> Version:
         """One version; raises NotFound."""
         with translated(self.uri, f"version {str(ref)!r}"):
-            found = self.client.get_model_version(ref.name, str(ref.number))
-            if LEDGER in found.tags and not is_copy(found.source or ""):  # a copy has the tags of another family
-                self._ledgers[ref.name] = found.tags[LEDGER]
-            return version_from(found)
+            return self._noted(self.client.get_model_version(ref.name, str(ref.number)))
+
+    def _noted(self, found: ModelVersion) -> Version:
+        """A version, once what its tags say of its family's history is noted; a copy has those of another family."""
+        if not is_copy(found.source or ""):
+            ref = VersionRef(found.name, int(found.version))
+            self._ledgers |= {ref.name: found.tags[LEDGER]} if LEDGER in found.tags else {}
+            self._heads |= {ref: found.tags[HEAD]} if HEAD in found.tags else {}
+        return version_from(found)
+
+    def told(self, family: Family) -> Mapping[str, str]:
+        """By what has it, each tag `loradock.head` of a family, and of its versions, that was read."""
+        found = {str(ref): text for ref, text in self._heads.items() if ref.name == family.name}
+        return found | ({family.name: family.head} if family.head else {})
 
     def newest(self, wanted: Collection[VersionRef]) -> dict[VersionRef, Version]:
         """Those of `wanted` that are among the newest versions of all families, which MLflow finds a thousand a call.
@@ -161,7 +177,7 @@ class Families(Connection):
 
         with translated(self.uri, f"version under {str(ref)!r}"):
             try:
-                return version_from(self.client.get_model_version_by_alias(ref.name, ref.alias))
+                return self._noted(self.client.get_model_version_by_alias(ref.name, ref.alias))
             except MlflowException as error:
                 if error.error_code == "INVALID_PARAMETER_VALUE":  # MLflow's word for an alias that is not there
                     raise NotFound(f"there is no alias {str(ref)!r} in {masked(self.uri)}") from error
@@ -209,6 +225,14 @@ class Families(Connection):
         with translated(self.uri, f"adapter {name!r}"):
             upsert(lambda: self.client.set_registered_model_tag(name, TRAFFIC, text))
 
+    def tell_head(self, name: str, number: int | None, text: str) -> None:
+        """Set the tag of a family, and of a version that took an alias, with the newest entry; last write wins."""
+        with translated(self.uri, f"adapter {name!r}"):
+            upsert(lambda: self.client.set_registered_model_tag(name, HEAD, text))
+        if number is not None:
+            with suppress(NotFound), translated(self.uri, f"version '{name}/{number}'"):
+                upsert(lambda: self.client.set_model_version_tag(name, str(number), HEAD, text))
+
 
 def search_versions(
     store: Connection, filter_string: str, *, order: Sequence[str] = ("name ASC", "version_number ASC")
@@ -239,7 +263,8 @@ def ledger_title(name: str) -> str:
 
 def _family_from(model: Any) -> Family:
     aliases = {alias: int(number) for alias, number in model.aliases.items()}
-    return Family(model.name, aliases, model.tags.get(LEDGER, ""), model.tags.get(TRAFFIC, ""))
+    tags = model.tags
+    return Family(model.name, aliases, tags.get(LEDGER, ""), tags.get(TRAFFIC, ""), tags.get(HEAD, ""))
 
 
 def version_from(found: ModelVersion) -> Version:

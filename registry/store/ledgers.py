@@ -17,8 +17,8 @@ from itertools import takewhile
 from typing import Final
 
 from registry.errors import Refused
-from registry.store.connection import translated, upsert
-from registry.store.families import Families, Family, ledger_title
+from registry.store.connection import experiment_id, translated, upsert
+from registry.store.families import LEDGERS, Families, Family, ledger_title
 
 ENTRIES: Final = 100
 """How many entries a run holds: reading one of 100 takes MLflow 14 ms, one of 5,000 takes 343."""
@@ -125,6 +125,15 @@ class Ledgers(Families):
         runs = [run_id for run_id, _ in self._parts(family, whole=True)]
         with translated(self.uri, f"history of {family.name!r}"):
             return tuple(run for run in runs if self.client.get_run(run).info.lifecycle_stage == "deleted")
+
+    def strays(self, family: Family) -> tuple[str, ...]:
+        """The runs that hold entries of a history called as a family's is, and that its parts do not lead to."""
+        reached = {run_id for run_id, _ in self._parts(family, whole=True)}
+        with translated(self.uri, f"history of {family.name!r}"):
+            ledgers = experiment_id(self.client, self.settings, LEDGERS)
+            found = self.client.search_runs([ledgers], f"attributes.run_name = '{ledger_title(family.name)}'")
+        entered = [run.info.run_id for run in found if any(key.isdigit() for key in run.data.params)]
+        return tuple(run_id for run_id in entered if run_id not in reached)
 
     def _parts(self, family: Family, *, whole: bool) -> Iterator[tuple[str, Mapping[str, str]]]:
         with translated(self.uri, f"history of {family.name!r}"):

@@ -9,7 +9,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -23,6 +23,7 @@ from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
 from registry import history, promotion
 from registry.errors import Conflict, NotFound
+from registry.settings import Settings
 from registry.store import Store
 from tests.support.adapters import NAME, make_version, ref
 from tests.support.chance import tries
@@ -42,7 +43,8 @@ class FakeMLflowClient:
     """Of MLflow's client what a promotion calls: params that are written once, aliases whose last write wins."""
 
     def __init__(self, versions: Sequence[Any]) -> None:
-        self._versions = {str(found.version): found for found in versions}
+        self._versions = {str(found.version): deepcopy(found) for found in versions}
+        self._tags = dict(versions[0].tags)
         self._runs: defaultdict[str, FakeRun] = defaultdict(FakeRun)
         self._aliases: dict[str, str] = {}
         self._made = count()
@@ -57,7 +59,13 @@ class FakeMLflowClient:
 
     def search_registered_models(self, _filter: str, *, max_results: int) -> list[Any]:
         found = self._versions["1"]
-        return [SimpleNamespace(name=found.name, aliases=dict(self._aliases), tags=found.tags)][:max_results]
+        return [SimpleNamespace(name=found.name, aliases=dict(self._aliases), tags=dict(self._tags))][:max_results]
+
+    def set_registered_model_tag(self, _name: str, key: str, value: str) -> None:
+        self._tags[key] = value
+
+    def set_model_version_tag(self, _name: str, number: str, key: str, value: str) -> None:
+        self._versions[number].tags[key] = value
 
     def set_registered_model_alias(self, _name: str, alias: str, number: str) -> None:
         self._aliases[alias] = number
@@ -101,9 +109,9 @@ class FakeRun:
 class SteppedClient:
     """A client of MLflow's that makes a call when it is told to, and the thread that promotes with it."""
 
-    def __init__(self, store: Store, name: str, numbers: Sequence[int]) -> None:
+    def __init__(self, store: Store, name: str, numbers: Sequence[int], machine: Settings) -> None:
         self._client, self._store = store.client, copy(store)
-        self._store.client = self
+        self._store.client, self._store.settings, self._store._heads = self, machine, {}
         self._told, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._finished, self._dies, self.died = False, False, False
         self.error: Exception | None = None
@@ -172,17 +180,32 @@ NOT_YET = [(2, 12), (0, 11), (2, 6)]
 
 @pytest.mark.chance
 @settings(max_examples=tries(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(room=st.sampled_from([2, 3, 100]), plan=st.tuples(NUMBERS, NUMBERS, NUMBERS), turns=TURNS)
-@example(room=3, plan=([1], [2, 2], [1]), turns=[(*turn, False) for turn in EARLY])
-@example(room=2, plan=([1], [2], [2]), turns=[(*turn, False) for turn in BEHIND])
-@example(room=2, plan=([1], [2, 3], [1, 2]), turns=[(*turn, False) for turn in NOT_YET])
+@given(room=st.sampled_from([2, 3, 100]), plan=st.tuples(NUMBERS, NUMBERS, NUMBERS), turns=TURNS, shared=st.booleans())
+@example(shared=True, room=3, plan=([1], [2, 2], [1]), turns=[(*turn, False) for turn in EARLY])
+@example(shared=True, room=2, plan=([1], [2], [2]), turns=[(*turn, False) for turn in BEHIND])
+@example(shared=False, room=2, plan=([1], [2, 3], [1, 2]), turns=[(*turn, False) for turn in NOT_YET])
 def test_in_whatever_order_their_calls_come_the_alias_ends_where_history_says(
-    store: Store, versions: Sequence[Any], intact: None, room: int, plan: Plan, turns: Sequence[Turn]
+    store: Store,
+    versions: Sequence[Any],
+    intact: None,
+    room: int,
+    plan: Plan,
+    turns: Sequence[Turn],
+    shared: bool,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
+    """`shared` is whether the promoters are on one machine, and remember in one file what they saw."""
     memory: Any = FakeMLflowClient(versions)
-    store.client, store.entries_per_run = memory, room
+    store = copy(store)
+    store.client, store.entries_per_run, store._heads = memory, room, {}
+    homes = [tmp_path_factory.mktemp("machine") for _ in range(1 if shared else len(plan))]
+    machines = [store.settings.model_copy(update={"home": home}) for home in homes]
+    store.settings = machines[0]
     promotion.promote(store, ref(1), ALIAS, actor="ann")
-    promoters = [SteppedClient(store, f"promoter {number}", numbers) for number, numbers in enumerate(plan)]
+    promoters = [
+        SteppedClient(store, f"promoter {number}", numbers, machines[number % len(machines)])
+        for number, numbers in enumerate(plan)
+    ]
     for number, calls, dies in turns:
         promoters[number].go(calls, dies=dies)
         assert history.read(store, NAME, alias=ALIAS).drifts == ()

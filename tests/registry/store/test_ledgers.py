@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from registry.settings import Settings
 from registry.store import Store
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.registry.killed import Killed, KilledAtCall
+from tests.support.shell import loradock
 
 PER_RUN = 4
 
@@ -159,3 +161,57 @@ def test_two_policies_at_once_do_not_overwrite_each_other(three: Store) -> None:
     slow: Any = SlowStore()
     with pytest.raises(Conflict, match="changed by the quick"):
         entries.set_policy(slow, NAME, "production: {}", actor="the slow")
+
+
+def cut_in_two(store: Store) -> str:
+    """Take from the first part what leads to the next one."""
+    first = store.family(NAME).ledger
+    with contextlib.closing(sqlite3.connect(store.settings.root / "mlflow.db")) as database, database:
+        database.execute("DELETE FROM params WHERE key = 'next' AND run_uuid = ?", (first,))
+    return "entry 4 is reached from its newest part only"
+
+
+def without_its_policy(store: Store) -> str:
+    """Take the policy from what the newest part begins with, so that promotions go by none."""
+    with contextlib.closing(sqlite3.connect(store.settings.root / "mlflow.db")) as database, database:
+        assert database.execute("DELETE FROM params WHERE key = '00000000.carried'").rowcount
+    assert history.read(store, NAME, whole=False).policy is None
+    return "its newest part does not have its policy as the parts before"
+
+
+def another_newest_part(store: Store) -> str:
+    """Let promotions read a run that somebody made, and that is whole in itself."""
+    run, key = store.new_ledger(NAME), "00000000"
+    store.client.log_param(run, key, history.read(store, NAME).ledger.entries[0].replace('"ann"', '"eve"'))
+    store.client.set_tag(store.family(NAME).ledger, "loradock.ledger.newest", run)
+    assert history.read(store, NAME, whole=False).end == 1
+    return "entry 0 is another one in its newest part"
+
+
+def another_run(store: Store) -> str:
+    """Let the family name another run as the beginning."""
+    was = store.family(NAME).ledger
+    store.client.set_registered_model_tag(NAME, "loradock.ledger", store.new_ledger(NAME))
+    return f"run {was} has entries of a history of {NAME}, and nothing leads to it"
+
+
+def without_its_newest_entry(store: Store) -> str:
+    """Cut the history."""
+    with contextlib.closing(sqlite3.connect(store.settings.root / "mlflow.db")) as database, database:
+        assert database.execute("DELETE FROM params WHERE key LIKE '00000006%'").rowcount
+    return "it ends with entry 5, and went on to entry 6"
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_in_two, without_its_policy, another_newest_part, another_run, without_its_newest_entry]
+)
+def test_verify_reads_a_history_from_its_first_part_and_back_from_its_newest(
+    three: Store, damage: Callable[[Store], str]
+) -> None:
+    entries.set_policy(three, NAME, "production: {}", actor="ann")
+    move_about(three, 6)
+    assert loradock("verify", "--all").exit_code == 0
+    told = damage(three)
+    done = loradock("verify", "--all")
+    assert done.exit_code == 3, done
+    assert told in done.err
