@@ -174,7 +174,7 @@ def lacks(store: Store, past: History) -> tuple[str, ...]:
 def _known(store: Store, past: History, here: Head | None) -> Mapping[str, Head]:
     """By who has seen it, each head."""
     known = {"this machine has seen": here} if here else {}
-    return known | {f"the tag of {thing} has": _parsed(text) for thing, text in store.told(past.family).items()}
+    return known | {f"the tag of {thing} has": parse(text) for thing, text in store.told(past.family).items()}
 
 
 def _lacks(store: Store, past: History, known: Mapping[str, Head]) -> Mapping[str, Lack]:
@@ -191,7 +191,8 @@ def told(name: str, fault: Lack, accepted: Acceptance) -> str:
     return f"the history of {name} {fault.text}; {by}"
 
 
-def _parsed(text: str) -> Head:
+def parse(text: str) -> Head:
+    """A head from a tag; one without a run, which no history has, for a tag that somebody wrote over."""
     try:
         return Head.model_validate_json(text)
     except ValidationError:

@@ -23,6 +23,7 @@ from registry.refs import CANARY, PRODUCTION, SHADOW, AliasRef, VersionRef
 from registry.settings import Settings
 from registry.store import Family, Store, masked
 from registry.traffic import Share, shares
+from serving.continuity import Continuity
 
 _MANY: Final = 20
 """From so many versions on, searching for them takes less than asking for each."""
@@ -120,6 +121,7 @@ class Source:
         self._read_at: float | None = None
         self._complaints: Collection[str] = ()
         """What was wrong with the newest answer."""
+        self.continuity = Continuity(settings, self.store)
         self._path = settings.root / f"promoted-{settings.which}.json"
 
     @property
@@ -161,6 +163,7 @@ class Source:
         if not families and known and known.versions:
             # Families are never deleted. A registry without any, where there were some, is another or an emptied one.
             raise Unreachable(f"MLflow at {self.registry} answers, but holds none of the adapters it held before")
+        self.continuity.saw(families)
         self._look_up(store, families)
         found: dict[str, Version] = {}
         given: dict[str, dict[str, Share]] = {}

@@ -131,6 +131,8 @@ def _troubles(found: Mapping[str, Any], *, timeless: bool = False) -> Iterator[t
         yield f"{ref} (held back)", held["reason"] + again
     for ref, words in found.get("unlike", {}).items():
         yield f"{ref} (answers otherwise)", words
+    for name, fault in found.get("histories", {}).items():
+        yield f"{name} (history)", fault
     for name, refusal in found.get("refused", {}).items():
         yield f"{name} (refused)", f"{refusal['version']}: {refusal['reason']}"
 

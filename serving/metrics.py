@@ -191,6 +191,7 @@ class _State(Collector):
         families["registry_reachable"].add_metric([], registry["reachable"])
         if registry["staleness_seconds"] is not None:
             families["registry_staleness_seconds"].add_metric([], registry["staleness_seconds"])
+        families["histories_cut"].add_metric([], len(status.get("histories", {})))
         families["keys_file_valid"].add_metric([], not status.get("keys", {}).get("error"))
         families["cache_bytes"].add_metric([], self._bytes())
         for ref, in_flight in self._of_versions(status["resident"]):
@@ -250,6 +251,7 @@ def _families() -> dict[str, GaugeMetricFamily]:
         ("converged", "1 while every name is answered by its promoted version.", ()),
         ("registry_reachable", "1 while the registry answers.", ()),
         ("registry_staleness_seconds", "Age of what is known of the registry.", ()),
+        ("histories_cut", "Adapters whose history does not go on from what was seen of it.", ()),
         ("keys_file_valid", "0 while the file of keys is broken and the keys before it are in force.", ()),
         ("cache_bytes", "Size of the cached adapters.", ()),
         ("adapter_resident", "1 for a loaded version, 0 for one that is on its way or held back.", version),

@@ -15,12 +15,27 @@ from serving.probe import Scored
 from serving.reconcile import Resident
 
 
+class Continuity(Protocol):
+    """What a replica asks of `continuity.Continuity`."""
+
+    @property
+    def changed(self) -> Sequence[str]:
+        """Those that should be read now."""
+
+    def audit(self) -> Mapping[str, str]:
+        """What is wrong with them; it blocks."""
+
+
 class Registry(Protocol):
     """What a replica asks of `desired.Source`; it blocks."""
 
     @property
     def registry(self) -> str:
         """Where it is."""
+
+    @property
+    def continuity(self) -> Continuity:
+        """Whether the histories there go on."""
 
     def read(self) -> Reading:
         """What is promoted."""

@@ -76,7 +76,9 @@ class Replica:
         self._since: dict[str, datetime] = {}
         self._demand: dict[VersionRef, Demand] = {}
         self._unknown: dict[VersionRef, float] = {}
+        self._histories: dict[str, str] = {}
         self._changed = asyncio.Event()
+        self._suspect = asyncio.Event()
         self._nudged = asyncio.Event()
         self.stopping = False
         """True from a SIGTERM on: requests are answered, and no new ones should come."""
@@ -103,6 +105,7 @@ class Replica:
             group.create_task(self._follow())
             group.create_task(self._act())
             group.create_task(self._audit())
+            group.create_task(self._audit_histories())
 
     def stop(self) -> None:
         """Say from now on that no new requests should come; those that do are still answered."""
@@ -122,6 +125,8 @@ class Replica:
             try:
                 reading, took = await asyncio.to_thread(self._read)
                 self._take(reading)
+                if self._registry.continuity.changed:
+                    self._suspect.set()
             except Exception as error:  # noqa: BLE001 - nothing ends the following
                 self._complain("reading the registry", error)
                 self._error = str(error)
@@ -156,6 +161,21 @@ class Replica:
                 log.warning("vLLM no longer holds %s; it is loaded again", ref)
             if lost:
                 self._changed.set()
+
+    async def _audit_histories(self) -> None:
+        """Hold the adapters' histories against what was seen of them; whatever comes of it, requests are answered."""
+        while True:
+            await _set_within(self._suspect, _AUDIT_SECONDS)
+            self._suspect.clear()
+            try:
+                found = await asyncio.to_thread(self._registry.continuity.audit)
+            except Exception as error:  # noqa: BLE001 - nothing ends the auditing
+                self._complain("reading the histories", error)
+                continue
+            for name, fault in found.items():
+                if self._histories.get(name) != fault:
+                    log.warning("%s", fault)
+            self._histories = dict(found)
 
     def _take(self, reading: Reading) -> None:
         if reading.error:
@@ -365,6 +385,7 @@ class Replica:
             "converged": not unmet,
             "waiting": unmet,
             "unlike": self._unlike(self._desired),
+            "histories": self._histories,
             "stopping": self.stopping,
             "capacity": self._limits.capacity,
             "registry": {

@@ -31,6 +31,7 @@ WHOLE: dict[str, Any] = {
     "quarantined": {"cat/3": {"reason": "no effect", "attempts": 1, "retry_in_seconds": 9.0}},
     "refused": {"cod": {"version": "cod/1", "reason": "another base"}},
     "unlike": {"cat/1": "cat/1 was trained with another chat template than its base has here"},
+    "histories": {"cat": "the history of cat does not go on"},
     "resident": {"bot/1": 1, "cat/1": 0},
     "proofs": {"bot/1": {}, "cat/1": {}},
     "capacity": 4,

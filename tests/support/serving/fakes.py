@@ -27,6 +27,18 @@ FAST = ServingSettings(
 )
 
 
+class FakeContinuity:
+    """Histories with these faults, and whose tags never change."""
+
+    changed = ()
+
+    def __init__(self) -> None:
+        self.faults: dict[str, str] = {}
+
+    def audit(self) -> Mapping[str, str]:
+        return self.faults
+
+
 class FakeRegistry:
     registry = "a registry"
 
@@ -35,6 +47,7 @@ class FakeRegistry:
         self.others: dict[VersionRef, Version] = {}
         self.forgotten: list[VersionRef] = []
         self.reads = 0
+        self.continuity = FakeContinuity()
         self.promote(*versions)
 
     def promote(self, *versions: Version) -> None:
