@@ -57,6 +57,17 @@ def test_every_verb_is_documented_and_no_other() -> None:
     assert [cell.split()[1] for cell in first_cells("README.md", "Commands")] == list(VERBS)
 
 
+def test_every_line_on_what_is_noticed_names_a_test_that_is_there() -> None:
+    text = (ROOT / "docs/explanation/trust.md").read_text(encoding="utf-8")
+    section = text.split("\n## What of a history is noticed\n")[1].split("\n## ")[0]
+    lines = re.split(r"\n(?=- )", section)[1:]
+    assert len(lines) > 10
+    for line in lines:
+        assert "<!-- test: " in line, line
+    for file, name in re.findall(r"<!-- test: (\S+)::(\S+) -->", section):
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
 def test_links_between_the_documents_lead_somewhere() -> None:
     for file in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text(encoding="utf-8")):

@@ -159,6 +159,19 @@ def test_a_machine_that_has_seen_nothing_goes_by_the_tags_of_the_family_and_of_t
         promotion.promote(Store(moved.settings), ref(3), "production", actor="bob")
 
 
+def test_what_no_tag_has_is_not_missed_by_a_machine_that_has_not_seen_it(moved: Store) -> None:
+    cut(moved)
+    moved.client.delete_registered_model_tag(NAME, "loradock.head")
+    moved.client.delete_model_version_tag(NAME, "3", "loradock.head")
+    forget(moved.settings)
+    assert promotion.promote(Store(moved.settings), ref(1), "production", actor="bob") is not None
+
+
+def test_who_wrote_an_entry_is_what_was_said(moved: Store) -> None:
+    assert loradock("promote", f"{NAME}/1", LORADOCK_ACTOR="ann").exit_code == 0
+    assert history.read(moved, NAME).moves[-1].actor == "ann"
+
+
 def test_a_tag_that_was_written_over_is_told(moved: Store) -> None:
     moved.client.set_registered_model_tag(NAME, "loradock.head", "x")
     with pytest.raises(HistoryCut, match="somebody wrote over it"):
