@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
 from registry.cli.output import emit, json_option, say
+from registry.cli.shared import no_samples_option
 from registry.settings import Settings
 from trainer import data, dialects
 
@@ -36,12 +37,14 @@ from trainer import data, dialects
     metavar="PORT",
     help="The port at which they do.  [default: 29500]",
 )
+@no_samples_option
 @json_option
 def train(
     recipe: Path,
     resume: bool,
     processes: int | None,
     accelerate_config: Path | None,
+    no_samples: bool,
     as_json: bool,
     **given: int | str | None,
 ) -> None:
@@ -51,6 +54,8 @@ def train(
     loaded. The run that comes of it holds the adapter; `loradock register RUN --name NAME` makes a version of it.
     """
     source = dialects.load(recipe, say)
+    if no_samples:
+        source = replace(source, recipe=source.recipe.model_copy(update={"samples": 0}))
     rows = data.load(source.recipe.data, source.directory)
     rows.split(source.recipe.data.heldout)
     for option, value in {"accelerate_config": accelerate_config, **given}.items():
@@ -69,7 +74,8 @@ def train(
         machines = launch.machines(given, processes, accelerate_config)
         if machines.count > 1:
             say(f"machine {machines.rank} of {machines.count}: all come together at {machines.host}:{machines.port}")
-        flags = [*(["--resume"] if resume else []), *(["--json"] if as_json else [])]
+        given_flags = {"--resume": resume, "--no-samples": no_samples, "--json": as_json}
+        flags = [flag for flag, is_given in given_flags.items() if is_given]
         launch.run(["train", str(recipe), *flags], processes, machines, accelerate_config)
         return
     if os.environ.get("RANK", "0") == "0":  # the main process, or the only one

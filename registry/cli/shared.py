@@ -50,6 +50,8 @@ def key_option(text: str) -> Callable[[Any], Any]:
 
 reason_option = click.option("--reason", default="", help="Why; kept in the history.")
 
+no_samples_option = click.option("--no-samples", is_flag=True, help="Keep no text of a row, and no answer, in MLflow.")
+
 
 def moment(at: datetime) -> str:
     """A time as verbs print it."""

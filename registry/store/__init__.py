@@ -18,11 +18,12 @@ from registry.store.lineage import Lineages
 from registry.store.pages import Pages
 from registry.store.references import References
 from registry.store.removal import Removals
+from registry.store.texts import Texts
 
 __all__ = ["Family", "Ledger", "Store", "connect", "default_store", "experiment_id", "masked", "translated", "upsert"]
 
 
-class Store(Adapters, Evidences, Ledgers, Lineages, Pages, References, Removals):
+class Store(Adapters, Evidences, Ledgers, Lineages, Pages, References, Removals, Texts):
     """The registry's calls to MLflow."""
 
     @contextmanager

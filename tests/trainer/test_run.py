@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import trl
+from click.testing import CliRunner
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,6 +27,7 @@ from registry.store import Store
 from registry.text import settings_of
 from tests.support.trainer.training import write_rows
 from trainer import data, recipe_file, room, run
+from trainer.cli import train
 from trainer.data import Rows
 from trainer.recipe_file import RecipeFile
 from trainer.rows import Row
@@ -143,6 +145,20 @@ def test_it_shows_what_the_model_said_before_and_after(trained: Trained) -> None
     for prompt, expected, *_ in table["data"]:
         assert "What is" in prompt
         assert "Arr" in expected
+
+
+def test_without_samples_its_run_has_no_text_of_a_row(home: Path, shallow_dir: Path, tmp_path: Path) -> None:
+    source, _ = written(tmp_path, shallow_dir)
+    done = CliRunner().invoke(train, [str(source.path), "--no-samples", "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    client, run_id = Store(Settings()).client, json.loads(done.stdout)["run_id"]
+    kept = Path(client.download_artifacts(run_id, "", str(tmp_path)))
+    names = {item.path for item in client.list_artifacts(run_id)}
+    assert "loss.png" in names
+    assert "samples.json" not in names
+    run_ = client.get_run(run_id)
+    texts = [(kept / name).read_text() for name in names if not name.endswith(".png")]
+    assert not any("What is" in text for text in [*texts, json.dumps([run_.data.params, run_.data.tags])])
 
 
 def test_it_leaves_no_checkpoint_behind(trained: Trained) -> None:

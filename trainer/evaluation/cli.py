@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from registry import refs
 from registry.cli.completion import complete_ref
 from registry.cli.output import emit, json_option, say
-from registry.cli.shared import key_option
+from registry.cli.shared import key_option, no_samples_option
 from registry.evidence import PERPLEXITY, Interval, Subject
 from registry.settings import Settings
 from trainer.evaluation import metrics
@@ -43,6 +43,7 @@ _SUBJECTS: tuple[Subject, ...] = ("candidate", "incumbent", "base")
     "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Tokens of the longest answer."
 )
 @click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="Use so many rows, from the first on.")
+@no_samples_option
 @json_option
 def evaluate(
     ref: str,
@@ -54,6 +55,7 @@ def evaluate(
     api_key: SecretStr,
     max_new_tokens: int,
     limit: int | None,
+    no_samples: bool,
     as_json: bool,
 ) -> None:
     """Measure a version, the incumbent and the base on the same rows.
@@ -65,7 +67,7 @@ def evaluate(
     version = refs.parse_ref(ref)
     alias = refs.parse_alias(against) if against else None
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: idle threads do not spin
-    task = Task(version, data, wanted, alias, base, endpoint, api_key, max_new_tokens, limit)
+    task = Task(version, data, wanted, alias, base, endpoint, api_key, max_new_tokens, limit, not no_samples)
     case = prepare(task, Settings(), say)
     from trainer.evaluation import run
 

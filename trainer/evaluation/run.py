@@ -97,7 +97,7 @@ def evaluate(case: Case, say: Say) -> Outcome:
                 incumbent_version=str(found.incumbent.ref) if found.incumbent else "",
                 data_name=rows.name,
                 details=_details(case, found, evidence, bench),
-                table=table.columns(items, bench.tokenizer, measured),
+                table=table.columns(items, bench.tokenizer, measured, texts=task.texts),
                 figure=plots.plot(evidence, differences, title),
             )
     return Outcome(found.candidate, found.incumbent, evidence, differences, time.perf_counter() - began)

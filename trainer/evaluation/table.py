@@ -20,16 +20,20 @@ class Measured:
     """Empty where no metric needs any."""
 
 
-def columns(items: Sequence[Item], tokenizer: Any, measured: Mapping[Subject, Measured]) -> dict[str, list[Any]]:
-    """By the column's head: the row, counted from 1, the prompt, the reference, answers, then figures."""
-    found: dict[str, list[Any]] = {
-        "row": [item.row + 1 for item in items],
-        "prompt": [tokenizer.decode(item.prompt, skip_special_tokens=True) for item in items],
-        "reference": [item.reference for item in items],
-    }
+def columns(
+    items: Sequence[Item], tokenizer: Any, measured: Mapping[Subject, Measured], *, texts: bool = True
+) -> dict[str, list[Any]]:
+    """By the column's head: the row, counted from 1, the prompt, the reference, answers, then figures.
+
+    Without `texts` the row and the figures alone.
+    """
+    found: dict[str, list[Any]] = {"row": [item.row + 1 for item in items]}
     subjects: tuple[Subject, ...] = ("candidate", "incumbent", "base")
     there = [(subject, measured[subject]) for subject in subjects if subject in measured]
-    found |= {subject: list(each.answers) for subject, each in there if each.answers}
+    if texts:
+        found["prompt"] = [tokenizer.decode(item.prompt, skip_special_tokens=True) for item in items]
+        found["reference"] = [item.reference for item in items]
+        found |= {subject: list(each.answers) for subject, each in there if each.answers}
     return found | {
         f"{metric} of {subject}": [round(value, 4) for value in each.scores[metric]]
         for metric in there[0][1].scores

@@ -35,6 +35,8 @@ class Task:
     api_key: SecretStr = NO_KEY
     new_tokens: int = 256
     limit: int | None = None
+    texts: bool = True
+    """Whether prompts, references and answers are kept with the figures."""
 
     @property
     def asks(self) -> bool:

@@ -149,6 +149,23 @@ def test_its_run_shows_a_table_a_picture_and_what_decided_the_figures(
 
 
 @pytest.mark.slow
+def test_without_samples_its_run_has_all_figures_and_no_text_of_a_row(
+    trained_store: TrainedStore, tmp_path: Path
+) -> None:
+    wanted = metrics.parse(["loss", "exact_match"])
+    found = trained_store.evaluate(metrics=wanted, texts=False, limit=3).evidence
+    client = trained_store.store.client
+    table = json.loads(Path(client.download_artifacts(found.run_id, "rows.json")).read_text())
+    assert table["columns"][:2] == ["row", "loss of candidate"]
+    assert len(table["data"]) == len(found.weights)
+    kept = Path(client.download_artifacts(found.run_id, "", str(tmp_path)))
+    run_ = client.get_run(found.run_id)
+    texts = [path.read_text() for path in kept.rglob("*.json")] + [json.dumps([run_.data.params, run_.data.tags])]
+    assert not any("What is" in text or "Arr" in text for text in texts)
+    assert found in trained_store.store.find_evidence(NAME, found.candidate)
+
+
+@pytest.mark.slow
 def test_answers_are_those_of_plain_peft_one_at_a_time(
     trained_store: TrainedStore, measured: run.Outcome, tmp_path: Path
 ) -> None:
