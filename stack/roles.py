@@ -21,7 +21,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.server.auth.client import AuthServiceClient
 
 TRAININGS: Final = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loradock")
-OURS: Final = (TRAININGS, "loradock-ledgers", "loradock-evaluations", "loradock-references")
+SERVED: Final = (TRAININGS, "loradock-ledgers", "loradock-references")
+"""What a replica reads: adapters, which are files of trainings, histories, reference outputs; and no evaluation."""
+OURS: Final = (*SERVED, "loradock-evaluations")
 """The experiments that loradock writes to: trainings, each adapter's history, evaluations, reference outputs."""
 ANY: Final = "*"
 
@@ -37,6 +39,10 @@ class Grant(NamedTuple):
 READING: Final = (Grant("experiment", ANY, "READ"), Grant("registered_model", ANY, "READ"))
 ROLES: Final[Mapping[str, tuple[Grant, ...]]] = {
     "loradock-reader": READING,
+    "loradock-replica": (
+        Grant("registered_model", ANY, "READ"),
+        *(Grant("experiment", name, "READ") for name in SERVED),
+    ),
     "loradock-trainer": (*READING, Grant("experiment", TRAININGS, "EDIT")),
     # USE of the workspace is the right to make what is not there yet: a new adapter's registered model.
     "loradock-promoter": (
@@ -48,7 +54,7 @@ ROLES: Final[Mapping[str, tuple[Grant, ...]]] = {
 }
 USERS: Final[Mapping[str, str]] = {
     "reader": "loradock-reader",
-    "replica": "loradock-reader",
+    "replica": "loradock-replica",
     "trainer": "loradock-trainer",
     "promoter": "loradock-promoter",
 }
@@ -107,7 +113,10 @@ def main() -> None:
     }
     for user, role in USERS.items():
         ensure_user(auth, user, (directory / user).read_text(encoding="utf-8").strip())
-        if roles[role] not in {found.id for found in auth.list_user_roles(user)}:
+        there = {found.id for found in auth.list_user_roles(user)}
+        for other in there & set(roles.values()) - {roles[role]}:
+            auth.unassign_role(user, other)
+        if roles[role] not in there:
             auth.assign_role(user, roles[role])
         sys.stdout.write(f"{user}: {role}\n")
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from registry.cli import VERBS, settings
 from registry.policy import Rules
+from registry.store.texts import FILES
 from trainer import catalogue
 from trainer.recipe import Recipe
 
@@ -66,6 +67,21 @@ def test_every_line_on_what_is_noticed_names_a_test_that_is_there() -> None:
         assert "<!-- test: " in line, line
     for file, name in re.findall(r"<!-- test: (\S+)::(\S+) -->", section):
         assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_every_file_that_a_run_keeps_is_on_the_page_of_texts() -> None:
+    page = (ROOT / "docs/explanation/texts.md").read_text(encoding="utf-8")
+    written = r"(?:log_text|log_table|run\.text|run\.table)\(.*?\"([\w-]+\.\w+)\"\)"
+    shelves = r"Shelf\(\s*\w+,\s*\"(\w+)\""
+    sources = [
+        path.read_text(encoding="utf-8")
+        for room in ("registry", "trainer", "serving")
+        for path in (ROOT / room).rglob("*.py")
+    ]
+    files = {file for source in sources for file in re.findall(written, source)}
+    files |= {f"{name}.json" for source in sources for name in re.findall(shelves, source)} | {*FILES}
+    assert files >= {"recipe.yaml", "samples.json", "rows.json", "evidence.json", "reference.json", "rollout.json"}
+    assert {file for file in files if f"`{file}`" not in page} == set()
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from registry import promotion
+from registry import history, promotion
 from registry.errors import LoradockError
 from registry.records import Version
 from registry.refs import AliasRef
@@ -111,6 +111,34 @@ def test_who_reads_writes_no_run_and_no_file(
     assert refused(lambda: store.client.create_run(run.info.experiment_id))
     assert refused(lambda: store.client.log_metric(run.info.run_id, "loss", 0.0))
     assert refused(lambda: store.client.log_model_artifact(model, str(tmp_path / "adapter_config.json")))
+
+
+def test_a_replica_reads_histories_and_no_text_of_an_evaluation(
+    promoted: Version, as_user: Callable[[str], Store], tmp_path: Path
+) -> None:
+    writer = as_user("promoter")
+    run = writer.begin_evaluation(f"{NAME}/1 on rows")
+    writer.client.log_text(run, "what a customer wrote", "rows.json")
+    store = as_user("replica")
+    assert history.read(store, NAME).head("production") == 1
+    assert store.find_reference(promoted.facts.digest, promoted.facts.base) is None
+    assert refused(lambda: store.client.get_run(run))
+    assert refused(lambda: store.client.download_artifacts(run, "rows.json", str(tmp_path)))
+    assert as_user("reader").client.get_run(run).info.run_id == run
+
+
+@pytest.mark.filterwarnings("ignore:starlette.middleware.wsgi is deprecated")  # MLflow's, where its auth is imported
+def test_a_user_has_no_role_of_another_one_and_loses_it_if_he_had(
+    server: TeamServer, promoted: Version, as_user: Callable[[str], Store]
+) -> None:
+    from mlflow.server.auth.client import AuthServiceClient
+
+    as_user("admin")
+    admin = AuthServiceClient(server.uri)
+    reader = next(role for role in admin.list_roles("default") if role.name == "loradock-reader")
+    admin.assign_role("replica", reader.id)
+    assert server.roles().returncode == 0
+    assert [role.name for role in admin.list_user_roles("replica")] == ["loradock-replica"]
 
 
 def test_without_a_password_nobody_reads(server: TeamServer, promoted: Version) -> None:
