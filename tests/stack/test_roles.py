@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -125,6 +127,18 @@ def test_a_replica_reads_histories_and_no_text_of_an_evaluation(
     assert refused(lambda: store.client.get_run(run))
     assert refused(lambda: store.client.download_artifacts(run, "rows.json", str(tmp_path)))
     assert as_user("reader").client.get_run(run).info.run_id == run
+
+
+def test_the_admin_alone_forgets_texts(promoted: Version, as_user: Callable[[str], Store]) -> None:
+    store = as_user("promoter")
+    run = store.begin_evaluation(f"{NAME}/1 on rows")
+    store.client.log_text(run, "what a customer wrote", "rows.json")
+    now = datetime.now(UTC) + timedelta(minutes=1)
+    (text,) = store.texts(now, runs={run})
+    for user in ("replica", "reader", "trainer", "promoter"):
+        assert refused(partial(as_user(user).delete_text, text))
+    as_user("admin").delete_text(text)
+    assert list(store.texts(now, runs={run})) == []
 
 
 @pytest.mark.filterwarnings("ignore:starlette.middleware.wsgi is deprecated")  # MLflow's, where its auth is imported
