@@ -55,7 +55,11 @@ VERBS: Final = {
     "convert": Verb("Registry", "trainer.weights.cli:convert", "Make plain LoRA of an adapter of another method."),
     "publish": Verb("Registry", "registry.cli.publish:publish_", "Publish a version to the Hugging Face Hub."),
     "gc": Verb("Registry", "registry.cli.gc:gc", "Delete the versions that nothing needs, and their bytes."),
-    "forget": Verb("Registry", "registry.cli.forget:forget", "Delete the prompts and answers that runs keep, by age."),
+    "forget": Verb(
+        "Registry",
+        "registry.cli.forget:forget",
+        "Delete the prompts and answers that evaluations and trainings keep, by age.",
+    ),
     "serve": Verb("Serve", "serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
     "status": Verb("Serve", "serving.cli:status", "Show what serving replicas hold and answer with."),
     "settings": Verb(

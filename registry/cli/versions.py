@@ -17,7 +17,7 @@ from registry.cli.output import emit, json_option, say
 from registry.cli.record import reference_option
 from registry.cli.shared import base_option, row
 from registry.errors import DigestMismatch, Drifted, HistoryCut, NotFound, Refused
-from registry.records import Version
+from registry.records import Acceptance, Version
 from registry.settings import Settings
 from registry.store import Store
 
@@ -153,7 +153,10 @@ def _faults_of_history(store: Store, name: str) -> list[str]:
     for run in store.deleted(past.family) if past.family.ledger else ():
         told = f"run {run} of its history is deleted, and `mlflow gc` would purge it"
         faults.append(f"{told}: mlflow runs restore --run-id {run}")
+    accepted = " ".join(lack for entry in past.entries if isinstance(entry, Acceptance) for lack in entry.lacks)
     for run in store.strays(past.family) if past.family.ledger else ():
+        if run in accepted:
+            continue
         told = f"run {run} has entries of a history of {name}, and nothing leads to it"
         faults.append(f"{told}: delete it in MLflow if it is that of an adapter that was deleted there")
     return faults

@@ -255,6 +255,19 @@ def test_what_was_accepted_once_excuses_no_later_cut(moved: Store) -> None:
         promotion.promote(Store(moved.settings), ref(3), "production", actor="bob")
 
 
+def test_a_history_that_began_again_by_a_persons_word_is_whole_to_verify(moved: Store) -> None:
+    run = moved.new_ledger(NAME)
+    moved.client.set_registered_model_tag(NAME, "loradock.ledger", run)
+    for number in (1, 2, 3):
+        moved.client.set_model_version_tag(NAME, str(number), "loradock.ledger", run)
+    for alias in aliases(moved):
+        moved.client.delete_registered_model_alias(NAME, alias)
+    assert loradock("verify", "--all").exit_code == 3
+    entries.accept(Store(moved.settings), NAME, actor="ann", reason="made again")
+    done = loradock("verify", "--all")
+    assert done.exit_code == 0, done.err
+
+
 def test_a_head_that_is_older_than_the_end_of_a_long_history_is_looked_for_in_all_of_it(
     store: Store, tmp_path: Path
 ) -> None:
