@@ -142,6 +142,7 @@ OURS: Final = {
     },
     "serving/references.py": {"self._root / f'{digest}-{self._base.weights_digest[:12]}.json'"},
     # A name that stands in our code, or that this machine's own directory lists.
+    "registry/heads.py": {"settings.root / f'heads-{settings.which}.json'"},
     "registry/layouts.py": {"directory / name"},
     "registry/outside.py": {"directory / name"},
     "registry/publish.py": {"directory / name"},
@@ -154,7 +155,7 @@ OURS: Final = {
         "output.with_name(f'{output.name}.manifest.json')",
         "path.with_name(f'.{path.name}')",
     },
-    "serving/desired.py": {"settings.root / f'promoted-{which}.json'"},
+    "serving/desired.py": {"settings.root / f'promoted-{settings.which}.json'"},
     "serving/keyfile.py": {"target.with_name(f'.{target.name}.lock')"},
     "serving/metrics.py": {"Path(folder, name)"},
     "serving/up.py": {"logs / f'mlflow-{port}.log'", "logs / f'serve-{wish.port}.log'"},

@@ -66,6 +66,9 @@ class ReadingClient:
 
     encode = generate
 
+    async def abort(self, request_id: str) -> None:
+        """What is aborted held nothing."""
+
 
 class ScoredEngine(Engine):
     """Says something else with an adapter than without one."""

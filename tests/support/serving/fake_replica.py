@@ -65,14 +65,15 @@ class FakeReplica:
 
     def call(self, role: Role, number: int) -> Call:
         kind, chance = self.versions.get(number, {}), self.random.random
-        call = Call(Asked(NAME, role), VersionRef(NAME, number), 0.0, 0.1, None, 5, 20, "ok", "stop")
+        call = Call(Asked(NAME, role), VersionRef(NAME, number), started=0.0, first_token=0.1, finish="stop")
+        call.prompt_tokens, call.longest = 5, 20
         if chance() < kind.get("error", 0.0):
-            call.outcome, call.finish, call.first_token, call.output_tokens = "error", "", None, 0
+            call.outcome, call.finish, call.first_token, call.longest = "error", "", None, 0
         elif chance() < kind.get("unstopped", 0.0):
             call.finish = "length"
         if chance() < kind.get("long", 0.0):
-            call.output_tokens = 200
-        call.ended = 0.1 + 0.01 * call.output_tokens
+            call.longest = 200
+        call.output_tokens, call.ended = call.longest, 0.1 + 0.01 * call.longest
         return call
 
 
