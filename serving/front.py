@@ -117,7 +117,9 @@ class Front:
                 await self._app(scope, receive, send)
             else:
                 await self._compute(house, path, scope, receive, send)
-        except Denied as denied:
+        except (Denied, NotRead) as error:
+            name = scope[CALLER].name
+            denied = error if isinstance(error, Denied) else refusals.bad_request(str(error), caller=name)
             self._refused(denied.caller, denied.status)
             await denied.response(path)(scope, receive, send)
 
@@ -134,22 +136,6 @@ class Front:
         raw = await _received(scope, receive, self._most)
         if raw is None:  # the client left
             return
-        try:
-            await self._pass_on(house, path, raw, limits, scope, receive, send)
-        except NotRead as error:
-            raise refusals.bad_request(str(error), caller=caller.name) from error
-
-    async def _pass_on(
-        self,
-        house: House,
-        path: str,
-        raw: bytes,
-        limits: Mapping[str, str],
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        caller: Caller = scope[CALLER]
         body = await read(raw)
         if body is None:  # no JSON object: not a request for a model, or vLLM says what is wrong with it
             if caller.restricted:
