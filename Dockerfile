@@ -48,6 +48,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
        fi \
     && uv pip install --python /opt/venv --no-deps --require-hashes --requirement requirements.txt
 COPY pyproject.toml README.md LICENSE /build/
+COPY loradock /build/loradock
 COPY registry /build/registry
 COPY trainer /build/trainer
 COPY serving /build/serving

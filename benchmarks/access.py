@@ -39,11 +39,11 @@ import psutil
 
 from benchmarks.flip.servers import KEY, Server, limits, running
 from benchmarks.flip.stock import CPU_OPS
-from registry import promotion
-from registry.base import LocalBase, resolve
-from registry.settings import Settings
-from registry.store import Store
-from serving import keyfile
+from loradock.registry import promotion
+from loradock.registry.base import LocalBase, resolve
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving import keyfile
 from tests.support.adapters import make_version, write_adapter
 from tests.support.ports import free_port
 from tests.support.serving import exact

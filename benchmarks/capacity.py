@@ -35,11 +35,11 @@ import sqlalchemy
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.flip.servers import KEY, Server, running
-from registry import promotion
-from registry.base import resolve
-from registry.settings import Settings
-from registry.store import Store
-from serving.desired import Source
+from loradock.registry import promotion
+from loradock.registry.base import resolve
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving.desired import Source
 from tests.support.adapters import make_version, write_adapter
 from tests.support.mlflow_server import mlflow_server
 from tests.support.ports import free_port
@@ -136,7 +136,7 @@ def fill(settings: Settings, uri: str, artifacts: Path, options: argparse.Namesp
 
 def digest_of(directory: Path) -> str:
     """What an adapter's manifest says."""
-    from registry.artifact import write_manifest
+    from loradock.registry.artifact import write_manifest
 
     return write_manifest(directory).digest
 

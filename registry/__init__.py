@@ -1,25 +1,28 @@
 """From a run to a version to an alias: the ground floor, which imports neither trainer nor serving.
 
-The names in `__all__` are the stable ones, for notebooks and scripts: `from registry import Store, Settings, promote`.
-Each is imported when it is first asked for, so that `import registry` stays light.
+The names in `__all__` are the stable ones, for notebooks and scripts: `from loradock.registry import Store, promote`.
+Each is imported when it is first asked for, so that `import loradock.registry` stays light.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+if __name__ != "loradock.registry":  # a module under two names is two modules, with two of each class
+    raise ImportError("this package is loradock.registry; import it by that name")
+
 if TYPE_CHECKING:
-    from registry.base import resolve as resolve_base
-    from registry.check import examine
-    from registry.diff import compare
-    from registry.errors import BadInput, Conflict, LoradockError, NotFound, Refused, Unreachable
-    from registry.history import read as read_history
-    from registry.promotion import promote, resolve, rollback
-    from registry.records import Version
-    from registry.refs import AliasRef, VersionRef, parse_ref
-    from registry.settings import Settings
-    from registry.store import Store
-    from registry.versions import fetched, import_directory, register, verify
+    from loradock.registry.base import resolve as resolve_base
+    from loradock.registry.check import examine
+    from loradock.registry.diff import compare
+    from loradock.registry.errors import BadInput, Conflict, LoradockError, NotFound, Refused, Unreachable
+    from loradock.registry.history import read as read_history
+    from loradock.registry.promotion import promote, resolve, rollback
+    from loradock.registry.records import Version
+    from loradock.registry.refs import AliasRef, VersionRef, parse_ref
+    from loradock.registry.settings import Settings
+    from loradock.registry.store import Store
+    from loradock.registry.versions import fetched, import_directory, register, verify
 
 __all__ = [
     "AliasRef",
@@ -48,20 +51,20 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # a type checker shall still tell of names that are not there
-    from registry.lazy import lazily
+    from loradock.registry.lazy import lazily
 
     HOMES = {
-        "resolve_base": "registry.base:resolve",
-        "examine": "registry.check",
-        "compare": "registry.diff",
-        "read_history": "registry.history:read",
-        **dict.fromkeys(("BadInput", "Conflict", "LoradockError", "NotFound"), "registry.errors"),
-        **dict.fromkeys(("Refused", "Unreachable"), "registry.errors"),
-        **dict.fromkeys(("promote", "resolve", "rollback"), "registry.promotion"),
-        "Version": "registry.records",
-        **dict.fromkeys(("AliasRef", "VersionRef", "parse_ref"), "registry.refs"),
-        "Settings": "registry.settings",
-        "Store": "registry.store",
-        **dict.fromkeys(("fetched", "import_directory", "register", "verify"), "registry.versions"),
+        "resolve_base": "loradock.registry.base:resolve",
+        "examine": "loradock.registry.check",
+        "compare": "loradock.registry.diff",
+        "read_history": "loradock.registry.history:read",
+        **dict.fromkeys(("BadInput", "Conflict", "LoradockError", "NotFound"), "loradock.registry.errors"),
+        **dict.fromkeys(("Refused", "Unreachable"), "loradock.registry.errors"),
+        **dict.fromkeys(("promote", "resolve", "rollback"), "loradock.registry.promotion"),
+        "Version": "loradock.registry.records",
+        **dict.fromkeys(("AliasRef", "VersionRef", "parse_ref"), "loradock.registry.refs"),
+        "Settings": "loradock.registry.settings",
+        "Store": "loradock.registry.store",
+        **dict.fromkeys(("fetched", "import_directory", "register", "verify"), "loradock.registry.versions"),
     }
     __getattr__, __dir__ = lazily(__name__, HOMES)

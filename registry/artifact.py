@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
-from registry import patterns
-from registry.errors import BadInput, DigestMismatch
-from registry.outside import inside, printable, quoted
-from registry.records import FileEntry, Manifest
+from loradock.registry import patterns
+from loradock.registry.errors import BadInput, DigestMismatch
+from loradock.registry.outside import inside, printable, quoted
+from loradock.registry.records import FileEntry, Manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

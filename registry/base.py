@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from registry import gguf, hub
-from registry.artifact import TensorInfo, header_of, parse_header, read_header
-from registry.errors import BadInput, NotFound
-from registry.records import Base, canonical_json
-from registry.settings import Settings
+from loradock.registry import gguf, hub
+from loradock.registry.artifact import TensorInfo, header_of, parse_header, read_header
+from loradock.registry.errors import BadInput, NotFound
+from loradock.registry.records import Base, canonical_json
+from loradock.registry.settings import Settings
 
 _PYPI = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([0-9][0-9A-Za-z.]*)")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w.-]+)?")

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from registry import history
-from registry.errors import LoradockError
-from registry.history import History
-from registry.records import Version
-from registry.refs import PRODUCTION
-from registry.store import Store
+from loradock.registry import history
+from loradock.registry.errors import LoradockError
+from loradock.registry.history import History
+from loradock.registry.records import Version
+from loradock.registry.refs import PRODUCTION
+from loradock.registry.store import Store
 
 log = logging.getLogger(__name__)
 

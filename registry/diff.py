@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Final
 
-from registry import artifact, check, distance, versions
-from registry.distance import Weights
-from registry.records import Record, Version
-from registry.store import Store
-from registry.store.lineage import RunFacts
+from loradock.registry import artifact, check, distance, versions
+from loradock.registry.distance import Weights
+from loradock.registry.records import Record, Version
+from loradock.registry.store import Store
+from loradock.registry.store.lineage import RunFacts
 
 _FACTS: Final = ("digest", "method", "rank", "targets", "parents")
 

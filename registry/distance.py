@@ -8,10 +8,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from registry import check
-from registry.check.effect import meant
-from registry.errors import NotServable
-from registry.records import Record
+from loradock.registry import check
+from loradock.registry.check.effect import meant
+from loradock.registry.errors import NotServable
+from loradock.registry.records import Record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

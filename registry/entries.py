@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
-from registry import heads
-from registry.errors import BadInput, Conflict
-from registry.history import History, link, read
-from registry.records import Acceptance, Move, PolicyChange, Removal, Traffic
-from registry.refs import AliasRef
-from registry.store import Store
-from registry.store.families import owned
+from loradock.registry import heads
+from loradock.registry.errors import BadInput, Conflict
+from loradock.registry.history import History, link, read
+from loradock.registry.records import Acceptance, Move, PolicyChange, Removal, Traffic
+from loradock.registry.refs import AliasRef
+from loradock.registry.store import Store
+from loradock.registry.store.families import owned
 
 E = TypeVar("E", Move, PolicyChange, Removal, Traffic, Acceptance)
 

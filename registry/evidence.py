@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from registry.records import Record, TextSettings
+from loradock.registry.records import Record, TextSettings
 
 Subject = Literal["candidate", "incumbent", "base"]
 """Who is measured: the version, the one under the alias, and the base alone."""

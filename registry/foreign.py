@@ -9,12 +9,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
-from registry import unread
-from registry.base import LocalBase
-from registry.check.config import IDLE
-from registry.check.findings import some
-from registry.errors import Refused
-from registry.outside import quoted
+from loradock.registry import unread
+from loradock.registry.base import LocalBase
+from loradock.registry.check.config import IDLE
+from loradock.registry.check.findings import some
+from loradock.registry.errors import Refused
+from loradock.registry.outside import quoted
 
 _COPY = re.compile(r"(-unsloth)?-(bnb-)?(4bit|8bit|int4|int8)$")
 """How the names of quantised copies of a base end."""
@@ -47,7 +47,7 @@ def cleaned(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]
 @cache
 def _known() -> Mapping[str, frozenset[str]]:
     """The keys of each method's configuration, as PEFT has them."""
-    found = json.loads(files("registry").joinpath("peft_keys.json").read_text(encoding="utf-8"))
+    found = json.loads(files("loradock.registry").joinpath("peft_keys.json").read_text(encoding="utf-8"))
     shared = found.pop("")
     return {method: frozenset((*shared, *keys)) for method, keys in found.items()}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from registry.errors import BadInput, NotFound, first_line
+from loradock.registry.errors import BadInput, NotFound, first_line
 
 
 def load(path: Path, name: str, *, hint: str) -> Callable[..., Any]:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from registry import policy
-from registry.evidence import Evidence, Interval, Scores, paired_bootstrap
-from registry.history import History
-from registry.policy import Bound, Rules
-from registry.records import Move, Record, Version
-from registry.store import Store
+from loradock.registry import policy
+from loradock.registry.evidence import Evidence, Interval, Scores, paired_bootstrap
+from loradock.registry.history import History
+from loradock.registry.policy import Bound, Rules
+from loradock.registry.records import Move, Record, Version
+from loradock.registry.store import Store
 
 
 class Verdict(Record):

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from registry import entries, heads
-from registry import history as histories
-from registry.errors import Conflict
-from registry.history import History
-from registry.records import Record, Version
-from registry.refs import VersionRef
-from registry.store import Store
-from registry.store.removal import Held
-from registry.tenures import tenures
+from loradock.registry import entries, heads
+from loradock.registry import history as histories
+from loradock.registry.errors import Conflict
+from loradock.registry.history import History
+from loradock.registry.records import Record, Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.store import Store
+from loradock.registry.store.removal import Held
+from loradock.registry.tenures import tenures
 
 _BATCH: Final = 400
 """Versions that one entry of a history deletes; an entry has at most 5,000 characters."""

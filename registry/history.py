@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from registry.errors import HistoryDamaged
-from registry.records import Acceptance, Entry, Move, PolicyChange, Removal, Traffic, parse_entry
-from registry.store import Family, Ledger, Store
-from registry.store.ledgers import ENTRIES
+from loradock.registry.errors import HistoryDamaged
+from loradock.registry.records import Acceptance, Entry, Move, PolicyChange, Removal, Traffic, parse_entry
+from loradock.registry.store import Family, Ledger, Store
+from loradock.registry.store.ledgers import ENTRIES
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from registry.artifact import CONFIG, WEIGHTS
-from registry.errors import BadInput, Conflict, LoradockError, NotFound, Unreachable
-from registry.outside import weight_map
-from registry.scratch import room
+from loradock.registry.artifact import CONFIG, WEIGHTS
+from loradock.registry.errors import BadInput, Conflict, LoradockError, NotFound, Unreachable
+from loradock.registry.outside import weight_map
+from loradock.registry.scratch import room
 
 log = logging.getLogger(__name__)
 

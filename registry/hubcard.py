@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed
 from typing import Any, Final
 
-from registry.check.vllm import RANKS
-from registry.evidence import PERPLEXITY, Evidence
-from registry.records import Version
+from loradock.registry.check.vllm import RANKS
+from loradock.registry.evidence import PERPLEXITY, Evidence
+from loradock.registry.records import Version
 
 MERGED: Final = "merged"
 """The method of a version that is a whole model: an adapter that was folded into its base."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from registry import unread
-from registry.artifact import CONFIG, WEIGHTS
-from registry.check.findings import some
-from registry.errors import BadInput, LoradockError, NotFound
+from loradock.registry import unread
+from loradock.registry.artifact import CONFIG, WEIGHTS
+from loradock.registry.check.findings import some
+from loradock.registry.errors import BadInput, LoradockError, NotFound
 
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,9})")
 _STATE = "trainer_state.json"

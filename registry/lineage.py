@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from registry import history as histories
-from registry.errors import BadInput, NotFound
-from registry.records import Version
-from registry.refs import AliasRef, VersionRef, parse_version
-from registry.store import Store
-from registry.store.lineage import Publication, RunFacts
-from registry.tenures import Tenure, tenures
+from loradock.registry import history as histories
+from loradock.registry.errors import BadInput, NotFound
+from loradock.registry.records import Version
+from loradock.registry.refs import AliasRef, VersionRef, parse_version
+from loradock.registry.store import Store
+from loradock.registry.store.lineage import Publication, RunFacts
+from loradock.registry.tenures import Tenure, tenures
 
 __all__ = ["Branch", "Edge", "Graph", "Kin", "Node", "Publication", "graph", "kin", "tree"]
 

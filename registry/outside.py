@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from registry.errors import BadInput
+from loradock.registry.errors import BadInput
 
 QUOTED: Final = 200
 """The most characters of a file, or of a name from outside, that a message has."""

@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from registry.errors import LoradockError, Refused, first_line
-from registry.outside import printable, quoted
+from loradock.registry.errors import LoradockError, Refused, first_line
+from loradock.registry.outside import printable, quoted
 
 
 def convert(path: Path, target: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated
 import yaml
 from pydantic import Field, NonNegativeFloat, PositiveInt, RootModel, ValidationError, model_validator
 
-from registry.errors import BadInput, faults_of, first_line
-from registry.evidence import PERPLEXITY
-from registry.records import Record
-from registry.refs import parse_alias
+from loradock.registry.errors import BadInput, faults_of, first_line
+from loradock.registry.evidence import PERPLEXITY
+from loradock.registry.records import Record
+from loradock.registry.refs import parse_alias
 
 Name = Annotated[str, Field(pattern=r"\S+")]
 

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from registry import entries, gates, heads, versions
-from registry.errors import (
+from loradock.registry import entries, gates, heads, versions
+from loradock.registry.errors import (
     BadInput,
     Conflict,
     DigestMismatch,
@@ -21,10 +21,10 @@ from registry.errors import (
     Refused,
     WrongBase,
 )
-from registry.history import History, read
-from registry.records import Move, Version
-from registry.refs import PRODUCTION, AliasRef, VersionRef
-from registry.store import Store
+from loradock.registry.history import History, read
+from loradock.registry.records import Move, Version
+from loradock.registry.refs import PRODUCTION, AliasRef, VersionRef
+from loradock.registry.store import Store
 
 log = logging.getLogger(__name__)
 

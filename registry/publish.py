@@ -16,15 +16,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from registry import artifact, hub, hubcard, versions
-from registry.base import is_hub_id
-from registry.errors import BadInput, Conflict, LoradockError, NotFound, Refused, Unreachable
-from registry.hub import Repository
-from registry.hubcard import MERGED, Told
-from registry.outside import inside
-from registry.records import Manifest, Record, Version
-from registry.store import Store
-from registry.store.lineage import Publication
+from loradock.registry import artifact, hub, hubcard, versions
+from loradock.registry.base import is_hub_id
+from loradock.registry.errors import BadInput, Conflict, LoradockError, NotFound, Refused, Unreachable
+from loradock.registry.hub import Repository
+from loradock.registry.hubcard import MERGED, Told
+from loradock.registry.outside import inside
+from loradock.registry.records import Manifest, Record, Version
+from loradock.registry.store import Store
+from loradock.registry.store.lineage import Publication
 
 log = logging.getLogger(__name__)
 

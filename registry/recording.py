@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Final
 
-from registry.errors import LoradockError, first_line
-from registry.records import Version
-from registry.store import Store
+from loradock.registry.errors import LoradockError, first_line
+from loradock.registry.records import Version
+from loradock.registry.store import Store
 
 GROUP: Final = "loradock.reference"
 """Entry points that are called as `record` is, with the versions that need one."""

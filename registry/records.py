@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from registry.refs import AliasRef, VersionRef
+from loradock.registry.refs import AliasRef, VersionRef
 
 
 def canonical_json(value: Any) -> str:

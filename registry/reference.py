@@ -12,8 +12,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from registry.evidence import Number
-from registry.records import Base, Record
+from loradock.registry.evidence import Number
+from loradock.registry.records import Base, Record
 
 PROMPTS: Final = (
     (

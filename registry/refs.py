@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from registry.errors import BadInput
+from loradock.registry.errors import BadInput
 
 PRODUCTION: Final = "production"
 """The alias that a bare adapter name stands for on the endpoint."""

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from registry.errors import BadInput, LoradockError, NotFound, Unreachable
-from registry.refs import VersionRef, parse_version
-from registry.room import Room
-from registry.secret import bearer
-from registry.settings import Settings
+from loradock.registry.errors import BadInput, LoradockError, NotFound, Unreachable
+from loradock.registry.refs import VersionRef, parse_version
+from loradock.registry.room import Room
+from loradock.registry.secret import bearer
+from loradock.registry.settings import Settings
 
 _TIMEOUT: Final = 10.0  # seconds
 _SHORT_TIMEOUT: Final = 2.0

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from registry.errors import NotFound
-from registry.records import TextSettings, Version
-from registry.refs import CANARY, PRODUCTION, SHADOW
-from registry.text import unlike
+from loradock.registry.errors import NotFound
+from loradock.registry.records import TextSettings, Version
+from loradock.registry.refs import CANARY, PRODUCTION, SHADOW
+from loradock.registry.text import unlike
 
 _FOLLOWED: Final = (PRODUCTION, CANARY, SHADOW)
 """The aliases that every replica follows."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from registry.errors import BadInput
+from loradock.registry.errors import BadInput
 
 VARIABLES: Final = (
     *("VLLM_API_KEY", "LORADOCK_SERVE_WEBHOOK_SECRET", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),

@@ -13,8 +13,8 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from registry.errors import BadInput
-from registry.secret import from_files
+from loradock.registry.errors import BadInput
+from loradock.registry.secret import from_files
 
 
 class FromEnvironment(BaseSettings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from registry.records import Version
+from loradock.registry.records import Version
 
 
 def standing(version: Version, status: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from registry.records import Move
+from loradock.registry.records import Move
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from registry.records import TextSettings, Version, canonical_json
+from loradock.registry.records import TextSettings, Version, canonical_json
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from typing import Final
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from registry import entries, heads
-from registry.errors import BadInput, Conflict
-from registry.history import History, read
-from registry.records import Record, Traffic, canonical_json
-from registry.refs import CANARY, SHADOW, AliasRef, VersionRef
-from registry.store import Store
+from loradock.registry import entries, heads
+from loradock.registry.errors import BadInput, Conflict
+from loradock.registry.history import History, read
+from loradock.registry.records import Record, Traffic, canonical_json
+from loradock.registry.refs import CANARY, SHADOW, AliasRef, VersionRef
+from loradock.registry.store import Store
 
 ALIASES: Final = (CANARY, SHADOW)
 """The aliases that can have a share."""

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
-from registry.errors import BadInput
+from loradock.registry.errors import BadInput
 
 
 @dataclass(frozen=True, slots=True)

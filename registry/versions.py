@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from registry import artifact, check, foreign, layouts, pickled, text
-from registry import base as bases
-from registry.base import LocalBase
-from registry.check.findings import some
-from registry.errors import BadInput, DigestMismatch, LoradockError, NotFound, NotServable
-from registry.records import Base, Facts, Manifest, TextSettings, Version
-from registry.scratch import room, scratch
-from registry.settings import Settings
-from registry.store import Store, candidates
-from registry.store.candidates import Candidate
+from loradock.registry import artifact, check, foreign, layouts, pickled, text
+from loradock.registry import base as bases
+from loradock.registry.base import LocalBase
+from loradock.registry.check.findings import some
+from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotFound, NotServable
+from loradock.registry.records import Base, Facts, Manifest, TextSettings, Version
+from loradock.registry.scratch import room, scratch
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store, candidates
+from loradock.registry.store.candidates import Candidate
 
 log = logging.getLogger(__name__)
 

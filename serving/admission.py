@@ -11,13 +11,13 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Final, Literal
 
-from registry.errors import NotServable
-from registry.records import Version
-from registry.reference import PROMPTS, Reference
-from registry.refs import VersionRef
-from serving.ports import Adapters, Engine, References
-from serving.probe import Prober, Proof
-from serving.references import missing
+from loradock.registry.errors import NotServable
+from loradock.registry.records import Version
+from loradock.registry.reference import PROMPTS, Reference
+from loradock.registry.refs import VersionRef
+from loradock.serving.ports import Adapters, Engine, References
+from loradock.serving.probe import Prober, Proof
+from loradock.serving.references import missing
 
 _FETCHES: Final = 4
 """How many versions are downloaded and hashed at once."""

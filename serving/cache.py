@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from registry import artifact, check
-from registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Refused
-from registry.records import Version
+from loradock.registry import artifact, check
+from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Refused
+from loradock.registry.records import Version
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FETCHING: Final = ".fetching-"

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from registry.refs import VersionRef
+from loradock.registry.refs import VersionRef
 
 Role = Literal["base", "production", "alias", "canary", "shadow", "pinned"]
 """Why a version answers: it is what the plain name means, what `name@alias` means, the canary's share of a plain name,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from registry.check import RANKS, BaseShapes
-from registry.records import Version
+from loradock.registry.check import RANKS, BaseShapes
+from loradock.registry.records import Version
 
 GIB: Final = 2**30
 SHARE: Final = 8

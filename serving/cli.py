@@ -8,12 +8,12 @@ from typing import Final
 import click
 from pydantic import SecretStr
 
-from registry.cli.output import emit, json_option
-from registry.cli.shared import key_option
-from registry.errors import LoradockError, Unreachable
-from registry.replicas import fetch_status
-from registry.settings import Settings
-from serving import fleet
+from loradock.registry.cli.output import emit, json_option
+from loradock.registry.cli.shared import key_option
+from loradock.registry.errors import LoradockError, Unreachable
+from loradock.registry.replicas import fetch_status
+from loradock.registry.settings import Settings
+from loradock.serving import fleet
 
 _HERE: Final = "http://127.0.0.1:8000"
 
@@ -56,7 +56,7 @@ def serve(
     the last part of its own. Nothing needs a restart: promote, and the next request gets the new version.
     With a --host that other machines reach, it starts with keys only (`loradock keys`), or with --open.
     """
-    from serving.launch import ServeOptions, serve
+    from loradock.serving.launch import ServeOptions, serve
 
     serve(ServeOptions(base, host, port, max_loras, vllm_args, adapter_memory, open_), Settings())
 

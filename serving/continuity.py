@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from registry import heads
-from registry.errors import HistoryCut, LoradockError, Refused, Unreachable
-from registry.settings import Settings
-from registry.store import Family, Store
+from loradock.registry import heads
+from loradock.registry.errors import HistoryCut, LoradockError, Refused, Unreachable
+from loradock.registry.settings import Settings
+from loradock.registry.store import Family, Store
 
 _CHANGED: Final = 20
 """How many histories whose tag changed are read at a time."""

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch._C import set_num_threads
 from torch.nn.functional import linear
 
-from registry.errors import LoradockError
+from loradock.registry.errors import LoradockError
 
 FEW_ROWS = 64
 """Up to so many rows an adapter, float32 is faster than bfloat16, where each matmul takes long to begin."""

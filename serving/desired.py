@@ -16,14 +16,14 @@ from typing import Final
 
 from pydantic import Field, ValidationError
 
-from registry import scratch
-from registry.errors import LoradockError, Unreachable
-from registry.records import Base, Record, Version
-from registry.refs import CANARY, PRODUCTION, SHADOW, AliasRef, VersionRef
-from registry.settings import Settings
-from registry.store import Family, Store, masked
-from registry.traffic import Share, shares
-from serving.continuity import Continuity
+from loradock.registry import scratch
+from loradock.registry.errors import LoradockError, Unreachable
+from loradock.registry.records import Base, Record, Version
+from loradock.registry.refs import CANARY, PRODUCTION, SHADOW, AliasRef, VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Family, Store, masked
+from loradock.registry.traffic import Share, shares
+from loradock.serving.continuity import Continuity
 
 _MANY: Final = 20
 """From so many versions on, searching for them takes less than asking for each."""

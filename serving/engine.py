@@ -19,13 +19,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from registry.errors import NotServable, first_line
-from registry.outside import printable
-from registry.records import Version
-from registry.refs import VersionRef
-from serving.meter import Meter
-from serving.probe import Scored
-from serving.reconcile import Resident
+from loradock.registry.errors import NotServable, first_line
+from loradock.registry.outside import printable
+from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
+from loradock.serving.meter import Meter
+from loradock.serving.probe import Scored
+from loradock.serving.reconcile import Resident
 
 FORBIDDEN: Final = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "it opens routes that load and unload adapters behind the registry's back",

@@ -14,17 +14,17 @@ from typing import Final, Protocol
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from registry.errors import NotFound, NotServable, Unreachable
-from registry.records import Version
-from registry.refs import VersionRef
-from serving import access, refusals
-from serving.body import Body, NotRead, read
-from serving.calls import Asked, Request, current
-from serving.guard import ADAPTER_HEADER, CALLER
-from serving.keyfile import BASE
-from serving.keys import Caller
-from serving.refusals import Denied
-from serving.table import Found, Table
+from loradock.registry.errors import NotFound, NotServable, Unreachable
+from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
+from loradock.serving import access, refusals
+from loradock.serving.body import Body, NotRead, read
+from loradock.serving.calls import Asked, Request, current
+from loradock.serving.guard import ADAPTER_HEADER, CALLER
+from loradock.serving.keyfile import BASE
+from loradock.serving.keys import Caller
+from loradock.serving.refusals import Denied
+from loradock.serving.table import Found, Table
 
 VERSION_HEADER: Final = "x-loradock-version"
 DIGEST_HEADER: Final = "x-loradock-digest"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from registry.cli.output import emit, json_option, say
-from registry.cli.shared import base_option
-from registry.settings import Settings
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.cli.shared import base_option
+from loradock.registry.settings import Settings
 
 
 @click.command()
@@ -87,8 +87,8 @@ def generate(
     VLLM_ARGS, after a `--`, are handed to vLLM as they are. Each name in the input is resolved once, and the manifest
     beside the output says to which version. Killed at any moment, the same command goes on where it stood.
     """
-    from serving.batch import Job, Sampling, run
-    from serving.settings import ServingSettings
+    from loradock.serving.batch import Job, Sampling, run
+    from loradock.serving.settings import ServingSettings
 
     sampling = Sampling(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=list(stop) if stop else None

@@ -9,10 +9,10 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving import access, refusals
-from serving.access import Need
-from serving.keys import ANYBODY, Caller, Keys
-from serving.refusals import Denied
+from loradock.serving import access, refusals
+from loradock.serving.access import Need
+from loradock.serving.keys import ANYBODY, Caller, Keys
+from loradock.serving.refusals import Denied
 
 CALLER: Final = "loradock_caller"
 """The entry of an ASGI scope that holds the Caller, for whatever runs inside the guard."""

@@ -21,9 +21,9 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from pydantic import model_validator as validates
 from pydantic_core import to_json
 
-from registry import scratch
-from registry.errors import BadInput, NotFound, faults_of
-from serving.quota import Limit
+from loradock.registry import scratch
+from loradock.registry.errors import BadInput, NotFound, faults_of
+from loradock.serving.quota import Limit
 
 BASE: Final = "@base"
 """How a key names the base model, whatever it is called on the endpoint."""

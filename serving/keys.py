@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from registry.errors import BadInput
-from serving import access, keyfile, refusals
-from serving.calls import Call
-from serving.keyfile import OWN, Key, KeyFile
-from serving.quota import Account, Left
+from loradock.registry.errors import BadInput
+from loradock.serving import access, keyfile, refusals
+from loradock.serving.calls import Call
+from loradock.serving.keyfile import OWN, Key, KeyFile
+from loradock.serving.quota import Account, Left
 
 _CHECK_SECONDS: Final = 1.0
 _LASTING: Final = 86400

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from registry.cli.output import emit, json_option, say
-from registry.errors import BadInput
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.errors import BadInput
 
 
 @click.command()
@@ -52,7 +52,7 @@ def keys(
 
     A key's secret goes to stdout once, when it is made; the file has its hash. Limits count what each replica serves.
     """
-    from serving import keyfile
+    from loradock.serving import keyfile
 
     if file is None:
         raise BadInput("there is no file of keys", hint="name it with --file or LORADOCK_SERVE_KEYS")

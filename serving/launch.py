@@ -17,17 +17,17 @@ from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from pathlib import Path
 from typing import Final
 
-from registry import base as bases
-from registry.base import LocalBase
-from registry.check import read_shapes
-from registry.cli.output import say
-from registry.errors import BadInput, LoradockError
-from registry.settings import Settings
-from serving import access, capacity
-from serving.capacity import GIB, Capacity, Given
-from serving.capacity import rank_limit as rank_limit  # noqa: PLC0414 - `serving.batch` takes it from here
-from serving.desired import Promoted, Source, for_base
-from serving.settings import ServingSettings
+from loradock.registry import base as bases
+from loradock.registry.base import LocalBase
+from loradock.registry.check import read_shapes
+from loradock.registry.cli.output import say
+from loradock.registry.errors import BadInput, LoradockError
+from loradock.registry.settings import Settings
+from loradock.serving import access, capacity
+from loradock.serving.capacity import GIB, Capacity, Given
+from loradock.serving.capacity import rank_limit as rank_limit  # noqa: PLC0414 - `loradock.serving.batch` takes it from here
+from loradock.serving.desired import Promoted, Source, for_base
+from loradock.serving.settings import ServingSettings
 
 PLUGIN: Final = "loradock"
 CPU_PLUGIN: Final = "loradock-cpu-ops"
@@ -285,7 +285,7 @@ def parsed(command: Sequence[str]) -> argparse.Namespace:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from serving.engine import unfit
+    from loradock.serving.engine import unfit
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="loradock serve ... --", add_help=False))
     args: argparse.Namespace = parser.parse_args(list(command))
@@ -303,7 +303,7 @@ def _run(args: argparse.Namespace) -> None:
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server
 
-    from serving.engine import died
+    from loradock.serving.engine import died
 
     with _start_told():
         uvloop.run(run_server(args))

@@ -15,8 +15,8 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, Final
 
-from registry.refs import VersionRef, parse_version
-from serving.calls import Call, Generation, Outcome, Request, current
+from loradock.registry.refs import VersionRef, parse_version
+from loradock.serving.calls import Call, Generation, Outcome, Request, current
 
 _MODES: Final = ("generate", "encode")
 _ENDED: Final = "stop"

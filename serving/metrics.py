@@ -19,9 +19,9 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from registry.errors import DigestMismatch, NotServable, Unreachable, WrongBase
-from registry.refs import PRODUCTION, VersionRef, parse_version
-from serving.calls import Call, Outcome
+from loradock.registry.errors import DigestMismatch, NotServable, Unreachable, WrongBase
+from loradock.registry.refs import PRODUCTION, VersionRef, parse_version
+from loradock.serving.calls import Call, Outcome
 
 OTHER: Final = "_other"
 """The adapter label of all that have none of their own; no adapter's name begins so."""

@@ -20,10 +20,10 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from serving import refusals
-from serving.keys import ANYBODY, Caller, Keys
-from serving.quota import Account, Limit
-from serving.refusals import Denied
+from loradock.serving import refusals
+from loradock.serving.keys import ANYBODY, Caller, Keys
+from loradock.serving.quota import Account, Limit
+from loradock.serving.refusals import Denied
 
 SIGNATURE: Final = "x-mlflow-signature"
 TIMESTAMP: Final = "x-mlflow-timestamp"

@@ -17,31 +17,31 @@ from typing import Any, Final
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from registry import base as bases
-from registry.base import LocalBase
-from registry.check import read_shapes
-from registry.errors import BadInput
-from registry.records import TextSettings
-from registry.settings import Settings
-from registry.text import settings_of
-from serving import access, refusals, report
-from serving import engine as engines
-from serving.admission import Admission
-from serving.cache import Cache
-from serving.desired import Source
-from serving.front import Front
-from serving.guard import CALLER, Guard
-from serving.keyfile import BASE
-from serving.keys import Caller, Keys
-from serving.launch import on_cpu
-from serving.metrics import Metrics
-from serving.nudge import Nudges
-from serving.references import References
-from serving.replica import Replica
-from serving.settings import ServingSettings
-from serving.shadow import Shadow
-from serving.signals import Signals
-from serving.stopping import Stopping
+from loradock.registry import base as bases
+from loradock.registry.base import LocalBase
+from loradock.registry.check import read_shapes
+from loradock.registry.errors import BadInput
+from loradock.registry.records import TextSettings
+from loradock.registry.settings import Settings
+from loradock.registry.text import settings_of
+from loradock.serving import access, refusals, report
+from loradock.serving import engine as engines
+from loradock.serving.admission import Admission
+from loradock.serving.cache import Cache
+from loradock.serving.desired import Source
+from loradock.serving.front import Front
+from loradock.serving.guard import CALLER, Guard
+from loradock.serving.keyfile import BASE
+from loradock.serving.keys import Caller, Keys
+from loradock.serving.launch import on_cpu
+from loradock.serving.metrics import Metrics
+from loradock.serving.nudge import Nudges
+from loradock.serving.references import References
+from loradock.serving.replica import Replica
+from loradock.serving.settings import ServingSettings
+from loradock.serving.shadow import Shadow
+from loradock.serving.signals import Signals
+from loradock.serving.stopping import Stopping
 
 NAME: Final = "loradock"
 """The entry point's name, which VLLM_PLUGINS must hold."""
@@ -219,7 +219,7 @@ def _text(args: Namespace, local: LocalBase) -> TextSettings:
 
 def show_logs() -> None:
     """Let loradock's log lines be seen beside vLLM's, which has a handler for its own only."""
-    for name in ("registry", "serving"):
+    for name in ("loradock",):
         logger = logging.getLogger(name)
         if not logger.hasHandlers():
             handler = logging.StreamHandler(sys.stderr)

@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from registry.records import Version
-from registry.reference import Reference
-from registry.refs import VersionRef
-from serving.cache import Verified
-from serving.desired import Reading
-from serving.probe import Scored
-from serving.reconcile import Resident
+from loradock.registry.records import Version
+from loradock.registry.reference import Reference
+from loradock.registry.refs import VersionRef
+from loradock.serving.cache import Verified
+from loradock.serving.desired import Reading
+from loradock.serving.probe import Scored
+from loradock.serving.reconcile import Resident
 
 
 class Continuity(Protocol):

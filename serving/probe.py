@@ -2,7 +2,7 @@
 
 vLLM loads some adapters without an error and then answers as the base would, or with a part of the adapter. So before
 a name points at a version, the log-probabilities of the tokens of its reference, which transformers and PEFT recorded
-(`registry.reference`), are measured with it and with the base. The tokens are given, so that one word chosen
+(`loradock.registry.reference`), are measured with it and with the base. The tokens are given, so that one word chosen
 otherwise does not make all that follow incomparable.
 
 Two things are proven. *Effect*: the version differs from the base by more than the base does from itself, because the
@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from registry.reference import Reference
+from loradock.registry.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)

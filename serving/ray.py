@@ -22,9 +22,9 @@ from ray import serve
 from ray.serve import Application
 from starlette.types import Receive, Scope, Send
 
-from registry.errors import BadInput, LoradockError, faults_of
-from registry.settings import Settings
-from serving.launch import ServeOptions, check_address, check_extra, check_keys, command, parsed
+from loradock.registry.errors import BadInput, LoradockError, faults_of
+from loradock.registry.settings import Settings
+from loradock.serving.launch import ServeOptions, check_address, check_extra, check_keys, command, parsed
 
 _POLL_SECONDS: Final = 0.2
 

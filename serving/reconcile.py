@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from registry.records import Version
-from registry.refs import VersionRef
-from serving.desired import Desired
+from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
+from loradock.serving.desired import Desired
 
 
 @dataclass(frozen=True, slots=True)

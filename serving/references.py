@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from registry import scratch
-from registry.errors import NotServable
-from registry.records import Base, Version
-from registry.reference import Reference
+from loradock.registry import scratch
+from loradock.registry.errors import NotServable
+from loradock.registry.records import Base, Version
+from loradock.registry.reference import Reference
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.errors import LoradockError
-from registry.outside import printable
-from serving.access import is_anthropics
+from loradock.registry.errors import LoradockError
+from loradock.registry.outside import printable
+from loradock.serving.access import is_anthropics
 
 if TYPE_CHECKING:
     from starlette.responses import JSONResponse

@@ -15,18 +15,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from registry.errors import DigestMismatch, LoradockError, NotFound, NotServable, Unreachable
-from registry.records import Base, TextSettings, Version
-from registry.refs import VersionRef
-from registry.text import unlike
-from serving import reconcile, report
-from serving.admission import Admission
-from serving.desired import Desired, Reading, for_base
-from serving.metrics import kind_of
-from serving.ports import Engine, Registry, Watcher
-from serving.reconcile import Limits, Load, Observed, Point, Quarantine, Retire, Unpoint
-from serving.settings import ServingSettings
-from serving.table import Table
+from loradock.registry.errors import DigestMismatch, LoradockError, NotFound, NotServable, Unreachable
+from loradock.registry.records import Base, TextSettings, Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.text import unlike
+from loradock.serving import reconcile, report
+from loradock.serving.admission import Admission
+from loradock.serving.desired import Desired, Reading, for_base
+from loradock.serving.metrics import kind_of
+from loradock.serving.ports import Engine, Registry, Watcher
+from loradock.serving.reconcile import Limits, Load, Observed, Point, Quarantine, Retire, Unpoint
+from loradock.serving.settings import ServingSettings
+from loradock.serving.table import Table
 
 _PAUSE: Final = 9.0
 """How often as long as a reading kept a core busy the next one waits; at a thousand adapters that is half a second."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from registry.refs import VersionRef
-from serving.desired import Desired
-from serving.keys import Caller
-from serving.probe import Proof
-from serving.reconcile import Observed
+from loradock.registry.refs import VersionRef
+from loradock.serving.desired import Desired
+from loradock.serving.keys import Caller
+from loradock.serving.probe import Proof
+from loradock.serving.reconcile import Observed
 
 
 def page(

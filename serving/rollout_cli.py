@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from registry import refs
-from registry.cli.output import emit, json_option
-from registry.cli.shared import key_option
-from registry.errors import BadInput, Refused
-from registry.settings import Settings
+from loradock.registry import refs
+from loradock.registry.cli.output import emit, json_option
+from loradock.registry.cli.shared import key_option
+from loradock.registry.errors import BadInput, Refused
+from loradock.registry.settings import Settings
 
 if TYPE_CHECKING:
-    from serving.rollout.task import Outcome, Task
+    from loradock.serving.rollout.task import Outcome, Task
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -90,16 +90,16 @@ def rollout(ref: str, steps: str, margins: tuple[str, ...], as_json: bool, **opt
     production; it is promoted once all signals show that it does not. Otherwise its share is 0 again, production was
     never touched, and the command exits with 3 and says what was found. Ctrl-C takes the share away, too.
     """
-    from serving.rollout import drive
-    from serving.rollout.moves import Moves
-    from serving.rollout.record import Record
-    from serving.rollout.shown import shown
-    from serving.rollout.watching import Replicas
+    from loradock.serving.rollout import drive
+    from loradock.serving.rollout.moves import Moves
+    from loradock.serving.rollout.record import Record
+    from loradock.serving.rollout.shown import shown
+    from loradock.serving.rollout.watching import Replicas
 
     settings = Settings()
     task = _task(ref, steps, margins, options, settings)
-    from registry.store import Store
-    from registry.store.rollouts import Rollouts
+    from loradock.registry.store import Store
+    from loradock.registry.store.rollouts import Rollouts
 
     replicas = Replicas(task.ref, task.urls, task.api_key)
     told = {"replicas": ",".join(task.urls), "api_key": task.api_key}
@@ -112,10 +112,10 @@ def rollout(ref: str, steps: str, margins: tuple[str, ...], as_json: bool, **opt
 
 
 def _task(ref: str, steps: str, margins: tuple[str, ...], options: dict[str, Any], settings: Settings) -> Task:
-    from registry import traffic
-    from serving.rollout import judge
-    from serving.rollout.plan import Rules
-    from serving.rollout.task import Task
+    from loradock.registry import traffic
+    from loradock.serving.rollout import judge
+    from loradock.serving.rollout.plan import Rules
+    from loradock.serving.rollout.task import Task
 
     rules = Rules(
         steps=tuple(traffic.parse_weight(step) for step in steps.split(",")),
@@ -144,8 +144,8 @@ def _task(ref: str, steps: str, margins: tuple[str, ...], options: dict[str, Any
 
 def _margins(given: tuple[str, ...], case: Any, alpha: float) -> dict[Any, float]:
     """Each signal's margin; raises BadInput for one that nothing could show."""
-    from registry import traffic
-    from serving.rollout import measures, sequential
+    from loradock.registry import traffic
+    from loradock.serving.rollout import measures, sequential
 
     wanted = (*measures.LIVE, "judge") if case else measures.LIVE
     found: dict[Any, float] = {signal: measures.MARGINS[signal] for signal in wanted}

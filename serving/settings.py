@@ -1,4 +1,4 @@
-"""What a serving replica reads from the environment, beside `registry.settings`."""
+"""What a serving replica reads from the environment, beside `loradock.registry.settings`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from registry.errors import BadInput
-from registry.refs import CANARY, PRODUCTION, SHADOW, parse_alias
-from registry.settings import FromEnvironment
+from loradock.registry.errors import BadInput
+from loradock.registry.refs import CANARY, PRODUCTION, SHADOW, parse_alias
+from loradock.registry.settings import FromEnvironment
 
 
 class ServingSettings(FromEnvironment):

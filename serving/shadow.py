@@ -9,9 +9,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
-from registry.refs import VersionRef
-from serving.calls import Asked, Request, current
-from serving.meter import is_step
+from loradock.registry.refs import VersionRef
+from loradock.serving.calls import Asked, Request, current
+from loradock.serving.meter import is_step
 
 _AT_ONCE: Final = 4
 """Copies that run at once; a request that comes while so many run is not copied."""

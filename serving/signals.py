@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Final
 
-from serving.calls import Call, Outcome, Role
+from loradock.serving.calls import Call, Outcome, Role
 
 KEPT: Final = 20_000
 """Calls that are kept, of all adapters together: about 6 MB."""

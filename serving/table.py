@@ -12,10 +12,10 @@ import random
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from registry.errors import BadInput
-from registry.refs import CANARY, PRODUCTION, SHADOW, AliasRef, VersionRef, parse_ref
-from serving.calls import Role
-from serving.desired import Desired, public_name
+from loradock.registry.errors import BadInput
+from loradock.registry.refs import CANARY, PRODUCTION, SHADOW, AliasRef, VersionRef, parse_ref
+from loradock.serving.calls import Role
+from loradock.serving.desired import Desired, public_name
 
 
 @dataclass(frozen=True, slots=True)

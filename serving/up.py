@@ -21,13 +21,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from registry import base as bases
-from registry.errors import BadInput, LoradockError, NotFound
-from registry.settings import Settings
-from registry.store import Store
-from serving.desired import Promoted, Source
-from serving.launch import check_address, check_extra
-from serving.settings import ServingSettings
+from loradock.registry import base as bases
+from loradock.registry.errors import BadInput, LoradockError, NotFound
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving.desired import Promoted, Source
+from loradock.serving.launch import check_address, check_extra
+from loradock.serving.settings import ServingSettings
 
 HOST: Final = "127.0.0.1"
 UI: Final = "MLflow's UI"
@@ -124,7 +124,7 @@ def _ui(port: int, settings: Settings, logs: Path) -> Part:
 
 def _replica(base: str, wish: Wish, logs: Path) -> Part:
     command = (
-        *(sys.executable, "-m", "registry.cli", "serve", "--base", base, "--host", HOST, "--port", str(wish.port)),
+        *(sys.executable, "-P", "-m", "loradock", "serve", "--base", base, "--host", HOST, "--port", str(wish.port)),
         *("--", *wish.extra),
     )
     log, grace = logs / f"serve-{wish.port}.log", ServingSettings().stop_seconds + _GRACE

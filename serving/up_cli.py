@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from registry.settings import Settings
+from loradock.registry.settings import Settings
 
 _PORT = click.IntRange(1, 65535)
 
@@ -26,7 +26,7 @@ def up(base: str | None, port: int, ui_port: int, no_serve: bool, vllm_args: tup
 
     from rich.console import Console
 
-    from serving import up as stack
+    from loradock.serving import up as stack
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     settings = Settings()

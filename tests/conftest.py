@@ -17,9 +17,9 @@ if beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_WORKSPACE", "MLFLOW_EXPERIMENT_NAME", "LORADOCK_HOME", "LORADOCK_ACTOR"):
     os.environ.pop(name, None)
 
-from registry.base import LocalBase, resolve
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.base import LocalBase, resolve
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support import chance, leftovers
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from registry.cli import VERBS, settings
-from registry.policy import Rules
-from registry.store.texts import FILES
-from trainer import catalogue
-from trainer.recipe import Recipe
+from loradock.registry.cli import VERBS, settings
+from loradock.registry.policy import Rules
+from loradock.registry.store.texts import FILES
+from loradock.trainer import catalogue
+from loradock.trainer.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,11 +12,11 @@ import click
 import pytest
 import yaml
 
-from registry import policy
-from registry.cli import VERBS, cli
+from loradock.registry import policy
+from loradock.registry.cli import VERBS, cli
+from loradock.trainer.recipe import Recipe
 from tests.support.docs.commands import fault
 from tests.support.docs.pages import DOCUMENTS, ROOT, Block, blocks, simple
-from trainer.recipe import Recipe
 
 BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
 SHELL = [block for block in BLOCKS if block.commands]
@@ -101,7 +101,7 @@ def test_every_verb_and_option_that_a_sentence_names_is_there() -> None:
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=lambda one: one.page)
 def test_python_in_the_documents_parses_and_imports_what_there_is(block: Block) -> None:
     for node in ast.walk(ast.parse(block.text)):
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("registry", "trainer", "serving")):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("loradock"):
             module = importlib.import_module(str(node.module))
             for name in node.names:
                 stays = name.name in getattr(module, "__all__", ())  # those are imported when they are first used

@@ -16,11 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from registry import artifact, promotion, versions
-from registry.base import resolve
-from registry.records import Base, Version
-from registry.refs import VersionRef
-from registry.store import Store
+from loradock.registry import artifact, promotion, versions
+from loradock.registry.base import resolve
+from loradock.registry.records import Base, Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, SMOL, aliases, log_adapter, make_version, ref, write_adapter
 from tests.support.docs.pages import DOCS, PAGES, ROOT, marked, run
 from tests.support.ports import free_port
@@ -223,7 +223,7 @@ def merged(reader: Reader, out: str) -> None:
 
 
 def history(reader: Reader) -> list[tuple[str, int | None]]:
-    from registry.history import read
+    from loradock.registry.history import read
 
     return [(str(move.op), move.to_version) for move in read(reader.store, NAME).moves]
 

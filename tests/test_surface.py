@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import registry
-import trainer
-from registry import promotion
-from registry.store import Store
+from loradock import registry, trainer
+from loradock.registry import promotion
+from loradock.registry.store import Store
 from tests.support.adapters import make_version
 
 GUIDE = Path(__file__).resolve().parent.parent / "docs" / "how-to" / "python.md"
@@ -45,7 +44,7 @@ def test_a_name_of_a_module_is_never_a_name_of_something_else() -> None:
 
 def test_importing_the_packages_imports_nothing_else() -> None:
     code = (
-        "import sys; before = set(sys.modules); import registry, trainer; "
+        "import sys; before = set(sys.modules); import loradock, loradock.registry, loradock.trainer; "
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,18 +8,21 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+if __name__ != "loradock.trainer":  # a module under two names is two modules, with two of each class
+    raise ImportError("this package is loradock.trainer; import it by that name")
+
 if TYPE_CHECKING:
-    from trainer.data import load as load_data
-    from trainer.dialects import load as load_recipe
-    from trainer.evaluation.metrics import parse as parse_metrics
-    from trainer.evaluation.run import evaluate
-    from trainer.evaluation.task import Task as EvaluationTask
-    from trainer.evaluation.task import prepare as prepare_evaluation
-    from trainer.run import train
-    from trainer.weights.convert import Task as ConvertTask
-    from trainer.weights.convert import convert
-    from trainer.weights.fold import Task as MergeTask
-    from trainer.weights.fold import merge
+    from loradock.trainer.data import load as load_data
+    from loradock.trainer.dialects import load as load_recipe
+    from loradock.trainer.evaluation.metrics import parse as parse_metrics
+    from loradock.trainer.evaluation.run import evaluate
+    from loradock.trainer.evaluation.task import Task as EvaluationTask
+    from loradock.trainer.evaluation.task import prepare as prepare_evaluation
+    from loradock.trainer.run import train
+    from loradock.trainer.weights.convert import Task as ConvertTask
+    from loradock.trainer.weights.convert import convert
+    from loradock.trainer.weights.fold import Task as MergeTask
+    from loradock.trainer.weights.fold import merge
 
 __all__ = [
     "ConvertTask",
@@ -36,20 +39,20 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # a type checker shall still tell of names that are not there
-    from registry.lazy import lazily
+    from loradock.registry.lazy import lazily
 
     HOMES = {
-        "load_data": "trainer.data:load",
-        "load_recipe": "trainer.dialects:load",
-        "parse_metrics": "trainer.evaluation.metrics:parse",
-        "evaluate": "trainer.evaluation.run",
-        "EvaluationTask": "trainer.evaluation.task:Task",
-        "prepare_evaluation": "trainer.evaluation.task:prepare",
-        "train": "trainer.run",
-        "ConvertTask": "trainer.weights.convert:Task",
-        "convert": "trainer.weights.convert",
-        "MergeTask": "trainer.weights.fold:Task",
-        "merge": "trainer.weights.fold",
+        "load_data": "loradock.trainer.data:load",
+        "load_recipe": "loradock.trainer.dialects:load",
+        "parse_metrics": "loradock.trainer.evaluation.metrics:parse",
+        "evaluate": "loradock.trainer.evaluation.run",
+        "EvaluationTask": "loradock.trainer.evaluation.task:Task",
+        "prepare_evaluation": "loradock.trainer.evaluation.task:prepare",
+        "train": "loradock.trainer.run",
+        "ConvertTask": "loradock.trainer.weights.convert:Task",
+        "convert": "loradock.trainer.weights.convert",
+        "MergeTask": "loradock.trainer.weights.fold:Task",
+        "merge": "loradock.trainer.weights.fold",
     }
     __getattr__, __dir__ = lazily(__name__, HOMES)
 

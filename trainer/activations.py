@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
-from trainer import catalogue, meta, methods
-from trainer.recipe import Method, Recipe
+from loradock.trainer import catalogue, meta, methods
+from loradock.trainer.recipe import Method, Recipe
 
 
 @dataclass(frozen=True, slots=True)

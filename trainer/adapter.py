@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from registry import artifact
-from registry.errors import LoradockError
-from registry.records import Base, Manifest
-from trainer import catalogue
+from loradock.registry import artifact
+from loradock.registry.errors import LoradockError
+from loradock.registry.records import Base, Manifest
+from loradock.trainer import catalogue
 
 
 def keep_start(model: Any, directory: Path) -> Path | None:

@@ -8,10 +8,10 @@ from typing import Any, Final
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from registry.base import LocalBase, unscaled
-from registry.errors import BadInput, first_line
-from registry.records import Base
-from trainer.recipe import Quantization, Recipe
+from loradock.registry.base import LocalBase, unscaled
+from loradock.registry.errors import BadInput, first_line
+from loradock.registry.records import Base
+from loradock.trainer.recipe import Quantization, Recipe
 
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

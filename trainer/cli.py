@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from registry.cli.output import emit, json_option, say
-from registry.cli.shared import no_samples_option
-from registry.settings import Settings
-from trainer import data, dialects
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.cli.shared import no_samples_option
+from loradock.registry.settings import Settings
+from loradock.trainer import data, dialects
 
 
 @click.command()
@@ -65,8 +65,8 @@ def train(
     # another busy process, a serving engine for one, that takes five times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if processes:
-        from trainer import launch
-        from trainer.processes import Crew
+        from loradock.trainer import launch
+        from loradock.trainer.processes import Crew
 
         Crew(0, processes).batch(source.recipe.training)
         if accelerate_config:
@@ -82,7 +82,7 @@ def train(
         if rows.unread:
             say(f"columns that are not read: {', '.join(rows.unread)}")
         say(f"{len(rows.rows)} rows in {rows.name}; loading")
-    from trainer import run
+    from loradock.trainer import run
 
     outcome = run.train(source, rows, Settings(), say, resume=resume)
     if outcome is not None:

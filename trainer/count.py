@@ -16,9 +16,9 @@ from transformers import PretrainedConfig
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from registry.errors import BadInput
-from trainer import catalogue, meta, methods, targets
-from trainer.recipe import Recipe
+from loradock.registry.errors import BadInput
+from loradock.trainer import catalogue, meta, methods, targets
+from loradock.trainer.recipe import Recipe
 
 Shape = tuple[int, ...]
 _SHIRA: Final = "shira_weight"

@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from registry.errors import BadInput
-from trainer import sources
-from trainer.formats import FORMATS, faults, parse, recognise, renamed, unread
-from trainer.recipe import Data
-from trainer.rows import Row
-from trainer.sources import File
+from loradock.registry.errors import BadInput
+from loradock.trainer import sources
+from loradock.trainer.formats import FORMATS, faults, parse, recognise, renamed, unread
+from loradock.trainer.recipe import Data
+from loradock.trainer.rows import Row
+from loradock.trainer.sources import File
 
 _SHOWN: Final = 20
 _DUPLICATES_SHOWN: Final = 5

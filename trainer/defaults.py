@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from trainer.targets import architecture, common_size, has_fused_experts
+from loradock.trainer.targets import architecture, common_size, has_fused_experts
 
 _SAME_FOR_ALL: Final[Mapping[str, dict[str, Any]]] = {
     "prompt_tuning": {"num_virtual_tokens": 20},

@@ -14,17 +14,17 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from registry.errors import LoradockError, first_line
-from trainer import methods, samples
-from trainer.base import Loaded
-from trainer.curves import Curves
-from trainer.prepared import Prepared, keep_precision
-from trainer.recipe import Recipe
-from trainer.samples import Prompt
-from trainer.tokens import Side, Sides
-from trainer.trainers import Fused, MovesRanks, Plain
-from trainer.undertaking import Undertaking
-from trainer.watch import Watch
+from loradock.registry.errors import LoradockError, first_line
+from loradock.trainer import methods, samples
+from loradock.trainer.base import Loaded
+from loradock.trainer.curves import Curves
+from loradock.trainer.prepared import Prepared, keep_precision
+from loradock.trainer.recipe import Recipe
+from loradock.trainer.samples import Prompt
+from loradock.trainer.tokens import Side, Sides
+from loradock.trainer.trainers import Fused, MovesRanks, Plain
+from loradock.trainer.undertaking import Undertaking
+from loradock.trainer.watch import Watch
 
 Say = Callable[[str], None]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from trainer.recipe import Data
-from trainer.rows import Chat, ChatExample, Instruction, Message, Pair, Row, Text, TextExample
+from loradock.trainer.recipe import Data
+from loradock.trainer.rows import Chat, ChatExample, Instruction, Message, Pair, Row, Text, TextExample
 
 _ROLES: Final = ("system", "user", "assistant")
 _SYNONYMS: Final[Mapping[str, str]] = {

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from registry.errors import BadInput
+from loradock.registry.errors import BadInput
 
 GIB: Final = 2**30
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(?:gib|gb|g)?", re.IGNORECASE)

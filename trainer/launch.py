@@ -24,8 +24,8 @@ from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from registry.errors import BadInput, LoradockError, NotFound, Unreachable, first_line
-from trainer.processes import MAIN_PORT, Machines
+from loradock.registry.errors import BadInput, LoradockError, NotFound, Unreachable, first_line
+from loradock.trainer.processes import MAIN_PORT, Machines
 
 _LAST_LINES: Final = 20
 _TERMS: Final = ("num_machines", "machine_rank", "main_process_ip", "main_process_port")
@@ -60,9 +60,9 @@ def run(arguments: Sequence[str], processes: int, machines: Machines, config: Pa
     with tempfile.TemporaryDirectory(prefix="loradock-logs-") as logs:
         # Only the first process speaks; what the others say is kept for the case that one of them fails.
         quiet = ",".join(f"{rank}:3" for rank in range(1, here)) or "0"
-        worker = ["-m", "registry.cli", *arguments]
+        worker = ["-m", "loradock", *arguments]
         try:
-            with patch_environment(omp_num_threads=threads):
+            with patch_environment(omp_num_threads=threads, pythonsafepath=1):
                 if torch.cuda.is_available():
                     options = ["--config_file", str(config)] if config else ["--multi_gpu", "--mixed_precision", "no"]
                     options += ["--num_processes", str(processes), *_for_accelerate(machines)]
@@ -167,9 +167,9 @@ def _accelerate(arguments: Sequence[str]) -> Any:
 
 def _bury_the_dead() -> None:
     """Close the run whose main process ended without a word."""
-    from registry.settings import Settings
-    from registry.store import Store
-    from trainer import undertaking
+    from loradock.registry.settings import Settings
+    from loradock.registry.store import Store
+    from loradock.trainer import undertaking
 
     with suppress(LoradockError):
         undertaking.bury_the_dead(Store(Settings()), Settings())

@@ -15,8 +15,8 @@ import torch
 from peft.tuners.lora import Linear4bit
 from safetensors import safe_open
 
-from registry.errors import BadInput
-from registry.outside import weight_map
+from loradock.registry.errors import BadInput
+from loradock.registry.outside import weight_map
 
 _PREFIX: Final = "base_model.model."
 

@@ -11,10 +11,10 @@ from typing import Final
 
 from transformers import PretrainedConfig
 
-from trainer import catalogue
-from trainer.activations import Activations
-from trainer.count import Counts
-from trainer.recipe import Quantization, Recipe
+from loradock.trainer import catalogue
+from loradock.trainer.activations import Activations
+from loradock.trainer.count import Counts
+from loradock.trainer.recipe import Quantization, Recipe
 
 CONTEXT: Final = 10**9
 """CUDA's context and the libraries' workspaces: `benchmarks/plan_accuracy.py` finds 0.72 GB on an H200."""

@@ -12,8 +12,8 @@ from peft import PeftConfig
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from registry.errors import BadInput, first_line
-from trainer import methods
+from loradock.registry.errors import BadInput, first_line
+from loradock.trainer import methods
 
 _INDEXING: Final = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
 

@@ -21,10 +21,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from registry import patterns
-from registry.errors import BadInput, first_line
-from trainer import catalogue, defaults, targets
-from trainer.recipe import Method, Quantization, as_number
+from loradock.registry import patterns
+from loradock.registry.errors import BadInput, first_line
+from loradock.trainer import catalogue, defaults, targets
+from loradock.trainer.recipe import Method, Quantization, as_number
 
 QUANTIZED: Final = ("lora", "adalora", "ia3", "hira", "pvera", "randlora", "road")
 """PEFT's types that have layers of their own for bitsandbytes' quantised ones."""

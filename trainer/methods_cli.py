@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import click
 
-from registry.cli.output import emit, json_option
-from registry.errors import BadInput, NotFound
-from registry.settings import Settings
-from trainer import catalogue
+from loradock.registry.cli.output import emit, json_option
+from loradock.registry.errors import BadInput, NotFound
+from loradock.registry.settings import Settings
+from loradock.trainer import catalogue
 
 
 @click.command()
@@ -35,8 +35,8 @@ def methods(method: str | None, base: str | None, as_json: bool) -> None:
 
 
 def _row(name: str) -> dict[str, Any]:
-    from trainer.methods import PROMPTS, QUANTIZED
-    from trainer.recipe import Method
+    from loradock.trainer.methods import PROMPTS, QUANTIZED
+    from loradock.trainer.recipe import Method
 
     entry = catalogue.ENTRIES[name]
     able = Method(type=name).peft_type in (*QUANTIZED, *PROMPTS) and not name.startswith(catalogue.FROM_BASE)
@@ -51,8 +51,8 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def _counter(base: str) -> Callable[[str], dict[str, Any]]:
-    from registry.base import config_of
-    from trainer import count, meta, recipe
+    from loradock.registry.base import config_of
+    from loradock.trainer import count, meta, recipe
 
     config = meta.config(config_of(base, Settings(), relative_to=Path.cwd()))
 
@@ -69,8 +69,8 @@ def _counter(base: str) -> Callable[[str], dict[str, Any]]:
 
 
 def _settings(name: str) -> list[dict[str, Any]]:
-    from trainer.methods import settings_of
-    from trainer.recipe import Method
+    from loradock.trainer.methods import settings_of
+    from loradock.trainer.recipe import Method
 
     method = Method(type=name)
     settings = settings_of(method.peft_type).values() if method.peft_type else ()

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import torch
 
-from registry.errors import BadInput
-from trainer.tokens import Tokens
+from loradock.registry.errors import BadInput
+from loradock.trainer.tokens import Tokens
 
 _ROW: Final = 24  # tokens of each of the two rows that are compared
 _TOLERANCE: Final = 0.05  # of the logits' own spread; bfloat16 alone makes 0.01, and a row that is seen 0.2 or more

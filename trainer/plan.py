@@ -10,13 +10,13 @@ from typing import Any, Final
 import torch
 from transformers import PretrainedConfig
 
-from trainer import activations, catalogue, count, gpus, memory, methods
-from trainer.activations import Activations
-from trainer.base import best_dtype
-from trainer.count import Counts
-from trainer.gpus import GIB, Gpu
-from trainer.memory import Machine, Memory
-from trainer.recipe import Method, Quantization, Recipe
+from loradock.trainer import activations, catalogue, count, gpus, memory, methods
+from loradock.trainer.activations import Activations
+from loradock.trainer.base import best_dtype
+from loradock.trainer.count import Counts
+from loradock.trainer.gpus import GIB, Gpu
+from loradock.trainer.memory import Machine, Memory
+from loradock.trainer.recipe import Method, Quantization, Recipe
 
 RESERVE: Final = 0.08
 """The part of a memory that is left free: allocators cannot use all of it."""

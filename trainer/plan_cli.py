@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-import registry.base
-from registry.cli.output import emit, json_option, say
-from registry.errors import first_line
-from registry.settings import Settings
-from trainer import dialects, gpus
-from trainer.gpus import GIB
+from loradock.registry import base as bases
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.errors import first_line
+from loradock.registry.settings import Settings
+from loradock.trainer import dialects, gpus
+from loradock.trainer.gpus import GIB
 
 if TYPE_CHECKING:
-    from trainer.memory import Memory
-    from trainer.plan import Estimator, Fit
-    from trainer.recipe import Recipe
+    from loradock.trainer.memory import Memory
+    from loradock.trainer.plan import Estimator, Fit
+    from loradock.trainer.recipe import Recipe
 
 _PARTS: Final = ("weights", "adapter", "gradients", "optimizer", "activations", "loss", "runtime", "needed")
 
@@ -43,8 +43,8 @@ def plan(recipe: Path, gpu_name: str | None, as_json: bool) -> None:
     """
     source = dialects.load(recipe, say)
     wanted = gpus.find(gpu_name) if gpu_name else None
-    directory = registry.base.config_of(source.recipe.base, Settings(), relative_to=source.directory)
-    from trainer import meta, plan, preflight
+    directory = bases.config_of(source.recipe.base, Settings(), relative_to=source.directory)
+    from loradock.trainer import meta, plan, preflight
 
     config = meta.config(directory)
     preflight.check(source, config)
@@ -66,7 +66,7 @@ def _here() -> gpus.Gpu | None:
 
 
 def _found(recipe: Recipe, estimator: Estimator, gpu: gpus.Gpu | None) -> dict[str, Any]:
-    from trainer import plan
+    from loradock.trainer import plan
 
     counts = estimator.counts(recipe)
     where = plan.machine(recipe, cuda=True)
@@ -187,7 +187,7 @@ def _activations(found: dict[str, Any]) -> str:
 
 
 def _verdict(found: dict[str, Any]) -> dict[str, str]:
-    from trainer.plan import yaml_text
+    from loradock.trainer.plan import yaml_text
 
     if "gpu" not in found:
         fits = [name for name, yes in found["fits"].items() if yes]

@@ -11,12 +11,12 @@ from typing import Any, Final
 import torch
 from transformers import PretrainedConfig, get_scheduler
 
-from registry import patterns
-from registry.errors import BadInput, first_line
-from trainer import catalogue, count, meta, methods, targets, tokens
-from trainer.recipe import Recipe, Training
-from trainer.recipe_file import RecipeFile
-from trainer.tokens import Side, Tokens
+from loradock.registry import patterns
+from loradock.registry.errors import BadInput, first_line
+from loradock.trainer import catalogue, count, meta, methods, targets, tokens
+from loradock.trainer.recipe import Recipe, Training
+from loradock.trainer.recipe_file import RecipeFile
+from loradock.trainer.tokens import Side, Tokens
 
 Fault = tuple[tuple[str | int, ...], str]
 """A place in the recipe, or below its `method`, and what is wrong there."""

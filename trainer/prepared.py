@@ -11,13 +11,13 @@ import torch
 import transformers
 from peft import PeftConfig, prepare_model_for_kbit_training
 
-from trainer import adapter, loftq, methods, packing
-from trainer.base import Loaded
-from trainer.processes import Crew
-from trainer.recipe import Recipe, Training
-from trainer.recipe_file import RecipeFile
-from trainer.tokens import Sides
-from trainer.undertaking import Undertaking
+from loradock.trainer import adapter, loftq, methods, packing
+from loradock.trainer.base import Loaded
+from loradock.trainer.processes import Crew
+from loradock.trainer.recipe import Recipe, Training
+from loradock.trainer.recipe_file import RecipeFile
+from loradock.trainer.tokens import Sides
+from loradock.trainer.undertaking import Undertaking
 
 
 @dataclass(frozen=True, slots=True)

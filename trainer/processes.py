@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from registry.errors import BadInput, LoradockError, first_line
-from trainer.recipe import Training
+from loradock.registry.errors import BadInput, LoradockError, first_line
+from loradock.trainer.recipe import Training
 
 MAIN_PORT: Final = 29500
 """As accelerate and torchrun have it."""

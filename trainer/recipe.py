@@ -19,10 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from registry.base import is_hub_id
-from registry.errors import BadInput
-from registry.refs import parse_name
-from trainer import catalogue
+from loradock.registry.base import is_hub_id
+from loradock.registry.errors import BadInput
+from loradock.registry.refs import parse_name
+from loradock.trainer import catalogue
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from registry.base import is_known
-from registry.errors import BadInput, NotFound
-from trainer.recipe import Method, Quantization, Recipe, is_data_set
-from trainer.yaml_lines import Document, Problem, problem_of
+from loradock.registry.base import is_known
+from loradock.registry.errors import BadInput, NotFound
+from loradock.trainer.recipe import Method, Quantization, Recipe, is_data_set
+from loradock.trainer.yaml_lines import Document, Problem, problem_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def _method_faults(document: Document) -> list[Problem]:
         return []  # what a name stands for has no fault
     if held is None and method.entry.quantized:
         held = Quantization()
-    from trainer import methods  # it imports PEFT, which takes seconds
+    from loradock.trainer import methods  # it imports PEFT, which takes seconds
 
     return [document.problem(("method", key), text) for key, text in methods.faults(method, held)]
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from registry import artifact
-from registry.records import Version
-from registry.store import Store
-from registry.versions import fetched
-from trainer.evaluation import contestants
+from loradock.registry import artifact
+from loradock.registry.records import Version
+from loradock.registry.store import Store
+from loradock.registry.versions import fetched
+from loradock.trainer.evaluation import contestants
 
 if TYPE_CHECKING:
-    from trainer.reference import Witness
+    from loradock.trainer.reference import Witness
 
 Say = Callable[[str], None]
 
@@ -28,8 +28,8 @@ def record(store: Store, versions: Sequence[Version], say: Say, base: str | None
     PEFT or memory fails.
     """
     found = [contestants.base_of(version, base, store.settings, here=here) for version in versions]
-    from trainer.reference import Witness
-    from trainer.weights.quiet import quiet
+    from loradock.trainer.reference import Witness
+    from loradock.trainer.weights.quiet import quiet
 
     witness: Witness | None = None
     with quiet():

@@ -15,12 +15,12 @@ import psutil
 import torch
 from transformers import AutoTokenizer
 
-from registry.base import LocalBase
-from registry.errors import BadInput, LoradockError, first_line
-from registry.reference import ANSWER, PROMPTS, Probe, Reference
-from trainer.weights.layers import filled, restore, worn
-from trainer.weights.shards import Shards
-from trainer.weights.speaker import streamed
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import BadInput, LoradockError, first_line
+from loradock.registry.reference import ANSWER, PROMPTS, Probe, Reference
+from loradock.trainer.weights.layers import filled, restore, worn
+from loradock.trainer.weights.shards import Shards
+from loradock.trainer.weights.speaker import streamed
 
 _SHARE: Final = 0.8  # of the free memory that a base may take
 _SOFTWARE: Final = ("peft", "torch", "transformers")

@@ -7,10 +7,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from registry.errors import first_line
-from trainer import meta, plan
-from trainer.gpus import GIB
-from trainer.recipe import Recipe
+from loradock.registry.errors import first_line
+from loradock.trainer import meta, plan
+from loradock.trainer.gpus import GIB
+from loradock.trainer.recipe import Recipe
 
 
 def available() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from registry.records import canonical_json
+from loradock.registry.records import canonical_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ import datasets
 import torch
 from safetensors import SafetensorError
 
-import registry.base
-from registry.errors import LoradockError, first_line
-from registry.records import TextSettings
-from registry.settings import Settings
-from registry.text import settings_of
-from registry.versions import describe
-from trainer import (
+from loradock.registry import base as bases
+from loradock.registry.errors import LoradockError, first_line
+from loradock.registry.records import TextSettings
+from loradock.registry.settings import Settings
+from loradock.registry.text import settings_of
+from loradock.registry.versions import describe
+from loradock.trainer import (
     adapter,
     base,
     environment,
@@ -35,13 +35,13 @@ from trainer import (
     tokens,
     undertaking,
 )
-from trainer.data import Rows
-from trainer.prepared import Prepared, prepare
-from trainer.quiet import quiet
-from trainer.recipe import Recipe
-from trainer.recipe_file import RecipeFile
-from trainer.tokens import Sides
-from trainer.undertaking import Undertaking
+from loradock.trainer.data import Rows
+from loradock.trainer.prepared import Prepared, prepare
+from loradock.trainer.quiet import quiet
+from loradock.trainer.recipe import Recipe
+from loradock.trainer.recipe_file import RecipeFile
+from loradock.trainer.tokens import Sides
+from loradock.trainer.undertaking import Undertaking
 
 Say = Callable[[str], None]
 _MAIN_SPEAKS_WITHIN: Final = 5.0  # seconds
@@ -89,7 +89,7 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
     train_rows, heldout_rows = rows.split(recipe.data.heldout)
     datasets.disable_progress_bars()
     with quiet(), _told_by_main(crew), processes.losses_told():
-        local = registry.base.resolve(recipe.base, settings, relative_to=source.directory)
+        local = bases.resolve(recipe.base, settings, relative_to=source.directory)
         config = meta.config(local.path)
         preflight.check(source, config)
         text = settings_of(local.path)

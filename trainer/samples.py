@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from trainer.generation import generate
-from trainer.tokens import Tokens
+from loradock.trainer.generation import generate
+from loradock.trainer.tokens import Tokens
 
 _NEW_TOKENS: Final = 48
 _OPENING: Final = 16  # tokens of a plain text that stand for its prompt

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.processes import Crew
-from trainer.workdir import Workdir
+from loradock.trainer.processes import Crew
+from loradock.trainer.workdir import Workdir
 
 
 @contextmanager

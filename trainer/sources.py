@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from registry import hub
-from registry.errors import NotFound, first_line
-from trainer.recipe import ENDINGS, Data, is_data_set
+from loradock.registry import hub
+from loradock.registry.errors import NotFound, first_line
+from loradock.trainer.recipe import ENDINGS, Data, is_data_set
 
 
 @dataclass(frozen=True, slots=True)

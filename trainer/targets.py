@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from registry.errors import BadInput
+from loradock.registry.errors import BadInput
 
 LINEAR: Final = (torch.nn.Linear, Conv1D)
 _CARRIERS: Final = (*LINEAR, torch.nn.Embedding)

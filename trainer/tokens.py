@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.errors import BadInput
-from trainer import written
-from trainer.rows import Example, Row
-from trainer.written import KINDS, Kind, Oddity, Placed, Written
+from loradock.registry.errors import BadInput
+from loradock.trainer import written
+from loradock.trainer.rows import Example, Row
+from loradock.trainer.written import KINDS, Kind, Oddity, Placed, Written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-from registry.errors import LoradockError, NotFound, Unreachable
-from registry.records import Facts
-from registry.store import Store, default_store, experiment_id, translated, upsert
+from loradock.registry.errors import LoradockError, NotFound, Unreachable
+from loradock.registry.records import Facts
+from loradock.registry.store import Store, default_store, experiment_id, translated, upsert
 
 _REASON: Final = "loradock.reason"
 _LONGEST: Final = 6000  # characters of a param's value that MLflow keeps

@@ -16,8 +16,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
-from trainer import methods, scattered
-from trainer.processes import Crew
+from loradock.trainer import methods, scattered
+from loradock.trainer.processes import Crew
 
 WEIGHTS: Final = "trained.safetensors"
 _RANKS: Final = "ranks.json"

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from registry.errors import LoradockError
-from registry.outside import inside
-from registry.records import Base, TextSettings
-from registry.settings import Settings
-from registry.store import Store
-from trainer import scattered, tracking, workdir
-from trainer.processes import Crew, ProcessLost
-from trainer.recipe_file import RecipeFile
-from trainer.tracking import Run, Silent
-from trainer.workdir import Workdir
+from loradock.registry.errors import LoradockError
+from loradock.registry.outside import inside
+from loradock.registry.records import Base, TextSettings
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer import scattered, tracking, workdir
+from loradock.trainer.processes import Crew, ProcessLost
+from loradock.trainer.recipe_file import RecipeFile
+from loradock.trainer.tracking import Run, Silent
+from loradock.trainer.workdir import Workdir
 
 _MAIN_CLOSES_WITHIN: Final = 10.0  # seconds
 

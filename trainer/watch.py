@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from registry.errors import LoradockError
-from trainer.curves import Curves
+from loradock.registry.errors import LoradockError
+from loradock.trainer.curves import Curves
 
 _KEPT: Final = ("loss", "eval_loss", "learning_rate", "grad_norm", "mean_token_accuracy", "epoch")
 _RISE: Final = 3.0  # nats a token above the best report: twenty times the perplexity

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from registry import scratch
-from registry.errors import LoradockError
-from registry.records import Base, TextSettings, canonical_json
-from registry.settings import Settings
-from trainer.recipe import Recipe
+from loradock.registry import scratch
+from loradock.registry.errors import LoradockError
+from loradock.registry.records import Base, TextSettings, canonical_json
+from loradock.registry.settings import Settings
+from loradock.trainer.recipe import Recipe
 
 _STATE: Final = "trainer_state.json"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, get_args
 
-from registry.errors import BadInput, first_line
-from trainer.rows import ChatExample, Example, TextExample
+from loradock.registry.errors import BadInput, first_line
+from loradock.trainer.rows import ChatExample, Example, TextExample
 
 _BATCH: Final = 1000
 _SHOWN: Final = 20

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from registry.errors import first_line
+from loradock.registry.errors import first_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ chat and completions, without a pause. Each version's own words are known: a vLL
 with nothing else in the batch. Every tenth flip goes to a version whose bytes were changed in the store, and every
 tenth to one without effect. The ways:
 
-  ours      `registry.promotion.promote`, and a replica that follows
+  ours      `loradock.registry.promotion.promote`, and a replica that follows
   inplace   POST /v1/load_lora_adapter with load_inplace, to vLLM as it comes
   reload    unload and load under the same name
   restart   the server anew with other --lora-modules
@@ -42,8 +42,8 @@ from benchmarks.flip.load import Answer, Job, Traffic, traffic
 from benchmarks.flip.servers import Died, Server, loradock
 from benchmarks.flip.servers import stock as serve_stock
 from benchmarks.flip.words import Words
-from registry.base import LocalBase, resolve
-from registry.settings import Settings
+from loradock.registry.base import LocalBase, resolve
+from loradock.registry.settings import Settings
 from tests.support.serving import exact
 
 WAYS = ("ours", "inplace", "reload", "restart", "inplace+cpu_ops", "reload+cpu_ops")

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import save_file
 
-from registry import versions
-from registry.artifact import CONFIG, WEIGHTS
-from registry.base import LocalBase
-from registry.records import Version
-from registry.refs import VersionRef
-from registry.store import Store
+from loradock.registry import versions
+from loradock.registry.artifact import CONFIG, WEIGHTS
+from loradock.registry.base import LocalBase
+from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.store import Store
 
 Kind = Literal["good", "damaged", "no effect"]
 

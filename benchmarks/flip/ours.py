@@ -1,4 +1,4 @@
-"""Flips by `registry.promotion.promote`, followed by a replica of `loradock serve`."""
+"""Flips by `loradock.registry.promotion.promote`, followed by a replica of `loradock serve`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.flip import adapters
 from benchmarks.flip.adapters import Cast, Made
 from benchmarks.flip.flips import Flip, Flipped
 from benchmarks.flip.servers import Server
-from registry import promotion, recording
-from registry.base import LocalBase
-from registry.refs import PRODUCTION, VersionRef
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import promotion, recording
+from loradock.registry.base import LocalBase
+from loradock.registry.refs import PRODUCTION, VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 SERVING: Final = {
     "LORADOCK_SERVE_POLL_SECONDS": "1",

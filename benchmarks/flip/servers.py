@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from registry.base import LocalBase
+from loradock.registry.base import LocalBase
 from tests.support.ports import free_port
 from tests.support.serving import exact
 

@@ -13,7 +13,7 @@ from benchmarks.flip.adapters import Cast
 from benchmarks.flip.flips import Flip, Flipped
 from benchmarks.flip.servers import Died, Server
 from benchmarks.flip.servers import stock as serve
-from registry.base import LocalBase
+from loradock.registry.base import LocalBase
 from tests.support.ports import free_port
 
 CPU_OPS = "loradock-cpu-ops"

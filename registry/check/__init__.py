@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from registry.artifact import CONFIG, WEIGHTS, TensorInfo, read_header
-from registry.check.config import in_config, rank_limit
-from registry.check.files import in_files, in_manifest
-from registry.check.findings import MENDINGS, VERBS, Diagnosis, Finding
-from registry.check.fit import MISFITS, on_base
-from registry.check.names import parse_all
-from registry.check.settings import largest_rank, parameters, read_config
-from registry.check.shapes import BaseShapes, read_shapes, shapes_of_config
-from registry.check.tensors import in_names, in_pairs, pairs, ranks, sound
-from registry.check.values import in_copies, in_values
-from registry.check.vllm import MAX_RANK, RANKS
-from registry.errors import BadInput, NotFound
-from registry.records import Base
+from loradock.registry.artifact import CONFIG, WEIGHTS, TensorInfo, read_header
+from loradock.registry.check.config import in_config, rank_limit
+from loradock.registry.check.files import in_files, in_manifest
+from loradock.registry.check.findings import MENDINGS, VERBS, Diagnosis, Finding
+from loradock.registry.check.fit import MISFITS, on_base
+from loradock.registry.check.names import parse_all
+from loradock.registry.check.settings import largest_rank, parameters, read_config
+from loradock.registry.check.shapes import BaseShapes, read_shapes, shapes_of_config
+from loradock.registry.check.tensors import in_names, in_pairs, pairs, ranks, sound
+from loradock.registry.check.values import in_copies, in_values
+from loradock.registry.check.vllm import MAX_RANK, RANKS
+from loradock.registry.errors import BadInput, NotFound
+from loradock.registry.records import Base
 
 __all__ = [
     "MAX_RANK",

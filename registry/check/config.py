@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from registry.check.findings import Finding, some
-from registry.check.names import TensorName
-from registry.check.settings import TIED, largest_rank
-from registry.check.shapes import BaseShapes
-from registry.check.vllm import NO_LORA, PLAIN_STARTS, RANKS
-from registry.outside import printable, quoted
-from registry.patterns import is_tame
+from loradock.registry.check.findings import Finding, some
+from loradock.registry.check.names import TensorName
+from loradock.registry.check.settings import TIED, largest_rank
+from loradock.registry.check.shapes import BaseShapes
+from loradock.registry.check.vllm import NO_LORA, PLAIN_STARTS, RANKS
+from loradock.registry.outside import printable, quoted
+from loradock.registry.patterns import is_tame
 
 _CONVERTED: Final = (
     "ADALORA", "C3A", "DEFT", "DELORA", "GRALORA", "HIRA", "HRA", "LOHA", "LOKR", "MISS", "PEANUT", "PSOFT", "PVERA",

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.artifact import WEIGHTS, TensorInfo, read_header
-from registry.check.findings import some
-from registry.check.matrices import largest_difference, read_tensors
-from registry.check.names import TensorName, parse_all
-from registry.check.settings import PEFT_ALPHA, parameters, read_config, targets
-from registry.check.shapes import BaseShapes
-from registry.check.tensors import Pair, pairs
-from registry.errors import LoradockError, NotServable
-from registry.patterns import matches
+from loradock.registry.artifact import WEIGHTS, TensorInfo, read_header
+from loradock.registry.check.findings import some
+from loradock.registry.check.matrices import largest_difference, read_tensors
+from loradock.registry.check.names import TensorName, parse_all
+from loradock.registry.check.settings import PEFT_ALPHA, parameters, read_config, targets
+from loradock.registry.check.shapes import BaseShapes
+from loradock.registry.check.tensors import Pair, pairs
+from loradock.registry.errors import LoradockError, NotServable
+from loradock.registry.patterns import matches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

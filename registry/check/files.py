@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from registry import artifact
-from registry.check.findings import Finding, some
-from registry.errors import BadInput, DigestMismatch
+from loradock.registry import artifact
+from loradock.registry.check.findings import Finding, some
+from loradock.registry.errors import BadInput, DigestMismatch
 
 _PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _SHARD = re.compile(r"adapter_model-\d+-of-\d+\.safetensors")

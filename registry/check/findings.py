@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from registry.outside import printable
+from loradock.registry.outside import printable
 
 MENDINGS: Final = {
     "files": "copies PEFT's two files alone",

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from registry.artifact import TensorInfo
-from registry.check.config import is_rank
-from registry.check.findings import Finding, some
-from registry.check.names import ROOT
-from registry.check.settings import TIED
-from registry.check.shapes import EXPERT, BaseShapes, Layer
-from registry.check.tensors import Pair, scaling_of
-from registry.check.vllm import FUSED_EXPERTS, NO_EMBEDDINGS
+from loradock.registry.artifact import TensorInfo
+from loradock.registry.check.config import is_rank
+from loradock.registry.check.findings import Finding, some
+from loradock.registry.check.names import ROOT
+from loradock.registry.check.settings import TIED
+from loradock.registry.check.shapes import EXPERT, BaseShapes, Layer
+from loradock.registry.check.tensors import Pair, scaling_of
+from loradock.registry.check.vllm import FUSED_EXPERTS, NO_EMBEDDINGS
 
 
 def on_base(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.artifact import TensorInfo, floats
-from registry.errors import BadInput
+from loradock.registry.artifact import TensorInfo, floats
+from loradock.registry.errors import BadInput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,19 +10,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from registry import artifact
-from registry.check import Diagnosis, examine
-from registry.check.config import replaces
-from registry.check.effect import Effect, apart, meant, taken_up
-from registry.check.matrices import Tensor, read_tensors, tensor, write_tensors
-from registry.check.names import parse, parse_all
-from registry.check.settings import PEFT_ALPHA, Scaling, parameters, read_config, targets
-from registry.check.shapes import BaseShapes
-from registry.check.starts import is_taken_out, taken_out
-from registry.check.tensors import Pair, pairs
-from registry.errors import BadInput, LoradockError, NotServable
-from registry.patterns import matches
-from registry.scratch import beside
+from loradock.registry import artifact
+from loradock.registry.check import Diagnosis, examine
+from loradock.registry.check.config import replaces
+from loradock.registry.check.effect import Effect, apart, meant, taken_up
+from loradock.registry.check.matrices import Tensor, read_tensors, tensor, write_tensors
+from loradock.registry.check.names import parse, parse_all
+from loradock.registry.check.settings import PEFT_ALPHA, Scaling, parameters, read_config, targets
+from loradock.registry.check.shapes import BaseShapes
+from loradock.registry.check.starts import is_taken_out, taken_out
+from loradock.registry.check.tensors import Pair, pairs
+from loradock.registry.errors import BadInput, LoradockError, NotServable
+from loradock.registry.patterns import matches
+from loradock.registry.scratch import beside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

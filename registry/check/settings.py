@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from registry.artifact import CONFIG
-from registry.errors import BadInput
-from registry.patterns import is_tame, matches
+from loradock.registry.artifact import CONFIG
+from loradock.registry.errors import BadInput
+from loradock.registry.patterns import is_tame, matches
 
 PEFT_ALPHA: Final = 8
 """What PEFT takes lora_alpha for when a configuration does not name it; for r too."""

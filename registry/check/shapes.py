@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.artifact import TensorInfo, read_header, read_values
-from registry.errors import BadInput
-from registry.outside import weight_map
+from loradock.registry.artifact import TensorInfo, read_header, read_values
+from loradock.registry.errors import BadInput
+from loradock.registry.outside import weight_map
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from registry.artifact import TensorInfo
-from registry.check.config import is_number, is_rank, replaces
-from registry.check.findings import Finding, some
-from registry.check.names import ROOT, TensorName
-from registry.check.settings import Scaling, targets
+from loradock.registry.artifact import TensorInfo
+from loradock.registry.check.config import is_number, is_rank, replaces
+from loradock.registry.check.findings import Finding, some
+from loradock.registry.check.names import ROOT, TensorName
+from loradock.registry.check.settings import Scaling, targets
 
 _TYPES: Final = ("F32", "F16", "BF16")
 _SMALL: Final = ("F8_E4M3", "F8_E5M2")

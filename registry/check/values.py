@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from registry.artifact import TensorInfo, read_values
-from registry.check.findings import Finding, some
-from registry.check.matrices import tensor
-from registry.check.names import TensorName
-from registry.check.shapes import BaseShapes
-from registry.check.tensors import EMBEDDING_WEIGHTS, Pair
+from loradock.registry.artifact import TensorInfo, read_values
+from loradock.registry.check.findings import Finding, some
+from loradock.registry.check.matrices import tensor
+from loradock.registry.check.names import TensorName
+from loradock.registry.check.shapes import BaseShapes
+from loradock.registry.check.tensors import EMBEDDING_WEIGHTS, Pair
 
 _FLOATS: Final = frozenset({"BF16", "F16", "F32", "F64"})
 _ROWS: Final = 4096

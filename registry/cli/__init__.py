@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from registry.errors import LoradockError
+from loradock.registry.errors import LoradockError
 
 
 class Verb(NamedTuple):
@@ -23,58 +23,82 @@ class Verb(NamedTuple):
 
 
 VERBS: Final = {
-    "up": Verb("Start", "serving.up_cli:up", "Bring up MLflow's UI and a serving replica on this machine's store."),
-    "train": Verb("Train", "trainer.cli:train", "Train an adapter from a recipe and log the run to MLflow."),
-    "plan": Verb("Train", "trainer.plan_cli:plan", "Say what a training needs before it runs, and whether it fits."),
-    "methods": Verb("Train", "trainer.methods_cli:methods", "List the methods that a recipe can name."),
-    "translate": Verb("Train", "trainer.dialects.cli:translate", "Write another trainer's recipe as ours."),
-    "register": Verb("Registry", "registry.cli.versions:register", "Make an immutable version of a run's adapter."),
-    "import": Verb(
-        "Registry", "registry.cli.versions:import_", "Make a version of an adapter that was trained elsewhere."
+    "up": Verb(
+        "Start", "loradock.serving.up_cli:up", "Bring up MLflow's UI and a serving replica on this machine's store."
     ),
-    "record": Verb("Registry", "registry.cli.record:record", "Record what PEFT says with a version."),
-    "check": Verb("Registry", "registry.cli.doctor:check", "Say whether vLLM can serve an adapter, and why not."),
+    "train": Verb("Train", "loradock.trainer.cli:train", "Train an adapter from a recipe and log the run to MLflow."),
+    "plan": Verb(
+        "Train", "loradock.trainer.plan_cli:plan", "Say what a training needs before it runs, and whether it fits."
+    ),
+    "methods": Verb("Train", "loradock.trainer.methods_cli:methods", "List the methods that a recipe can name."),
+    "translate": Verb("Train", "loradock.trainer.dialects.cli:translate", "Write another trainer's recipe as ours."),
+    "register": Verb(
+        "Registry", "loradock.registry.cli.versions:register", "Make an immutable version of a run's adapter."
+    ),
+    "import": Verb(
+        "Registry", "loradock.registry.cli.versions:import_", "Make a version of an adapter that was trained elsewhere."
+    ),
+    "record": Verb("Registry", "loradock.registry.cli.record:record", "Record what PEFT says with a version."),
+    "check": Verb(
+        "Registry", "loradock.registry.cli.doctor:check", "Say whether vLLM can serve an adapter, and why not."
+    ),
     "evaluate": Verb(
-        "Registry", "trainer.evaluation.cli:evaluate", "Measure a version, the incumbent and the base on the same rows."
+        "Registry",
+        "loradock.trainer.evaluation.cli:evaluate",
+        "Measure a version, the incumbent and the base on the same rows.",
     ),
     "list": Verb(
-        "Registry", "registry.cli.views:list_", "List adapters with their aliases, or one adapter's versions."
+        "Registry", "loradock.registry.cli.views:list_", "List adapters with their aliases, or one adapter's versions."
     ),
-    "show": Verb("Registry", "registry.cli.views:show", "Show all that is known of one version."),
+    "show": Verb("Registry", "loradock.registry.cli.views:show", "Show all that is known of one version."),
     "diff": Verb(
-        "Registry", "registry.cli.views:diff", "Show what two versions differ in, and how far apart they are."
+        "Registry", "loradock.registry.cli.views:diff", "Show what two versions differ in, and how far apart they are."
     ),
-    "history": Verb("Registry", "registry.cli.aliases:history", "Show who moved an adapter's aliases, when and why."),
-    "verify": Verb("Registry", "registry.cli.versions:verify", "Hash a version's stored bytes again."),
-    "promote": Verb("Registry", "registry.cli.aliases:promote", "Move an alias to a version."),
-    "policy": Verb("Registry", "registry.cli.aliases:policy", "Show or set what versions must show to be promoted."),
-    "rollback": Verb("Registry", "registry.cli.aliases:rollback", "Move an alias back to where it stood before."),
+    "history": Verb(
+        "Registry", "loradock.registry.cli.aliases:history", "Show who moved an adapter's aliases, when and why."
+    ),
+    "verify": Verb("Registry", "loradock.registry.cli.versions:verify", "Hash a version's stored bytes again."),
+    "promote": Verb("Registry", "loradock.registry.cli.aliases:promote", "Move an alias to a version."),
+    "policy": Verb(
+        "Registry", "loradock.registry.cli.aliases:policy", "Show or set what versions must show to be promoted."
+    ),
+    "rollback": Verb(
+        "Registry", "loradock.registry.cli.aliases:rollback", "Move an alias back to where it stood before."
+    ),
     "merge": Verb(
-        "Registry", "trainer.weights.cli:merge", "Fold one version into its base, or combine several into one."
+        "Registry", "loradock.trainer.weights.cli:merge", "Fold one version into its base, or combine several into one."
     ),
-    "convert": Verb("Registry", "trainer.weights.cli:convert", "Make plain LoRA of an adapter of another method."),
-    "publish": Verb("Registry", "registry.cli.publish:publish_", "Publish a version to the Hugging Face Hub."),
-    "gc": Verb("Registry", "registry.cli.gc:gc", "Delete the versions that nothing needs, and their bytes."),
+    "convert": Verb(
+        "Registry", "loradock.trainer.weights.cli:convert", "Make plain LoRA of an adapter of another method."
+    ),
+    "publish": Verb("Registry", "loradock.registry.cli.publish:publish_", "Publish a version to the Hugging Face Hub."),
+    "gc": Verb("Registry", "loradock.registry.cli.gc:gc", "Delete the versions that nothing needs, and their bytes."),
     "forget": Verb(
         "Registry",
-        "registry.cli.forget:forget",
+        "loradock.registry.cli.forget:forget",
         "Delete the prompts and answers that evaluations and trainings keep, by age.",
     ),
-    "serve": Verb("Serve", "serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
-    "status": Verb("Serve", "serving.cli:status", "Show what serving replicas hold and answer with."),
+    "serve": Verb("Serve", "loradock.serving.cli:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
+    "status": Verb("Serve", "loradock.serving.cli:status", "Show what serving replicas hold and answer with."),
     "settings": Verb(
-        "Setup", "registry.cli.settings:settings", "Show every setting: its value, where that comes from, its meaning."
+        "Setup",
+        "loradock.registry.cli.settings:settings",
+        "Show every setting: its value, where that comes from, its meaning.",
     ),
     "completion": Verb(
-        "Setup", "registry.cli.completion:completion", "Print the script by which a shell completes verbs and refs."
+        "Setup",
+        "loradock.registry.cli.completion:completion",
+        "Print the script by which a shell completes verbs and refs.",
     ),
     "rollout": Verb(
         "Serve",
-        "serving.rollout_cli:rollout",
+        "loradock.serving.rollout_cli:rollout",
         "Shift traffic to a canary by steps, and promote it or roll it back by its live signals.",
     ),
-    "keys": Verb("Serve", "serving.keys_cli:keys", "List, add or remove the API keys of serving replicas."),
-    "generate": Verb("Serve", "serving.generate_cli:generate", "Answer a file of prompts with many adapters, offline."),
+    "keys": Verb("Serve", "loradock.serving.keys_cli:keys", "List, add or remove the API keys of serving replicas."),
+    "generate": Verb(
+        "Serve", "loradock.serving.generate_cli:generate", "Answer a file of prompts with many adapters, offline."
+    ),
 }
 
 
@@ -120,11 +144,11 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Run a command, and turn its error into one clear text on stderr and an exit code."""
-    logger = logging.getLogger("registry")
+    logger = logging.getLogger("loradock")
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
     if "_LORADOCK_COMPLETE" in os.environ:
-        importlib.import_module("registry.cli.completion")  # how bash hands over a word with an @ in it
+        importlib.import_module("loradock.registry.cli.completion")  # how bash hands over a word with an @ in it
     try:
         cli.main(prog_name="loradock", standalone_mode=False)
     except click.exceptions.Abort:

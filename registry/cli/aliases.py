@@ -8,17 +8,17 @@ from typing import Any
 
 import click
 
-from registry import card, entries, gates, heads, promotion, refs, replicas, traffic
-from registry import history as histories
-from registry import policy as policies
-from registry import room as rooms
-from registry.cli.completion import complete_name, complete_ref
-from registry.cli.output import emit, json_option, say
-from registry.cli.shared import alias_option, moment, reason_option
-from registry.errors import BadInput, Drifted, GateFailed, HistoryCut, NotFound, Refused
-from registry.records import Acceptance, Entry, Move, PolicyChange, Removal, Traffic
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import card, entries, gates, heads, promotion, refs, replicas, traffic
+from loradock.registry import history as histories
+from loradock.registry import policy as policies
+from loradock.registry import room as rooms
+from loradock.registry.cli.completion import complete_name, complete_ref
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.cli.shared import alias_option, moment, reason_option
+from loradock.registry.errors import BadInput, Drifted, GateFailed, HistoryCut, NotFound, Refused
+from loradock.registry.records import Acceptance, Entry, Move, PolicyChange, Removal, Traffic
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 _TIMES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f")
 

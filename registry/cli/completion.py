@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Final
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
 
-from registry.cli.output import say
-from registry.errors import BadInput
-from registry.settings import Settings
-from registry.store import names
+from loradock.registry.cli.output import say
+from loradock.registry.errors import BadInput
+from loradock.registry.settings import Settings
+from loradock.registry.store import names
 
 VARIABLE: Final = "_LORADOCK_COMPLETE"
 """Set by the shell's script while a word is completed."""

@@ -9,18 +9,18 @@ from typing import Any, Final
 
 import click
 
-from registry import base as bases
-from registry import check as checks
-from registry import promotion, refs, versions
-from registry.artifact import verify as verify_files
-from registry.check.mend import Mended, mend
-from registry.cli.completion import complete_ref
-from registry.cli.output import emit, json_option, say
-from registry.cli.shared import base_option
-from registry.errors import NotFound, NotServable, Refused
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import base as bases
+from loradock.registry import check as checks
+from loradock.registry import promotion, refs, versions
+from loradock.registry.artifact import verify as verify_files
+from loradock.registry.check.mend import Mended, mend
+from loradock.registry.cli.completion import complete_ref
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.cli.shared import base_option
+from loradock.registry.errors import NotFound, NotServable, Refused
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 _NO_BASE: Final = {"base-not-given", "copy-unread", "shape-unheld"}
 

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from registry import refs
-from registry.cli.completion import complete_name
-from registry.cli.output import emit, json_option, say
-from registry.cli.shared import moment
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import refs
+from loradock.registry.cli.completion import complete_name
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.cli.shared import moment
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 
 @click.command()

@@ -9,15 +9,15 @@ from typing import Any
 import click
 from pydantic import SecretStr
 
-from registry import gc as cleanup
-from registry import refs, replicas
-from registry.cli.completion import complete_name
-from registry.cli.output import emit, json_option, say
-from registry.cli.shared import key_option, reason_option
-from registry.gc import Go, Rules, Stay
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import gc as cleanup
+from loradock.registry import refs, replicas
+from loradock.registry.cli.completion import complete_name
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.cli.shared import key_option, reason_option
+from loradock.registry.gc import Go, Rules, Stay
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 _DAYS = click.FloatRange(min=0)
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 if TYPE_CHECKING:
-    from registry.lineage import Branch
+    from loradock.registry.lineage import Branch
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 """The option of every verb that gives data."""

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 import click
 
-from registry import promotion, publish, refs
-from registry.cli.completion import complete_ref
-from registry.cli.output import emit, json_option, say
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import promotion, publish, refs
+from loradock.registry.cli.completion import complete_ref
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 
 @click.command("publish")

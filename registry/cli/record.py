@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from registry import promotion, recording, refs
-from registry.cli.output import emit, json_option, say
-from registry.errors import NotServable
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import promotion, recording, refs
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.errors import NotServable
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 reference_option = click.option(
     "--no-reference",

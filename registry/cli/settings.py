@@ -13,13 +13,13 @@ import click
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from registry import secret
-from registry.cli.output import emit, json_option, say
-from registry.errors import BadInput
-from registry.settings import FromEnvironment, Settings
-from registry.store import masked
+from loradock.registry import secret
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.errors import BadInput
+from loradock.registry.settings import FromEnvironment, Settings
+from loradock.registry.store import masked
 
-OURS: Final = ("registry.settings:Settings", "serving.settings:ServingSettings")
+OURS: Final = ("loradock.registry.settings:Settings", "loradock.serving.settings:ServingSettings")
 """Where settings live, by name: the registry does not import serving."""
 
 

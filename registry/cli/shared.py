@@ -9,9 +9,9 @@ from typing import Any
 import click
 from pydantic import SecretStr
 
-from registry import refs
-from registry.records import Version
-from registry.settings import Settings
+from loradock.registry import refs
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
 
 
 def base_option(*, required: bool) -> Callable[[Any], Any]:

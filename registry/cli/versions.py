@@ -9,17 +9,17 @@ from typing import Any, Final
 
 import click
 
-from registry import base as bases
-from registry import card, heads, hub, promotion, recording, refs, versions
-from registry import history as histories
-from registry.cli.completion import complete_ref
-from registry.cli.output import emit, json_option, say
-from registry.cli.record import reference_option
-from registry.cli.shared import base_option, row
-from registry.errors import DigestMismatch, Drifted, HistoryCut, NotFound, Refused
-from registry.records import Acceptance, Version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import base as bases
+from loradock.registry import card, heads, hub, promotion, recording, refs, versions
+from loradock.registry import history as histories
+from loradock.registry.cli.completion import complete_ref
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.cli.record import reference_option
+from loradock.registry.cli.shared import base_option, row
+from loradock.registry.errors import DigestMismatch, Drifted, HistoryCut, NotFound, Refused
+from loradock.registry.records import Acceptance, Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 
 @click.command()

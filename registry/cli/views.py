@@ -7,18 +7,18 @@ from typing import Any
 
 import click
 
-from registry import diff as differences
-from registry import lineage, promotion, refs, replicas
-from registry.cli.completion import complete_name, complete_ref
-from registry.cli.output import emit, emit_tree, json_option, say
-from registry.cli.shared import row
-from registry.distance import Distance
-from registry.errors import BadInput, DigestMismatch
-from registry.records import Version
-from registry.settings import Settings
-from registry.standing import standing
-from registry.store import Family, Store
-from registry.store.families import owned
+from loradock.registry import diff as differences
+from loradock.registry import lineage, promotion, refs, replicas
+from loradock.registry.cli.completion import complete_name, complete_ref
+from loradock.registry.cli.output import emit, emit_tree, json_option, say
+from loradock.registry.cli.shared import row
+from loradock.registry.distance import Distance
+from loradock.registry.errors import BadInput, DigestMismatch
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.standing import standing
+from loradock.registry.store import Family, Store
+from loradock.registry.store.families import owned
 
 _COLUMNS = ("version", "aliases", "method", "rank", "base", "created", "servable")
 

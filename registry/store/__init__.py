@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from registry.store.adapters import Adapters
-from registry.store.connection import connect, default_store, experiment_id, masked, translated, upsert
-from registry.store.evidence import Evidences
-from registry.store.families import Family
-from registry.store.ledgers import Ledger, Ledgers
-from registry.store.lineage import Lineages
-from registry.store.pages import Pages
-from registry.store.references import References
-from registry.store.removal import Removals
-from registry.store.texts import Texts
+from loradock.registry.store.adapters import Adapters
+from loradock.registry.store.connection import connect, default_store, experiment_id, masked, translated, upsert
+from loradock.registry.store.evidence import Evidences
+from loradock.registry.store.families import Family
+from loradock.registry.store.ledgers import Ledger, Ledgers
+from loradock.registry.store.lineage import Lineages
+from loradock.registry.store.pages import Pages
+from loradock.registry.store.references import References
+from loradock.registry.store.removal import Removals
+from loradock.registry.store.texts import Texts
 
 __all__ = ["Family", "Ledger", "Store", "connect", "default_store", "experiment_id", "masked", "translated", "upsert"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from registry.artifact import MANIFEST
-from registry.errors import BadInput
-from registry.outside import inside
-from registry.records import Facts
-from registry.store.connection import Connection, translated
-from registry.store.copies import followed
-from registry.store.tags import facts_from, tags_of
+from loradock.registry.artifact import MANIFEST
+from loradock.registry.errors import BadInput
+from loradock.registry.outside import inside
+from loradock.registry.records import Facts
+from loradock.registry.store.connection import Connection, translated
+from loradock.registry.store.copies import followed
+from loradock.registry.store.tags import facts_from, tags_of
 
 _MODEL: Final = "loradock.adapter"
 """The tag of a run with the id of the LoggedModel that it made."""

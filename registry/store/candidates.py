@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from registry.records import Facts, canonical_json
-from registry.refs import VersionRef
-from registry.store.connection import Connection, default_store, translated, upsert
-from registry.store.families import DOUBTS, FINDINGS, LEDGER, Family
-from registry.store.tags import PREFIX, child_tag, facts_from, tags_of
+from loradock.registry.records import Facts, canonical_json
+from loradock.registry.refs import VersionRef
+from loradock.registry.store.connection import Connection, default_store, translated, upsert
+from loradock.registry.store.families import DOUBTS, FINDINGS, LEDGER, Family
+from loradock.registry.store.tags import PREFIX, child_tag, facts_from, tags_of
 
 _OFFERED: Final = f"{PREFIX}offered"
 """The tag with the digest that a version has from the beginning."""

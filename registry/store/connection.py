@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_plus
 
-from registry.errors import BadInput, LoradockError, NotFound, Refused, Unreachable
-from registry.settings import Settings
-from registry.store import home
+from loradock.registry.errors import BadInput, LoradockError, NotFound, Refused, Unreachable
+from loradock.registry.settings import Settings
+from loradock.registry.store import home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

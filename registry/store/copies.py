@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from registry.errors import NotFound
-from registry.store.connection import Connection, translated
+from loradock.registry.errors import NotFound
+from loradock.registry.store.connection import Connection, translated
 
 _SCHEME: Final = "models:/"
 

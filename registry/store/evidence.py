@@ -7,10 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.errors import NotFound
-from registry.evidence import PERPLEXITY, Evidence, Subject
-from registry.store.connection import default_store, experiment_id, translated, upsert
-from registry.store.shelves import COMPLETE, Shelf, Shelves
+from loradock.registry.errors import NotFound
+from loradock.registry.evidence import PERPLEXITY, Evidence, Subject
+from loradock.registry.store.connection import default_store, experiment_id, translated, upsert
+from loradock.registry.store.shelves import COMPLETE, Shelf, Shelves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

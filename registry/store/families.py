@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.errors import LoradockError, NotFound, Taken
-from registry.records import Version
-from registry.refs import AliasRef, VersionRef
-from registry.settings import Settings
-from registry.store.connection import Connection, experiment_id, masked, translated, upsert
-from registry.store.copies import is_copy
-from registry.store.tags import PREFIX, facts_from
+from loradock.registry.errors import LoradockError, NotFound, Taken
+from loradock.registry.records import Version
+from loradock.registry.refs import AliasRef, VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store.connection import Connection, experiment_id, masked, translated, upsert
+from loradock.registry.store.copies import is_copy
+from loradock.registry.store.tags import PREFIX, facts_from
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
 
-from registry.errors import Refused
-from registry.settings import Settings
+from loradock.registry.errors import Refused
+from loradock.registry.settings import Settings
 
 _COLUMNS: Final = {
     "experiments": "artifact_location",

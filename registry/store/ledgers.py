@@ -16,9 +16,9 @@ from functools import partial
 from itertools import takewhile
 from typing import Final
 
-from registry.errors import Refused
-from registry.store.connection import experiment_id, translated, upsert
-from registry.store.families import LEDGERS, Families, Family, ledger_title
+from loradock.registry.errors import Refused
+from loradock.registry.store.connection import experiment_id, translated, upsert
+from loradock.registry.store.families import LEDGERS, Families, Family, ledger_title
 
 ENTRIES: Final = 100
 """How many entries a run holds: reading one of 100 takes MLflow 14 ms, one of 5,000 takes 343."""

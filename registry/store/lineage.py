@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from registry.errors import LoradockError, NotFound
-from registry.records import Record
-from registry.refs import VersionRef
-from registry.store.connection import Connection, translated, upsert
-from registry.store.evidence import EXPERIMENT
-from registry.store.tags import PREFIX, child_tag
+from loradock.registry.errors import LoradockError, NotFound
+from loradock.registry.records import Record
+from loradock.registry.refs import VersionRef
+from loradock.registry.store.connection import Connection, translated, upsert
+from loradock.registry.store.evidence import EXPERIMENT
+from loradock.registry.store.tags import PREFIX, child_tag
 
 _RECIPE: Final = "recipe.yaml"
 _CANDIDATE: Final = f"{PREFIX}evidence.candidate"

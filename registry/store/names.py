@@ -12,7 +12,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
-from registry.settings import Settings
+from loradock.registry.settings import Settings
 
 _SECONDS: Final = 1.0
 _NEWEST: Final = 50

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from registry.records import Version
-from registry.store.connection import Connection, translated
-from registry.store.families import version_from
-from registry.store.tags import PREFIX
+from loradock.registry.records import Version
+from loradock.registry.store.connection import Connection, translated
+from loradock.registry.store.families import version_from
+from loradock.registry.store.tags import PREFIX
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

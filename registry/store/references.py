@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from registry.records import Base
-from registry.reference import Reference
-from registry.store.connection import experiment_id, translated
-from registry.store.shelves import COMPLETE, Shelf, Shelves
+from loradock.registry.records import Base
+from loradock.registry.reference import Reference
+from loradock.registry.store.connection import experiment_id, translated
+from loradock.registry.store.shelves import COMPLETE, Shelf, Shelves
 
 EXPERIMENT: Final = "loradock-references"
 """The experiment that references go to."""

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.errors import LoradockError, NotFound
-from registry.records import Version
-from registry.refs import VersionRef
-from registry.store.connection import Connection, translated
-from registry.store.copies import followed, is_copy
-from registry.store.families import search_versions, version_from
-from registry.store.lineage import Publication, publications_in
-from registry.store.tags import PREFIX
+from loradock.registry.errors import LoradockError, NotFound
+from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.store.connection import Connection, translated
+from loradock.registry.store.copies import followed, is_copy
+from loradock.registry.store.families import search_versions, version_from
+from loradock.registry.store.lineage import Publication, publications_in
+from loradock.registry.store.tags import PREFIX
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from registry.store.connection import Connection, experiment_id, translated
+from loradock.registry.store.connection import Connection, experiment_id, translated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

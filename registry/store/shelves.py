@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from registry.errors import DigestMismatch, LoradockError, NotFound
-from registry.records import Record
-from registry.store.connection import Connection, translated
+from loradock.registry.errors import DigestMismatch, LoradockError, NotFound
+from loradock.registry.records import Record
+from loradock.registry.store.connection import Connection, translated
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

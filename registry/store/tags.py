@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
-from registry.errors import LoradockError
-from registry.records import Facts, canonical_json
+from loradock.registry.errors import LoradockError
+from loradock.registry.records import Facts, canonical_json
 
 PREFIX: Final = "loradock."
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from registry.store.connection import Connection, translated
-from registry.store.evidence import EXPERIMENT
+from loradock.registry.store.connection import Connection, translated
+from loradock.registry.store.evidence import EXPERIMENT
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

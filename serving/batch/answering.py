@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from registry.records import Version
-from registry.reference import Reference
-from registry.refs import VersionRef
-from serving.batch.journal import Answer, Journal, Usage
-from serving.batch.order import Queue
-from serving.batch.rows import Row
+from loradock.registry.records import Version
+from loradock.registry.reference import Reference
+from loradock.registry.refs import VersionRef
+from loradock.serving.batch.journal import Answer, Journal, Usage
+from loradock.serving.batch.order import Queue
+from loradock.serving.batch.rows import Row
 
 
 class Unanswerable(Exception):

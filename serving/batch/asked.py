@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from registry import promotion
-from registry.base import LocalBase
-from registry.errors import BadInput, LoradockError, NotFound
-from registry.records import Version
-from registry.refs import is_name, parse_ref
-from registry.settings import Settings
-from registry.store import Store
-from serving.batch.rows import Row, refuse
-from serving.desired import BASE_NAME, why_refused
+from loradock.registry import promotion
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import BadInput, LoradockError, NotFound
+from loradock.registry.records import Version
+from loradock.registry.refs import is_name, parse_ref
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving.batch.rows import Row, refuse
+from loradock.serving.desired import BASE_NAME, why_refused
 
 
 def refs_of(path: Path, rows: Iterable[Row], default: str, base_names: Collection[str]) -> tuple[str | None, ...]:

@@ -8,24 +8,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from registry import base as bases
-from registry import text
-from registry.base import LocalBase
-from registry.errors import BadInput
-from registry.records import Record, Version
-from registry.scratch import room
-from registry.settings import Settings
-from registry.store import Store
-from serving import launch
-from serving.batch import asked, manifest
-from serving.batch import rows as inputs
-from serving.batch.answering import Model, answer
-from serving.batch.journal import Journal, opened
-from serving.batch.loading import Boot, Loading
-from serving.batch.manifest import RESTART, Manifest
-from serving.batch.offline import boot
-from serving.batch.progress import Spent, shown
-from serving.batch.rows import Rows, Sampling
+from loradock.registry import base as bases
+from loradock.registry import text
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import BadInput
+from loradock.registry.records import Record, Version
+from loradock.registry.scratch import room
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving import launch
+from loradock.serving.batch import asked, manifest
+from loradock.serving.batch import rows as inputs
+from loradock.serving.batch.answering import Model, answer
+from loradock.serving.batch.journal import Journal, opened
+from loradock.serving.batch.loading import Boot, Loading
+from loradock.serving.batch.manifest import RESTART, Manifest
+from loradock.serving.batch.offline import boot
+from loradock.serving.batch.progress import Spent, shown
+from loradock.serving.batch.rows import Rows, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Job:
     vllm: tuple[str, ...] = ()
     """Arguments for vLLM, as they are."""
     proof: Literal["parity", "effect"] = "parity"
-    """What a version must show before its first row, as `serving.settings` has it."""
+    """What a version must show before its first row, as `loradock.serving.settings` has it."""
 
 
 class Done(Record):

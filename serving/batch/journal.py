@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from registry.errors import BadInput, LoradockError
-from registry.records import Record
-from serving.batch.manifest import RESTART
+from loradock.registry.errors import BadInput, LoradockError
+from loradock.registry.records import Record
+from loradock.serving.batch.manifest import RESTART
 
 
 class Usage(Record):

@@ -6,25 +6,25 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from registry.base import LocalBase
-from registry.check import read_shapes
-from registry.errors import LoradockError
-from registry.records import Version
-from registry.reference import Reference
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store
-from serving import launch
-from serving.batch.answering import Engine, Outcome, Unanswerable
-from serving.batch.rows import Row
-from serving.cache import Cache, Verified
-from serving.references import References, missing
+from loradock.registry.base import LocalBase
+from loradock.registry.check import read_shapes
+from loradock.registry.errors import LoradockError
+from loradock.registry.records import Version
+from loradock.registry.reference import Reference
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving import launch
+from loradock.serving.batch.answering import Engine, Outcome, Unanswerable
+from loradock.serving.batch.rows import Row
+from loradock.serving.cache import Cache, Verified
+from loradock.serving.references import References, missing
 
 Found = TypeVar("Found")
 
 
 class Boot(Protocol):
-    """How an engine is made: `serving.batch.offline.boot`."""
+    """How an engine is made: `loradock.serving.batch.offline.boot`."""
 
     def __call__(
         self, local: LocalBase, ranks: Sequence[int], *, max_loras: int | None, extra: Sequence[str]

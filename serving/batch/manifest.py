@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from registry.errors import BadInput
-from registry.records import Base, Record, TextSettings, Version
+from loradock.registry.errors import BadInput
+from loradock.registry.records import Base, Record, TextSettings, Version
 
 RESTART: Final = "--restart answers every row anew; or give another --output"
 _ANYHOW: Final = frozenset(

@@ -9,18 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from registry.base import LocalBase
-from registry.errors import BadInput, LoradockError, NotServable, first_line
-from registry.outside import printable
-from registry.records import Version
-from registry.reference import PROMPTS, Reference
-from registry.refs import VersionRef
-from serving import launch
-from serving.batch.answering import Outcome, Unanswerable
-from serving.batch.journal import Usage
-from serving.batch.rows import Row
-from serving.engine import misreading, precision
-from serving.probe import Measure, Prober, Proof, Scored
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import BadInput, LoradockError, NotServable, first_line
+from loradock.registry.outside import printable
+from loradock.registry.records import Version
+from loradock.registry.reference import PROMPTS, Reference
+from loradock.registry.refs import VersionRef
+from loradock.serving import launch
+from loradock.serving.batch.answering import Outcome, Unanswerable
+from loradock.serving.batch.journal import Usage
+from loradock.serving.batch.rows import Row
+from loradock.serving.engine import misreading, precision
+from loradock.serving.probe import Measure, Prober, Proof, Scored
 
 _MOST_SLOTS: Final = 16
 _MOST_KEPT: Final = 64
@@ -39,7 +39,7 @@ def boot(local: LocalBase, ranks: Sequence[int], *, max_loras: int | None, extra
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     if cpu:
-        from serving.cpu_ops import install
+        from loradock.serving.cpu_ops import install
 
         install()
     from vllm import LLM

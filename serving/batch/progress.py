@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from serving.batch.journal import Answer
+from loradock.serving.batch.journal import Answer
 
 
 @dataclass(slots=True)

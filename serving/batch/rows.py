@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from registry.errors import BadInput, faults_of
-from registry.outside import printable
+from loradock.registry.errors import BadInput, faults_of
+from loradock.registry.outside import printable
 
 _MOST_FAULTS: Final = 20
 _CHAT, _COMPLETION = "/v1/chat/completions", "/v1/completions"

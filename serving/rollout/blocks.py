@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from serving.rollout.measures import Limits, Signal
-from serving.rollout.sequential import Differences
-from serving.signals import Ended
+from loradock.serving.rollout.measures import Limits, Signal
+from loradock.serving.rollout.sequential import Differences
+from loradock.serving.signals import Ended
 
 Side = Literal["canary", "production"]
 

@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from registry.errors import GateFailed, Unreachable
-from registry.records import canonical_json
-from serving.rollout.blocks import Comparison, Finding
-from serving.rollout.judge import Judge
-from serving.rollout.measures import Limits, usual
-from serving.rollout.moves import Moves
-from serving.rollout.plan import Abort, Promote, Raise, Seen, Wait, decide
-from serving.rollout.record import Point, Record
-from serving.rollout.task import Outcome, Result, Shown, Task
-from serving.rollout.watching import Look, Replicas
-from serving.signals import Ended
+from loradock.registry.errors import GateFailed, Unreachable
+from loradock.registry.records import canonical_json
+from loradock.serving.rollout.blocks import Comparison, Finding
+from loradock.serving.rollout.judge import Judge
+from loradock.serving.rollout.measures import Limits, usual
+from loradock.serving.rollout.moves import Moves
+from loradock.serving.rollout.plan import Abort, Promote, Raise, Seen, Wait, decide
+from loradock.serving.rollout.record import Point, Record
+from loradock.serving.rollout.task import Outcome, Result, Shown, Task
+from loradock.serving.rollout.watching import Look, Replicas
+from loradock.serving.signals import Ended
 
 _LONGEST: Final = 900  # characters of a reason; history takes 1,000
 _PATIENCE: Final = 60.0

@@ -18,12 +18,12 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from registry import functions
-from registry.errors import BadInput, LoradockError, first_line
-from registry.outside import printable
-from registry.refs import CANARY, PRODUCTION, VersionRef
-from registry.secret import bearer
-from serving.front import VERSION_HEADER
+from loradock.registry import functions
+from loradock.registry.errors import BadInput, LoradockError, first_line
+from loradock.registry.outside import printable
+from loradock.registry.refs import CANARY, PRODUCTION, VersionRef
+from loradock.registry.secret import bearer
+from loradock.serving.front import VERSION_HEADER
 
 _FUNCTION: Final = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 _TIMEOUT: Final = 600.0  # seconds, for one answer

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from serving.signals import Ended
+from loradock.serving.signals import Ended
 
 Signal = Literal["error", "unstopped", "slow", "long", "judge"]
 

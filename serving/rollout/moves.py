@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from registry import card, promotion, replicas, traffic
-from registry.errors import Conflict, GateFailed, NotFound
-from registry.history import History, read
-from registry.refs import CANARY, PRODUCTION, AliasRef, VersionRef
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import card, promotion, replicas, traffic
+from loradock.registry.errors import Conflict, GateFailed, NotFound
+from loradock.registry.history import History, read
+from loradock.registry.refs import CANARY, PRODUCTION, AliasRef, VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 _STOOD: Final = f"min_hours.{CANARY}"
 """The rule of a policy that a rollout comes to meet by itself."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from registry.errors import BadInput
-from serving.rollout.blocks import Finding
+from loradock.registry.errors import BadInput
+from loradock.serving.rollout.blocks import Finding
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.errors import LoradockError
-from registry.store.rollouts import Rollouts
-from serving.rollout.blocks import Finding
+from loradock.registry.errors import LoradockError
+from loradock.registry.store.rollouts import Rollouts
+from loradock.serving.rollout.blocks import Finding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from serving.rollout.blocks import Finding
+from loradock.serving.rollout.blocks import Finding
 
 _SILENCE: Final = 60.0  # seconds
 

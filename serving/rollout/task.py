@@ -8,11 +8,11 @@ from typing import Any, Literal, Protocol
 
 from pydantic import SecretStr
 
-from registry.refs import VersionRef
-from serving.rollout.blocks import Finding
-from serving.rollout.judge import Case
-from serving.rollout.measures import Limits, Signal
-from serving.rollout.plan import Rules
+from loradock.registry.refs import VersionRef
+from loradock.serving.rollout.blocks import Finding
+from loradock.serving.rollout.judge import Case
+from loradock.serving.rollout.measures import Limits, Signal
+from loradock.serving.rollout.plan import Rules
 
 Result = Literal["promoted", "rolled back", "interrupted", "in production already"]
 

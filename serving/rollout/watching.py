@@ -15,10 +15,10 @@ from urllib.parse import urlencode
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from registry.errors import BadInput, NotFound
-from registry.refs import VersionRef
-from registry.secret import bearer
-from serving.signals import Ended
+from loradock.registry.errors import BadInput, NotFound
+from loradock.registry.refs import VersionRef
+from loradock.registry.secret import bearer
+from loradock.serving.signals import Ended
 
 _TIMEOUT: Final = 10.0  # seconds
 _ROWS: Final = TypeAdapter(tuple[Ended, ...])

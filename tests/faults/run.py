@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from tests.support.faults.fault import Fault, faults
 from tests.support.stack.commands import say
 
-PACKAGES = ("registry", "trainer", "serving")
+ROOMS = ("loradock", "registry", "trainer", "serving")
 _LAST = 3000
 """Characters of what pytest says that are shown."""
 
@@ -49,14 +49,14 @@ class Copy:
         words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file():
+            if (ROOT / name).is_file() or (ROOT / name).is_symlink():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, self.root / name)
+                shutil.copy2(ROOT / name, self.root / name, follow_symlinks=False)
 
     def prove(self) -> None:
         """End where a process that a test may start would have our code from elsewhere."""
         program = Path(sys.executable).with_name("loradock")
-        for words in ([program, "--help"], [sys.executable, "-m", "registry.cli", "--help"]):
+        for words in ([program, "--help"], [sys.executable, "-P", "-m", "loradock", "--help"]):
             if (found := _origins(words, self.environ)) != {str(self.root)}:
                 sys.exit(f"{words[0]} has our code from {found or 'nowhere'}, and not from the copy in {self.root}")
 
@@ -88,8 +88,8 @@ class Copy:
 
     def _forget(self) -> None:
         """Delete compiled code: a change within a second that leaves a file's size goes unnoticed."""
-        for package in PACKAGES:
-            for compiled in (self.root / package).rglob("__pycache__"):
+        for room in ROOMS:
+            for compiled in (self.root / room).rglob("__pycache__"):
                 shutil.rmtree(compiled)
 
 
@@ -97,7 +97,7 @@ def _origins(words: Sequence[str | Path], environ: Mapping[str, str]) -> set[str
     """The directories from which a command imports our packages, as `python -v` tells."""
     verbose = {**environ, "PYTHONVERBOSE": "1"}
     told = subprocess.run(words, cwd="/", env=verbose, capture_output=True, text=True, check=True).stderr
-    return set(re.findall(rf"code object from '?(/\S+)/(?:{'|'.join(PACKAGES)})/\S*__init__", told))
+    return set(re.findall(r"code object from '?(/\S+)/loradock/\S*__init__", told))
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.mlflow_server import MLflowServer, mlflow_server
 
 

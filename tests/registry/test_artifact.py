@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from registry import artifact
-from registry.errors import BadInput, DigestMismatch
+from loradock.registry import artifact
+from loradock.registry.errors import BadInput, DigestMismatch
 from tests.support.adapters import write_adapter
 
 

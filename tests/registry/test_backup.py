@@ -14,9 +14,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from registry import entries, history, promotion
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import entries, history, promotion
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.docs.pages import marked, run
 from tests.support.mlflow_server import MLflowServer

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.base import LocalBase, identify, resolve
-from registry.errors import BadInput, DigestMismatch, NotFound, Unreachable
-from registry.settings import Settings
+from loradock.registry.base import LocalBase, identify, resolve
+from loradock.registry.errors import BadInput, DigestMismatch, NotFound, Unreachable
+from loradock.registry.settings import Settings
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from registry import card, history, promotion
-from registry.errors import Unreachable
-from registry.store import Store
+from loradock.registry import card, history, promotion
+from loradock.registry.errors import Unreachable
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, SMOL, make_version, ref
 
 

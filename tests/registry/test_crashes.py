@@ -25,13 +25,13 @@ from typing import Any
 import pytest
 import requests
 
-from registry import versions
-from registry.artifact import WEIGHTS
-from registry.base import LocalBase
-from registry.errors import DigestMismatch, LoradockError, Unreachable
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import versions
+from loradock.registry.artifact import WEIGHTS
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import DigestMismatch, LoradockError, Unreachable
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import log_adapter, write_adapter
 from tests.support.mlflow_server import MLflowServer
 from tests.support.web import running

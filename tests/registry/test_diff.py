@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from registry import diff, distance
-from registry.artifact import WEIGHTS
-from registry.errors import DigestMismatch, NotFound
-from registry.settings import Settings
-from registry.store import Store
-from registry.versions import register
+from loradock.registry import diff, distance
+from loradock.registry.artifact import WEIGHTS
+from loradock.registry.errors import DigestMismatch, NotFound
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.registry.versions import register
 from tests.support.adapters import SMOL, log_adapter, make_version, write_adapter
 
 ROOT = "base_model.model.model.layers"

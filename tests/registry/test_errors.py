@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.errors import first_line
+from loradock.registry.errors import first_line
 
 
 @pytest.mark.parametrize(

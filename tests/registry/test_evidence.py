@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from registry.errors import DigestMismatch
-from registry.evidence import Evidence, Scores, mean, paired_bootstrap
-from registry.store import Store
-from registry.store.evidence import EXPERIMENT
+from loradock.registry.errors import DigestMismatch
+from loradock.registry.evidence import Evidence, Scores, mean, paired_bootstrap
+from loradock.registry.store import Store
+from loradock.registry.store.evidence import EXPERIMENT
 from tests.support.registry.killed import Killed
 
 NAME, DIGEST = "support-bot", "a" * 64
@@ -85,7 +85,7 @@ def test_the_bootstrap_holds_its_confidence() -> None:
 def test_the_bootstrap_is_the_same_again_and_does_not_depend_on_how_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs, weights = [1.0, 2.0, 4.0], [1.5, 2.5, 3.0], [1.0, 5.0, 2.0]
     found = paired_bootstrap(ours, theirs, weights)
-    monkeypatch.setattr("registry.evidence._DRAWN", 7)
+    monkeypatch.setattr("loradock.registry.evidence._DRAWN", 7)
     assert paired_bootstrap(ours, theirs, weights) == found
 
 

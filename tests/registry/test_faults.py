@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from registry import history, promotion, refs, versions
-from registry.errors import BadInput, NotFound, Refused, Unreachable
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import history, promotion, refs, versions
+from loradock.registry.errors import BadInput, NotFound, Refused, Unreachable
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, aliases, log_adapter, make_version, ref, write_adapter
 from tests.support.mlflow_server import MLflowServer
 from tests.support.shell import Done, loradock

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from registry import foreign
-from registry.base import LocalBase
-from registry.errors import Refused
-from registry.records import Base
+from loradock.registry import foreign
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import Refused
+from loradock.registry.records import Base
 
 UNSLOTH = {
     "auto_mapping": {"base_model_class": "LlamaForCausalLM", "parent_library": "t", "unsloth_fixed": True},

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from registry import entries, gates, history, policy, promotion
-from registry.errors import BadInput, GateFailed
-from registry.evidence import Evidence, Scores
-from registry.gates import Case, Verdict
-from registry.policy import Rules
-from registry.records import Move, Version
-from registry.store import Store
+from loradock.registry import entries, gates, history, policy, promotion
+from loradock.registry.errors import BadInput, GateFailed
+from loradock.registry.evidence import Evidence, Scores
+from loradock.registry.gates import Case, Verdict
+from loradock.registry.policy import Rules
+from loradock.registry.records import Move, Version
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, SMOL, aliases, make_version, ref
 
 NOW = datetime(2030, 1, 2, tzinfo=UTC)

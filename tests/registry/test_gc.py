@@ -14,15 +14,15 @@ from typing import Any, Self
 import pytest
 from click.testing import CliRunner
 
-from registry import artifact, entries, gc, history, promotion, versions
-from registry.cli.gc import gc as command
-from registry.errors import BadInput, LoradockError, NotFound, Unreachable
-from registry.gc import Go, Known, Rules, Stay
-from registry.records import Version
-from registry.refs import AliasRef, VersionRef
-from registry.settings import Settings
-from registry.store import Store, candidates
-from registry.store.lineage import Publication, publication_tag
+from loradock.registry import artifact, entries, gc, history, promotion, versions
+from loradock.registry.cli.gc import gc as command
+from loradock.registry.errors import BadInput, LoradockError, NotFound, Unreachable
+from loradock.registry.gc import Go, Known, Rules, Stay
+from loradock.registry.records import Version
+from loradock.registry.refs import AliasRef, VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store, candidates
+from loradock.registry.store.lineage import Publication, publication_tag
 from tests.support import warm
 from tests.support.adapters import NAME, aliases, log_adapter, make_version, put, ref, write_adapter
 from tests.support.mlflow_server import MLflowServer
@@ -348,11 +348,11 @@ def test_a_replica_that_does_not_answer_or_is_none_stops_it_before_anything_goes
 
 PROMOTER = """
 import json, sys
-from registry import promotion
-from registry.errors import LoradockError
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import promotion
+from loradock.registry.errors import LoradockError
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 store = Store(Settings())
 store.families()
 print(json.dumps("ready"), flush=True)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from registry import entries, gc, heads, history, promotion, traffic
-from registry.errors import HistoryCut
-from registry.heads import Head, Memory
-from registry.history import link
-from registry.records import Acceptance, parse_entry
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import entries, gc, heads, history, promotion, traffic
+from loradock.registry.errors import HistoryCut
+from loradock.registry.heads import Head, Memory
+from loradock.registry.history import link
+from loradock.registry.records import Acceptance, parse_entry
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.registry.killed import KilledAtCall
 from tests.support.shell import loradock

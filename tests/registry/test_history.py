@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from registry import history, promotion
-from registry.errors import Drifted, HistoryDamaged, LoradockError
-from registry.refs import AliasRef
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import history, promotion
+from loradock.registry.errors import Drifted, HistoryDamaged, LoradockError
+from loradock.registry.refs import AliasRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.registry.forgetful import Forgetful
 from tests.support.registry.killed import Killed, KilledAtCall

@@ -17,7 +17,7 @@ from tests.support.registry.fake_hub import FakeHub, hub
 FILES = {"train.jsonl": b'{"text": "a"}\n', "rows.py": b"raise SystemExit", "weights.bin": b"", "README.md": b"# Rows"}
 CODE = """
 import sys
-from registry import errors, hub
+from loradock.registry import errors, hub
 try:
     here = {"here": True} if sys.argv[3:] else {}
     print(sorted(path.name for path in getattr(hub, sys.argv[1])(sys.argv[2], None, **here).iterdir()))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import versions
-from registry.artifact import CONFIG, WEIGHTS
-from registry.refs import VersionRef
-from registry.store import Store
+from loradock.registry import versions
+from loradock.registry.artifact import CONFIG, WEIGHTS
+from loradock.registry.refs import VersionRef
+from loradock.registry.store import Store
 from tests.support import shell
 from tests.support.adapters import write_adapter
 from tests.support.registry.fake_hub import FakeHub, hub

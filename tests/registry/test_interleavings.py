@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
-from registry import history, promotion
-from registry.errors import Conflict, NotFound
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import history, promotion
+from loradock.registry.errors import Conflict, NotFound
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, make_version, ref
 from tests.support.chance import tries
 from tests.support.registry.killed import Killed

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from registry.artifact import CONFIG, WEIGHTS
-from registry.errors import BadInput, NotFound
-from registry.layouts import checkpoints, find
+from loradock.registry.artifact import CONFIG, WEIGHTS
+from loradock.registry.errors import BadInput, NotFound
+from loradock.registry.layouts import checkpoints, find
 from tests.support.adapters import write_adapter
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from registry import history, lineage, promotion
-from registry.errors import LoradockError
-from registry.lineage import Branch, Publication
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Store, experiment_id
-from registry.store.lineage import publication_tag
-from registry.tenures import tenures
-from registry.versions import register
+from loradock.registry import history, lineage, promotion
+from loradock.registry.errors import LoradockError
+from loradock.registry.lineage import Branch, Publication
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store, experiment_id
+from loradock.registry.store.lineage import publication_tag
+from loradock.registry.tenures import tenures
+from loradock.registry.versions import register
 from tests.support.adapters import NAME, log_adapter, make_version, put, ref, write_adapter
 
 DAY = datetime(2026, 1, 2, tzinfo=UTC)

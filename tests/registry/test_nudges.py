@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from registry.store import Store
+from loradock.registry.store import Store
 from tests.support.adapters import make_version
 from tests.support.shell import loradock
 from tests.support.web import running

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from registry import artifact, check, foreign, pickled
-from registry.base import identify
-from registry.check import read_shapes
-from registry.errors import BadInput, LoradockError
-from registry.outside import INDEX, QUOTED, inside, quoted, weight_map
-from serving import refusals
+from loradock.registry import artifact, check, foreign, pickled
+from loradock.registry.base import identify
+from loradock.registry.check import read_shapes
+from loradock.registry.errors import BadInput, LoradockError
+from loradock.registry.outside import INDEX, QUOTED, inside, quoted, weight_map
+from loradock.serving import refusals
+from loradock.trainer.weights.shards import Shards
 from tests.support.adapters import write_adapter
-from trainer.weights.shards import Shards
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("registry", "trainer", "serving", "stack")
@@ -53,13 +53,13 @@ def indexed(directory: Path, content: str) -> Path:
 
 
 def loftq(directory: Path) -> object:
-    from trainer.loftq import _Weights
+    from loradock.trainer.loftq import _Weights
 
     return _Weights(directory)
 
 
 def downloaded(directory: Path) -> object:
-    from registry.hub import _has_weights
+    from loradock.registry.hub import _has_weights
 
     return _has_weights(directory)
 
@@ -99,7 +99,7 @@ def test_an_index_names_files_beside_it_for_all_who_read_it(
 def test_a_listing_of_mlflows_names_files_below_the_adapter(tmp_path: Path) -> None:
     from mlflow.entities import FileInfo
 
-    from registry.store.adapters import _refuse_outside
+    from loradock.registry.store.adapters import _refuse_outside
 
     class Files:
         """An artifact repository with such a listing."""

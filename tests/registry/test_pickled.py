@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from registry import versions
-from registry.artifact import WEIGHTS
-from registry.base import LocalBase
-from registry.errors import BadInput, Refused
-from registry.pickled import convert
-from registry.store import Store
+from loradock.registry import versions
+from loradock.registry.artifact import WEIGHTS
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import BadInput, Refused
+from loradock.registry.pickled import convert
+from loradock.registry.store import Store
 from tests.support.adapters import write_adapter
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import entries, history, promotion
-from registry.errors import BadInput, Conflict, NotFound, NotServable, WrongBase
-from registry.refs import AliasRef, parse_ref
-from registry.store import Store
+from loradock.registry import entries, history, promotion
+from loradock.registry.errors import BadInput, Conflict, NotFound, NotServable, WrongBase
+from loradock.registry.refs import AliasRef, parse_ref
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, SMOL, aliases, make_version, ref
 
 

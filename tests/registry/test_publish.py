@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from registry import artifact, promotion
-from registry.artifact import CONFIG, MANIFEST, WEIGHTS
-from registry.evidence import Evidence, Scores
-from registry.hubcard import MERGED
-from registry.records import Base, Version
-from registry.store import Store
-from registry.store.lineage import Publication
-from registry.versions import register
+from loradock.registry import artifact, promotion
+from loradock.registry.artifact import CONFIG, MANIFEST, WEIGHTS
+from loradock.registry.evidence import Evidence, Scores
+from loradock.registry.hubcard import MERGED
+from loradock.registry.records import Base, Version
+from loradock.registry.store import Store
+from loradock.registry.store.lineage import Publication
+from loradock.registry.versions import register
 from tests.support import shell
 from tests.support.adapters import NAME, SMOL, log_adapter, ref, write_adapter
 from tests.support.registry.fake_hub import TOKEN, FakeHub, hub

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from registry import history, promotion
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import history, promotion
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.registry.racing import Racer, race
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from registry import base as bases
-from registry import recording
-from registry.errors import BadInput, DigestMismatch, LoradockError, NotFound
-from registry.reference import Probe
-from registry.settings import Settings
-from registry.store import Store
-from registry.store.references import EXPERIMENT
+from loradock.registry import base as bases
+from loradock.registry import recording
+from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotFound
+from loradock.registry.reference import Probe
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.registry.store.references import EXPERIMENT
 from tests.support.adapters import SMOL, log_adapter, make_version, write_adapter
 from tests.support.registry.fake_hub import hub
 from tests.support.registry.references import ADAPTER, PROBE, reference

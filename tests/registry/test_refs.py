@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from registry.errors import BadInput
-from registry.refs import AliasRef, VersionRef, parse_alias, parse_name, parse_ref, parse_version
+from loradock.registry.errors import BadInput
+from loradock.registry.refs import AliasRef, VersionRef, parse_alias, parse_name, parse_ref, parse_version
 
 
 def test_a_version_an_alias_and_a_bare_name() -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from registry import history, replicas
-from registry.cli.aliases import promote
-from registry.errors import BadInput, GateFailed, Refused
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import history, replicas
+from loradock.registry.cli.aliases import promote
+from loradock.registry.errors import BadInput, GateFailed, Refused
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, SMOL, aliases, make_version
 from tests.support.web import running
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from registry.errors import NotFound
-from registry.records import Base, Facts, TextSettings, Version
-from registry.refs import VersionRef
-from registry.room import Room, fit
+from loradock.registry.errors import NotFound
+from loradock.registry.records import Base, Facts, TextSettings, Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.room import Room, fit
 from tests.support.adapters import SMOL
 
 OTHER = Base(id="other", config_digest="1" * 64, weights_digest="2" * 64)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.errors import LoradockError
-from registry.scratch import room, scratch
+from loradock.registry.errors import LoradockError
+from loradock.registry.scratch import room, scratch
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -49,8 +49,8 @@ def test_the_directory_is_gone_whatever_happens(tmp_path: Path, monkeypatch: pyt
 def test_no_place_to_write_at_all() -> None:
     code = """
 import resource
-from registry.errors import LoradockError
-from registry.scratch import scratch
+from loradock.registry.errors import LoradockError
+from loradock.registry.scratch import scratch
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 try:
     with scratch(): pass

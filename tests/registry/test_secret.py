@@ -12,12 +12,12 @@ from typing import Any, Final
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from registry import promotion, secret
-from registry.cli import settings as verb
-from registry.errors import BadInput
-from registry.settings import Settings
-from registry.store import Store
-from serving.settings import ServingSettings
+from loradock.registry import promotion, secret
+from loradock.registry.cli import settings as verb
+from loradock.registry.errors import BadInput
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving.settings import ServingSettings
 from tests.support import warm
 from tests.support.adapters import make_version
 
@@ -171,7 +171,7 @@ def built(kind: type[Any]) -> Any:
 
 @pytest.mark.parametrize(("file", "kind"), COVERED)
 def test_what_holds_a_secret_shows_none(file: str, kind: str) -> None:
-    made = built(getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), kind))
+    made = built(getattr(importlib.import_module(f"loradock.{file.removesuffix('.py').replace('/', '.')}"), kind))
     for shown in (repr(made), str(made), f"{made}", repr(vars(made) if hasattr(made, "__dict__") else made)):
         assert MARK not in shown
         assert "**********" in shown

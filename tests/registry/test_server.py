@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from registry import history, promotion, versions
-from registry.artifact import verify
-from registry.errors import Conflict, NotFound, Unreachable
-from registry.refs import VersionRef
-from registry.store import Store
+from loradock.registry import history, promotion, versions
+from loradock.registry.artifact import verify
+from loradock.registry.errors import Conflict, NotFound, Unreachable
+from loradock.registry.refs import VersionRef
+from loradock.registry.store import Store
 from tests.support import warm
 from tests.support.adapters import log_adapter, make_version, write_adapter
 from tests.support.mlflow_server import MLflowServer

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from registry import replicas
-from registry.cli.views import show
-from registry.records import Version
-from registry.reference import Probe, Reference
-from registry.settings import Settings
-from registry.standing import standing
-from registry.store import Store
-from registry.store.references import EXPERIMENT
+from loradock.registry import replicas
+from loradock.registry.cli.views import show
+from loradock.registry.records import Version
+from loradock.registry.reference import Probe, Reference
+from loradock.registry.settings import Settings
+from loradock.registry.standing import standing
+from loradock.registry.store import Store
+from loradock.registry.store.references import EXPERIMENT
 from tests.support.adapters import NAME, SMOL, make_version
 from tests.support.web import running
 

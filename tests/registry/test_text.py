@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoTokenizer
 
-from registry import evidence, gates, policy, promotion, text, versions
-from registry.base import LocalBase, identify
-from registry.cli.views import diff, show
-from registry.records import TextSettings, Version
-from registry.store import Store
-from registry.store.tags import facts_from, tags_of
+from loradock.registry import evidence, gates, policy, promotion, text, versions
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.cli.views import diff, show
+from loradock.registry.records import TextSettings, Version
+from loradock.registry.store import Store
+from loradock.registry.store.tags import facts_from, tags_of
 from tests.support.adapters import NAME, make_version, write_adapter
 
 

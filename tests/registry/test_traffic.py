@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from registry import history, promotion, traffic
-from registry.errors import BadInput, Conflict
-from registry.records import Version
-from registry.store import Store
-from registry.traffic import Share, parse_weight, set_share, shares
+from loradock.registry import history, promotion, traffic
+from loradock.registry.errors import BadInput, Conflict
+from loradock.registry.records import Version
+from loradock.registry.store import Store
+from loradock.registry.traffic import Share, parse_weight, set_share, shares
 from tests.support.adapters import make_version
 
 

@@ -11,8 +11,8 @@ import sqlalchemy
 from alembic import command
 from mlflow.store.db import utils
 
-from registry import history, promotion
-from registry.store import Store
+from loradock.registry import history, promotion
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.docs.pages import marked, run
 from tests.support.shell import loradock

@@ -14,15 +14,15 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from registry import promotion, versions
-from registry.artifact import CONFIG, MANIFEST, WEIGHTS, build_manifest, verify
-from registry.base import LocalBase
-from registry.cli import cli
-from registry.errors import BadInput, DigestMismatch, NotFound, NotServable, Refused, Taken
-from registry.records import Version
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store, candidates
+from loradock.registry import promotion, versions
+from loradock.registry.artifact import CONFIG, MANIFEST, WEIGHTS, build_manifest, verify
+from loradock.registry.base import LocalBase
+from loradock.registry.cli import cli
+from loradock.registry.errors import BadInput, DigestMismatch, NotFound, NotServable, Refused, Taken
+from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store, candidates
 from tests.support.adapters import log_adapter, make_version, write_adapter
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from serving import access, keyfile
-from serving.access import Need
-from serving.guard import CALLER, Guard
-from serving.keys import Keys
+from loradock.serving import access, keyfile
+from loradock.serving.access import Need
+from loradock.serving.guard import CALLER, Guard
+from loradock.serving.keys import Keys
 
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 JSON = {"content-type": "application/json"}

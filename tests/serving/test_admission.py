@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from registry.artifact import WEIGHTS
-from registry.check import shapes_of_config
-from registry.errors import DigestMismatch, NotServable
-from registry.records import Version
-from registry.refs import VersionRef
-from registry.store import Store
-from serving.admission import Admission
-from serving.cache import Cache
-from serving.engine import Engine
-from serving.probe import Scored
-from serving.replica import Replica
+from loradock.registry.artifact import WEIGHTS
+from loradock.registry.check import shapes_of_config
+from loradock.registry.errors import DigestMismatch, NotServable
+from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.store import Store
+from loradock.serving.admission import Admission
+from loradock.serving.cache import Cache
+from loradock.serving.engine import Engine
+from loradock.serving.probe import Scored
+from loradock.serving.replica import Replica
 from tests.support.adapters import BASE_CONFIG, SMOL, make_version
 from tests.support.serving.fakes import FAST, FakeReferences, FakeRegistry, FakeWatcher
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from serving import body
-from serving.body import READ, Body, NotRead, read
+from loradock.serving import body
+from loradock.serving.body import READ, Body, NotRead, read
 from tests.support.chance import seeds
 
 NAMES = (*READ, "prompt", "messages", "n", "Model", "mod", "über", 'a"b\\')

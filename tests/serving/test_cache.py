@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from registry.artifact import CONFIG, MANIFEST, WEIGHTS, verify
-from registry.check import read_shapes, shapes_of_config
-from registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Unreachable
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Store
-from registry.versions import register
-from serving.cache import Cache
+from loradock.registry.artifact import CONFIG, MANIFEST, WEIGHTS, verify
+from loradock.registry.check import read_shapes, shapes_of_config
+from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Unreachable
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.registry.versions import register
+from loradock.serving.cache import Cache
 from tests.support.adapters import BASE_CONFIG, log_adapter, make_version, write_adapter
 from tests.support.serving.cached import assert_whole
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from registry.check import BaseShapes, read_shapes
-from registry.check.shapes import Layer
-from registry.records import Facts, Version
-from registry.refs import VersionRef
-from serving import capacity
-from serving.capacity import Given, choose, rank_limit
+from loradock.registry.check import BaseShapes, read_shapes
+from loradock.registry.check.shapes import Layer
+from loradock.registry.records import Facts, Version
+from loradock.registry.refs import VersionRef
+from loradock.serving import capacity
+from loradock.serving.capacity import Given, choose, rank_limit
 from tests.support.adapters import SMOL
 
 MIB = 2**20

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 from pydantic import SecretStr
 
-from registry import replicas
-from registry.errors import BadInput, LoradockError, NotFound, Unreachable
-from serving import cli
+from loradock.registry import replicas
+from loradock.registry.errors import BadInput, LoradockError, NotFound, Unreachable
+from loradock.serving import cli
 from tests.support import warm
 from tests.support.serving.status import STATUS, FakeReplicaHandler
 from tests.support.web import running
@@ -32,7 +32,7 @@ def replica() -> Iterator[Any]:
 
 
 def test_importing_the_verbs_loads_nothing_heavy() -> None:
-    code = "import sys, serving.cli; print([m for m in ('torch', 'mlflow', 'vllm', 'fastapi') if m in sys.modules])"
+    code = "import sys, loradock.serving.cli; print([m for m in ('torch', 'mlflow', 'vllm', 'fastapi') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from registry import entries, promotion
-from registry.errors import Unreachable
-from registry.heads import Memory
-from registry.settings import Settings
-from registry.store import Store
-from serving import fleet
-from serving.desired import Source
+from loradock.registry import entries, promotion
+from loradock.registry.errors import Unreachable
+from loradock.registry.heads import Memory
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving import fleet
+from loradock.serving.desired import Source
 from tests.support.adapters import NAME, make_version, ref
 from tests.support.registry.killed import KilledAtCall
 from tests.support.serving.fakes import ReplicaHarness
@@ -132,7 +132,7 @@ def test_a_registry_out_of_reach_settles_nothing(moved: Store, replica: Settings
 def test_requests_are_answered_while_the_status_tells_of_it(
     moved: Store, replica: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("serving.replica._AUDIT_SECONDS", 0.05)
+    monkeypatch.setattr("loradock.serving.replica._AUDIT_SECONDS", 0.05)
     harness = ReplicaHarness()
     source = harness.replica._registry = Source(replica)
     source.read()

@@ -14,15 +14,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from registry import promotion, versions
-from registry.base import LocalBase
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import promotion, versions
+from loradock.registry.base import LocalBase
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer.generation import generate
+from loradock.trainer.weights import convert
+from loradock.trainer.weights.convert import Task
 from tests.support.serving.server import START_SECONDS, Server, serving
 from tests.support.trainer.training import trained, written
-from trainer.generation import generate
-from trainer.weights import convert
-from trainer.weights.convert import Task
 
 pytestmark = pytest.mark.slow
 

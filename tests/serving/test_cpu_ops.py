@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from registry.errors import LoradockError
-from serving.cpu_ops import FEW_ROWS, REPLACED, Grouped, install
+from loradock.registry.errors import LoradockError
+from loradock.serving.cpu_ops import FEW_ROWS, REPLACED, Grouped, install
 from tests.support.chance import seeds
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # vLLM's, at import
@@ -171,7 +171,7 @@ def test_no_less_exact_than_stock(stock: Any, wrapper: Any, normal: Any, slots: 
 
 
 def test_stock_gives_base_rows_the_last_slots_output(stock: Any, normal: Any) -> None:
-    """Passes as long as vLLM has the fault; once this fails, `serving.cpu_ops` is needed for speed only."""
+    """Passes as long as vLLM has the fault; once this fails, `loradock.serving.cpu_ops` is needed for speed only."""
     x, (a, b) = normal(2, INPUTS), stacks(normal, SLOTS, torch.float32)
     y = torch.zeros(2, sum(SIZES))
     step(stock, [0, -1])

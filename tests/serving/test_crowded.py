@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from registry.base import LocalBase
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.base import LocalBase
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.serving.server import serving
 
 pytestmark = pytest.mark.slow

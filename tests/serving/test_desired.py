@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from registry import promotion
-from registry.errors import Unreachable
-from registry.records import Base, Version
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Family, Store
-from serving.desired import Promoted, Reading, Source, for_base
+from loradock.registry import promotion
+from loradock.registry.errors import Unreachable
+from loradock.registry.records import Base, Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Family, Store
+from loradock.serving.desired import Promoted, Reading, Source, for_base
 from tests.support.adapters import SMOL, make_version
 from tests.support.registry.forgetful import Forgetful
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from registry.errors import NotServable
-from serving.engine import Engine, unfit
+from loradock.registry.errors import NotServable
+from loradock.serving.engine import Engine, unfit
 from tests.support.serving.versions import ONE, TWO, version
 
 HERE = Path("/adapters/one")

@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from registry import gates, promotion
-from registry.base import LocalBase, identify
-from registry.errors import BadInput, Conflict, LoradockError, NotFound
-from registry.evidence import mean
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import gates, promotion
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.errors import BadInput, Conflict, LoradockError, NotFound
+from loradock.registry.evidence import mean
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer.evaluation import metrics, run
+from loradock.trainer.evaluation.endpoint import Endpoint
+from loradock.trainer.evaluation.task import Task, prepare
 from tests.support.adapters import make_version
 from tests.support.serving.server import KEY, Server, serving
 from tests.support.trainer.training import write_rows
-from trainer.evaluation import metrics, run
-from trainer.evaluation.endpoint import Endpoint
-from trainer.evaluation.task import Task, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +130,7 @@ def test_an_alias_that_moves_meanwhile_is_a_conflict(server: Server) -> None:
         server.until_answered_by(server.promote(second))
         from transformers import AutoTokenizer
 
-        from trainer.evaluation import heldout
+        from loradock.trainer.evaluation import heldout
 
         _, items = heldout.items(case.rows, AutoTokenizer.from_pretrained(case.local.path), 400, lambda _: None)
         with pytest.raises(Conflict, match="bot is at bot/2, not at bot/1"):

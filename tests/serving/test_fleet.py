@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from registry.errors import DigestMismatch, Unreachable
-from registry.records import TextSettings, Version
-from serving import cli, fleet
-from serving.fleet import Asked
+from loradock.registry.errors import DigestMismatch, Unreachable
+from loradock.registry.records import TextSettings, Version
+from loradock.serving import cli, fleet
+from loradock.serving.fleet import Asked
 from tests.support.adapters import SMOL
 from tests.support.serving.fakes import ReplicaHarness
 from tests.support.serving.status import FakeReplicaHandler

@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 
-from registry.errors import DigestMismatch, NotFound, NotServable, Unreachable
-from registry.records import TextSettings
-from registry.refs import VersionRef
-from serving.admission import Admission
+from loradock.registry.errors import DigestMismatch, NotFound, NotServable, Unreachable
+from loradock.registry.records import TextSettings
+from loradock.registry.refs import VersionRef
+from loradock.serving.admission import Admission
 from tests.support.adapters import SMOL
 from tests.support.serving.fakes import FAST, FakeReferences, ReplicaHarness
 from tests.support.serving.versions import CAT, ONE, TWO, version
@@ -255,7 +255,7 @@ def test_a_nudge_reads_the_registry_at_once() -> None:
 
 
 def test_what_vllm_dropped_by_itself_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.replica._AUDIT_SECONDS", 0.01)
+    monkeypatch.setattr("loradock.serving.replica._AUDIT_SECONDS", 0.01)
     harness = ReplicaHarness(ONE)
 
     async def story() -> None:

@@ -12,16 +12,16 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from registry.errors import NotFound, NotServable, Unreachable
-from registry.records import Version
-from registry.refs import VersionRef
-from serving import access, refusals
-from serving.calls import Asked, Generation, current
-from serving.desired import Desired
-from serving.front import Front
-from serving.guard import CALLER
-from serving.keys import ANYBODY, Caller
-from serving.table import Table
+from loradock.registry.errors import NotFound, NotServable, Unreachable
+from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
+from loradock.serving import access, refusals
+from loradock.serving.calls import Asked, Generation, current
+from loradock.serving.desired import Desired
+from loradock.serving.front import Front
+from loradock.serving.guard import CALLER
+from loradock.serving.keys import ANYBODY, Caller
+from loradock.serving.table import Table
 from tests.support.serving.versions import ONE, TWO
 
 MOST = 2**20

@@ -7,10 +7,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from registry.records import Version
-from registry.refs import VersionRef
-from serving.desired import Desired, Refusal
-from serving.reconcile import (
+from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
+from loradock.serving.desired import Desired, Refusal
+from loradock.serving.reconcile import (
     Limits,
     Load,
     Observed,
@@ -23,7 +23,7 @@ from serving.reconcile import (
     quarantine,
     unmet,
 )
-from serving.table import Table
+from loradock.serving.table import Table
 from tests.support.chance import tries
 from tests.support.serving.versions import held, version
 

@@ -24,14 +24,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from registry.errors import BadInput, NotFound
-from registry.refs import VersionRef
-from serving import keyfile, keys_cli, refusals
-from serving.calls import Asked, Call, Role
-from serving.guard import CALLER, Guard
-from serving.keyfile import BASE, OWN
-from serving.keys import ANYBODY, Caller, Keys
-from serving.refusals import Denied
+from loradock.registry.errors import BadInput, NotFound
+from loradock.registry.refs import VersionRef
+from loradock.serving import keyfile, keys_cli, refusals
+from loradock.serving.calls import Asked, Call, Role
+from loradock.serving.guard import CALLER, Guard
+from loradock.serving.keyfile import BASE, OWN
+from loradock.serving.keys import ANYBODY, Caller, Keys
+from loradock.serving.refusals import Denied
 
 SECONDS = 30
 SERVED = {"bot", "bot@canary", "bot/3", "other"}
@@ -505,7 +505,7 @@ def test_the_verb_needs_a_file_that_is_there_to_list_it(file: Path) -> None:
 
 
 def test_importing_the_verb_loads_no_server() -> None:
-    code = "import sys, serving.keys_cli; print([m for m in ('starlette', 'pydantic', 'mlflow') if m in sys.modules])"
+    code = "import sys, loradock.serving.keys_cli; print([m for m in ('starlette', 'pydantic', 'mlflow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -18,19 +18,19 @@ from typing import Any
 
 import pytest
 
-from registry import promotion
-from registry.artifact import WEIGHTS, verify
-from registry.check import shapes_of_config
-from registry.records import Version
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store
-from serving.admission import Admission
-from serving.cache import Cache, Verified
-from serving.desired import Source
-from serving.probe import Scored
-from serving.replica import Replica
-from serving.settings import ServingSettings
+from loradock.registry import promotion
+from loradock.registry.artifact import WEIGHTS, verify
+from loradock.registry.check import shapes_of_config
+from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving.admission import Admission
+from loradock.serving.cache import Cache, Verified
+from loradock.serving.desired import Source
+from loradock.serving.probe import Scored
+from loradock.serving.replica import Replica
+from loradock.serving.settings import ServingSettings
 from tests.support.adapters import BASE_CONFIG, NAME, SMOL, make_version, ref
 from tests.support.chance import SEED
 from tests.support.serving.cached import assert_whole

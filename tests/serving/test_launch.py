@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from registry.base import LocalBase
-from registry.errors import BadInput, LoradockError, NotFound, Unreachable
-from registry.records import Base, Facts, Version
-from registry.refs import VersionRef
-from registry.settings import Settings
-from serving import launch
-from serving.capacity import Capacity
-from serving.desired import Promoted
-from serving.launch import ServeOptions, arguments
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import BadInput, LoradockError, NotFound, Unreachable
+from loradock.registry.records import Base, Facts, Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.serving import launch
+from loradock.serving.capacity import Capacity
+from loradock.serving.desired import Promoted
+from loradock.serving.launch import ServeOptions, arguments
 from tests.support import warm
 from tests.support.adapters import SMOL
 from tests.support.ports import free_port

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from registry.refs import VersionRef
-from serving.calls import Asked, Call, Request, current
-from serving.meter import Meter
-from serving.shadow import Shadow
+from loradock.registry.refs import VersionRef
+from loradock.serving.calls import Asked, Call, Request, current
+from loradock.serving.meter import Meter
+from loradock.serving.shadow import Shadow
 
 BOT = Asked("bot", "production", "ann")
 REQUEST = Namespace(lora_name="bot/1")

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from registry.errors import DigestMismatch, LoradockError, NotServable, Unreachable
-from registry.refs import VersionRef
-from serving.calls import Asked, Call, Outcome, Role
-from serving.metrics import OTHER, Metrics, kind_of
+from loradock.registry.errors import DigestMismatch, LoradockError, NotServable, Unreachable
+from loradock.registry.refs import VersionRef
+from loradock.serving.calls import Asked, Call, Outcome, Role
+from loradock.serving.metrics import OTHER, Metrics, kind_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "dashboards" / "loradock.json").read_text(encoding="utf-8"))

@@ -44,7 +44,7 @@ import json, sys
 def main():
     job = json.load(sys.stdin)
     if job["mended"]:
-        from serving.cpu_ops import install
+        from loradock.serving.cpu_ops import install
         install()
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
@@ -151,13 +151,13 @@ def test_every_adapter_changes_the_answer(mended: dict[str, Any]) -> None:
 
 @on_cpu
 def test_vllm_compiles_nothing_where_lora_is_on(mended: dict[str, Any]) -> None:
-    """What lets `serving.cpu_ops` be plain Python."""
+    """What lets `loradock.serving.cpu_ops` be plain Python."""
     assert mended["compiled"] == "NONE"
 
 
 @on_cpu
 def test_stock_gives_the_base_an_adapters_output(run: Any, mended: dict[str, Any]) -> None:
-    """Passes as long as vLLM has the fault; once this fails, `serving.cpu_ops` is needed for speed only."""
+    """Passes as long as vLLM has the fault; once this fails, `loradock.serving.cpu_ops` is needed for speed only."""
     stock = run(mended=False, alone=False)["together"]
     wrong = [got != want for got, want in zip(stock, mended["alone"], strict=True)]
     assert any(is_wrong for is_wrong, (_, rank) in zip(wrong, REQUESTS, strict=True) if rank is None)

@@ -14,10 +14,10 @@ from mlflow.webhooks import delivery
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from serving import keyfile
-from serving.access import NUDGE
-from serving.keys import Keys
-from serving.nudge import MOST, SIGNATURE, TIMESTAMP, Nudges, signed
+from loradock.serving import keyfile
+from loradock.serving.access import NUDGE
+from loradock.serving.keys import Keys
+from loradock.serving.nudge import MOST, SIGNATURE, TIMESTAMP, Nudges, signed
 
 SECRET = "of-the-webhook"
 

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from registry import promotion, recording
-from registry.artifact import CONFIG, WEIGHTS, write_manifest
-from registry.base import LocalBase
-from registry.records import Version
-from registry.reference import Reference
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store
-from registry.versions import import_directory
+from loradock.registry import promotion, recording
+from loradock.registry.artifact import CONFIG, WEIGHTS, write_manifest
+from loradock.registry.base import LocalBase
+from loradock.registry.records import Version
+from loradock.registry.reference import Reference
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.registry.versions import import_directory
+from loradock.trainer.reference import Witness
 from tests.support.serving import exact
 from tests.support.serving.server import Server, serving
 from tests.support.trainer.adapters import made
-from trainer.reference import Witness
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from registry.base import LocalBase
-from registry.text import settings_of
-from serving.plugin import _text
+from loradock.registry.base import LocalBase
+from loradock.registry.text import settings_of
+from loradock.serving.plugin import _text
 from tests.support.adapters import SMOL
 
 PLAIN: dict[str, Any] = {

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from registry.reference import Probe, Reference
-from serving.probe import Measure, Prober, Proof, Scored
+from loradock.registry.reference import Probe, Reference
+from loradock.serving.probe import Measure, Prober, Proof, Scored
 from tests.support.chance import seeds
 
 PROMPTS = [tuple(range(start, start + 44)) for start in range(0, 176, 44)]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from serving.quota import Account, Limit, Window
+from loradock.serving.quota import Account, Limit, Window
 from tests.support.chance import seeds
 
 

@@ -22,11 +22,11 @@ import psutil
 import pytest
 import yaml
 
-from registry import promotion
-from registry.base import resolve
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import promotion
+from loradock.registry.base import resolve
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import make_version
 from tests.support.clients import at_work
 from tests.support.ports import free_port
@@ -161,7 +161,7 @@ def test_a_replica_without_keys_does_not_start_wherever_it_listens_unless_that_i
 ) -> None:
     code = f"""
 import asyncio
-from serving.ray import Actor, Options
+from loradock.serving.ray import Actor, Options
 asyncio.run(Actor.__init__(object.__new__(Actor), Options(base="no such base"{said})))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -210,7 +210,7 @@ def test_replicas_and_their_engines_come_after_nobody_on_the_machine(cluster: Cl
 
 
 def test_a_replica_that_comes_after_all_others_says_so() -> None:
-    code = "import os, logging; os.nice(15); from serving.ray import _tell_niceness; _tell_niceness()"
+    code = "import os, logging; os.nice(15); from loradock.serving.ray import _tell_niceness; _tell_niceness()"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     assert "niceness 15" in told
     assert "RAY_worker_niceness=0" in told

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serving.desired import Desired, Refusal
-from serving.reconcile import (
+from loradock.serving.desired import Desired, Refusal
+from loradock.serving.reconcile import (
     Limits,
     Load,
     Observed,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.errors import Unreachable
-from registry.reference import Reference
-from serving.references import References
+from loradock.registry.errors import Unreachable
+from loradock.registry.reference import Reference
+from loradock.serving.references import References
 from tests.support.adapters import SMOL
 from tests.support.registry.references import reference
 from tests.support.serving.versions import ONE

@@ -14,12 +14,12 @@ from typing import Any
 import openai
 import pytest
 
-from registry import promotion, traffic
-from registry.base import LocalBase
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store
-from serving import keyfile
+from loradock.registry import promotion, traffic
+from loradock.registry.base import LocalBase
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving import keyfile
 from tests.support import warm
 from tests.support.adapters import make_version
 from tests.support.serving.server import KEY, PROMPT, QUICK, Server, serving

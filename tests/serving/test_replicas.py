@@ -14,11 +14,11 @@ import httpx
 import openai
 import pytest
 
-from registry import promotion, traffic
-from registry.base import resolve
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import promotion, traffic
+from loradock.registry.base import resolve
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import make_version
 from tests.support.serving.cached import assert_whole
 from tests.support.serving.shallow import Shallow, launch, told, whole

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from serving.fleet import page
-from serving.keys import Caller
-from serving.report import seen_by
+from loradock.serving.fleet import page
+from loradock.serving.keys import Caller
+from loradock.serving.report import seen_by
 
 WHOLE: dict[str, Any] = {
     "base": {"names": ["smol"]},

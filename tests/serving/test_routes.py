@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from serving import access, keyfile
-from serving.nudge import Nudges
-from serving.plugin import NAME
+from loradock.serving import access, keyfile
+from loradock.serving.nudge import Nudges
+from loradock.serving.plugin import NAME
 
 pytestmark = pytest.mark.slow
 

@@ -20,16 +20,16 @@ from typing import Any
 import openai
 import pytest
 
-from registry import promotion
-from registry.artifact import WEIGHTS, verify
-from registry.base import resolve
-from registry.check import shapes_of_config
-from registry.errors import LoradockError
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Family, Store
-from serving.cache import Cache
-from serving.desired import Source
+from loradock.registry import promotion
+from loradock.registry.artifact import WEIGHTS, verify
+from loradock.registry.base import resolve
+from loradock.registry.check import shapes_of_config
+from loradock.registry.errors import LoradockError
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Family, Store
+from loradock.serving.cache import Cache
+from loradock.serving.desired import Source
 from tests.support.adapters import BASE_CONFIG, make_version
 from tests.support.mlflow_server import MLflowServer
 from tests.support.serving.faulty_proxy import SEARCH, VERSION, FaultyProxy, proxy

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from registry.refs import VersionRef
-from serving import signals
-from serving.calls import Asked, Call, Outcome
-from serving.signals import Signals
+from loradock.registry.refs import VersionRef
+from loradock.serving import signals
+from loradock.serving.calls import Asked, Call, Outcome
+from loradock.serving.signals import Signals
 
 
 def call(

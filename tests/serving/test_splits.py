@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from serving.calls import Asked, Call, Request, current
-from serving.engine import computed
-from serving.meter import Meter
-from serving.shadow import Shadow
+from loradock.serving.calls import Asked, Call, Request, current
+from loradock.serving.engine import computed
+from loradock.serving.meter import Meter
+from loradock.serving.shadow import Shadow
 from tests.support.serving.versions import TWO
 
 with warnings.catch_warnings():

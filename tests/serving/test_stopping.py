@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from registry import promotion
-from registry.base import resolve
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import promotion
+from loradock.registry.base import resolve
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import make_version
 from tests.support.clients import one_connection
 from tests.support.ports import free_port
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.chance
 SCRIPT = """
 import asyncio, signal, sys
 import uvicorn
-from serving.stopping import Stopping
+from loradock.serving.stopping import Stopping
 
 said, over = False, asyncio.Event()
 

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from registry.refs import VersionRef
-from registry.traffic import Share
-from serving.desired import Desired
-from serving.table import Found, Table
+from loradock.registry.refs import VersionRef
+from loradock.registry.traffic import Share
+from loradock.serving.desired import Desired
+from loradock.serving.table import Found, Table
 from tests.support.serving.versions import CAT, ONE, TWO, version
 
 DESIRED = Desired({"bot": ONE, "bot@canary": TWO, "bot@shadow": TWO, "cat": CAT})

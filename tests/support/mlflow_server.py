@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.ports import free_port
 from tests.support.postgres import postgres
 

@@ -1,6 +1,6 @@
 """Commands run in processes forked from one that has imported their libraries already.
 
-`Popen` and `run` stand for those of `subprocess`, for `loradock`, `python -m registry.cli` and `python -c`: the same
+`Popen` and `run` stand for those of `subprocess`, for `loradock`, `python -P -m loradock` and `python -c`: the same
 code in a process of its own, a child of this one, with its own arguments, environment, directory and files. It does not
 import torch, PEFT, MLflow or vLLM again, which takes longer than most of what tests ask of it. vLLM's engine and
 workers below it are forked too, and so are the workers of torch's launcher. LORADOCKTEST_COLD=1 starts all of them as
@@ -36,7 +36,7 @@ import setproctitle
 ROOT: Final = Path(__file__).resolve().parents[2]
 LORADOCK: Final = Path(sys.executable).with_name("loradock")
 Kind = Literal["registry", "trainer", "serving"]
-_MLFLOW: Final = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.tracking.client", "registry.promotion")
+_MLFLOW: Final = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.tracking.client", "loradock.registry.promotion")
 _VLLM: Final = (
     *("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.launchers.api_server.entry"),
     *("vllm.v1.engine.async_llm", "vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor"),
@@ -44,8 +44,8 @@ _VLLM: Final = (
 )
 IMPORTS: Final[Mapping[Kind, Sequence[str]]] = {
     "registry": _MLFLOW,
-    "trainer": (*_MLFLOW, "peft", "trl", "trainer.run"),
-    "serving": (*_MLFLOW, *_VLLM, "serving.plugin"),
+    "trainer": (*_MLFLOW, "peft", "trl", "loradock.trainer.run"),
+    "serving": (*_MLFLOW, *_VLLM, "loradock.serving.plugin"),
 }
 _SET_CHILD_SUBREAPER: Final = 36  # of prctl(2)
 _fresh: Final = util.spawnv_passfds
@@ -209,11 +209,11 @@ def _obey(order: Mapping[str, Any], files: Sequence[int], kind: Kind) -> None:
         exec(compile(words[1], "<string>", "exec"), vars(main))  # noqa: S102 - it is what `python -c` does
         return
     if "-m" in words[:2]:
-        del words[: words.index("registry.cli") + 1]
+        del words[: words.index("loradock") + 1]
     if "--processes" in words and "LOCAL_RANK" not in os.environ:
         _warm_the_launcher(kind)
     sys.argv = [str(LORADOCK), *words]
-    from registry.cli import main as loradock
+    from loradock.registry.cli import main as loradock
 
     loradock()
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from registry.base import LocalBase
-from registry.errors import BadInput
-from registry.records import Base
-from trainer import base
-from trainer.recipe import Quantization, Recipe
-from trainer.weights.layers import filled
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import BadInput
+from loradock.registry.records import Base
+from loradock.trainer import base
+from loradock.trainer.recipe import Quantization, Recipe
+from loradock.trainer.weights.layers import filled
 
 RECIPE = Recipe.model_validate({"name": "tiny", "base": "org/model", "data": "rows.jsonl"})
 

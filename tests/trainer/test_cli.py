@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
+from loradock.trainer.cli import train
 from tests.support import warm
-from trainer.cli import train
 
 RECIPE = "name: tiny\nbase: no/such\ndata: {path: rows.jsonl, heldout: 0.5}\n"
 ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'

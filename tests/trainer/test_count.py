@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
-from registry.errors import BadInput
-from trainer import adapter, catalogue, count, meta, methods
-from trainer.recipe import Recipe
+from loradock.registry.errors import BadInput
+from loradock.trainer import adapter, catalogue, count, meta, methods
+from loradock.trainer.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 

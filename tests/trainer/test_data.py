@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from registry.errors import BadInput, NotFound
-from registry.store import Store
+from loradock.registry.errors import BadInput, NotFound
+from loradock.registry.store import Store
+from loradock.trainer import data
+from loradock.trainer.recipe import Data
+from loradock.trainer.rows import Chat, Message, Row
 from tests.support.chance import seeds
-from trainer import data
-from trainer.recipe import Data
-from trainer.rows import Chat, Message, Row
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "data.md"
 USER = {"role": "user", "content": "Where is my parcel?"}

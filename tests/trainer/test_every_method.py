@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer import catalogue
+from loradock.trainer.methods import QUANTIZED
 from tests.support.trainer.training import NF4, TRAINING, loss_of, stored, trained, written
-from trainer import catalogue
-from trainer.methods import QUANTIZED
 
 pytestmark = [pytest.mark.slow, pytest.mark.minutes]
 

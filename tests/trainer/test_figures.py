@@ -12,11 +12,11 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from registry import card, versions
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import card, versions
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer.run import Outcome
 from tests.support.trainer.training import TRAINING, loss_of, stored, trained, written
-from trainer.run import Outcome
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from trainer import data, formats
-from trainer.recipe import Data
-from trainer.rows import Chat, ChatExample, Instruction, Message, Pair, Row, Text, TextExample
+from loradock.trainer import data, formats
+from loradock.trainer.recipe import Data
+from loradock.trainer.rows import Chat, ChatExample, Instruction, Message, Pair, Row, Text, TextExample
 
 USER, ANSWER, SYSTEM = Message("user", "2 + 2?"), Message("assistant", "4"), Message("system", "Be brief.")
 TURNS = [USER.plain(), ANSWER.plain()]

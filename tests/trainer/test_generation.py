@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from trainer.generation import generate, stops
-from trainer.quiet import quiet
+from loradock.trainer.generation import generate, stops
+from loradock.trainer.quiet import quiet
 
 PROMPTS = ("A a a a a", "Once upon a time")
 CHOOSING = {

@@ -12,15 +12,15 @@ import pytest
 import torch
 import yaml
 
-from registry.errors import BadInput, NotFound
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.errors import BadInput, NotFound
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer import launch
+from loradock.trainer.processes import Crew, Machines, join
+from loradock.trainer.recipe import Training
+from loradock.trainer.recipe_file import RecipeFile
 from tests.support import warm
 from tests.support.trainer.training import TRAINING, trained, written
-from trainer import launch
-from trainer.processes import Crew, Machines, join
-from trainer.recipe import Training
-from trainer.recipe_file import RecipeFile
 
 
 def training(rows: int, batches: int) -> Training:
@@ -51,8 +51,8 @@ def test_alone_there_is_nothing_to_share() -> None:
 ON_TWO_GPUS = """
 import sys, torch
 torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
-from trainer import launch
-from trainer.processes import Machines
+from loradock.trainer import launch
+from loradock.trainer.processes import Machines
 launch.run(sys.argv[1:], 2, Machines())
 """
 """Starts processes as a machine with GPUs does; they find none."""

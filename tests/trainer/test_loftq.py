@@ -12,10 +12,10 @@ from peft.tuners.lora import Linear4bit
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from registry.base import LocalBase, identify
-from registry.errors import BadInput
-from trainer import base, loftq, methods
-from trainer.recipe import Recipe
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.errors import BadInput
+from loradock.trainer import base, loftq, methods
+from loradock.trainer.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 

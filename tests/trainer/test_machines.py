@@ -17,16 +17,16 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from registry.errors import BadInput
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.errors import BadInput
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer import launch, tracking, undertaking, workdir
+from loradock.trainer.cli import train
+from loradock.trainer.processes import Machines
+from loradock.trainer.recipe_file import RecipeFile
 from tests.support import warm
 from tests.support.ports import free_port
 from tests.support.trainer.training import TRAINING, write_rows, written
-from trainer import launch, tracking, undertaking, workdir
-from trainer.cli import train
-from trainer.processes import Machines
-from trainer.recipe_file import RecipeFile
 
 STEPS = 8
 ROWS = 30  # an epoch is three steps, so that the first checkpoint stands in the midst of the second

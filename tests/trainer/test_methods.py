@@ -12,9 +12,9 @@ import torch
 from peft import PeftType
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from registry.errors import BadInput
-from trainer import catalogue, methods
-from trainer.recipe import Method, Quantization
+from loradock.registry.errors import BadInput
+from loradock.trainer import catalogue, methods
+from loradock.trainer.recipe import Method, Quantization
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from registry.errors import BadInput
-from registry.settings import Settings
+from loradock.registry.errors import BadInput
+from loradock.registry.settings import Settings
+from loradock.trainer import packing
+from loradock.trainer.tokens import Tokens
 from tests.support.trainer.training import TRAINING, loss_of, stored, trained, written
-from trainer import packing
-from trainer.tokens import Tokens
 
 ROWS = (Tokens(tuple(range(3, 30)), (1,) * 27), Tokens(tuple(range(31, 5, -1)), (1,) * 26))
 

@@ -13,14 +13,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import get_pattern_key
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from registry import versions
-from registry.artifact import CONFIG
-from registry.base import LocalBase, identify
-from registry.records import Base, TextSettings
-from registry.store import Store
+from loradock.registry import versions
+from loradock.registry.artifact import CONFIG
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.records import Base, TextSettings
+from loradock.registry.store import Store
+from loradock.trainer import adapter, methods, workdir
+from loradock.trainer.recipe import Method
 from tests.support.trainer.training import written
-from trainer import adapter, methods, workdir
-from trainer.recipe import Method
 
 ALPHAS = {"layers.0.self_attn.q_proj": 512, "v_proj": 8, r".*\.(q|v)_proj": 2}
 RANKS = {"v_proj": 3, r"model\.layers\.0\..*": 5, "self_attn.q_proj": 2}

@@ -17,16 +17,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
-from registry.base import config_of
-from registry.errors import BadInput, NotFound, Unreachable
-from registry.settings import Settings
-from trainer import activations, catalogue, gpus, memory, meta, methods, plan
-from trainer.activations import Activations
-from trainer.count import Counts
-from trainer.gpus import GIB
-from trainer.memory import Machine
-from trainer.plan_cli import plan as command
-from trainer.recipe import Optimizer, Quantization, Recipe
+from loradock.registry.base import config_of
+from loradock.registry.errors import BadInput, NotFound, Unreachable
+from loradock.registry.settings import Settings
+from loradock.trainer import activations, catalogue, gpus, memory, meta, methods, plan
+from loradock.trainer.activations import Activations
+from loradock.trainer.count import Counts
+from loradock.trainer.gpus import GIB
+from loradock.trainer.memory import Machine
+from loradock.trainer.plan_cli import plan as command
+from loradock.trainer.recipe import Optimizer, Quantization, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASES = ROOT / "tests" / "bases"

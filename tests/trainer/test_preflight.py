@@ -15,13 +15,13 @@ from click.testing import CliRunner
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from registry.errors import BadInput
+from loradock.registry.errors import BadInput
+from loradock.trainer import catalogue, data, dialects, meta, preflight, tokens
+from loradock.trainer.plan_cli import plan
+from loradock.trainer.recipe_file import RecipeFile
+from loradock.trainer.rows import Text
+from loradock.trainer.tokens import Side
 from tests.support.trainer.training import write_rows
-from trainer import catalogue, data, dialects, meta, preflight, tokens
-from trainer.plan_cli import plan
-from trainer.recipe_file import RecipeFile
-from trainer.rows import Text
-from trainer.tokens import Side
 
 TWO = {"target_modules": ["q_proj", "v_proj"]}
 

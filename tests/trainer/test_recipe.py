@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from registry.errors import BadInput, NotFound
-from trainer import recipe, recipe_file
+from loradock.registry.errors import BadInput, NotFound
+from loradock.trainer import recipe, recipe_file
 
 LEAST = """\
 name: support-pirate
@@ -211,7 +211,7 @@ def test_the_examples_can_be_used(name: str) -> None:
 
 def test_the_front_of_the_house_stays_light() -> None:
     heavy = {"torch", "mlflow", "transformers", "trl", "peft", "datasets", "matplotlib"}
-    code = f"import sys, trainer.cli, trainer.recipe, trainer.data; print(*{heavy} & set(sys.modules))"
+    code = f"import sys, loradock.trainer.cli, loradock.trainer.recipe, loradock.trainer.data; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 from peft import PeftModel
 
-from registry import artifact, recording, versions
-from registry.base import LocalBase, identify
-from registry.errors import BadInput, DigestMismatch
-from registry.records import Version
-from registry.reference import ANSWER, Reference
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import artifact, recording, versions
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.errors import BadInput, DigestMismatch
+from loradock.registry.records import Version
+from loradock.registry.reference import ANSWER, Reference
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer.reference import Witness
 from tests.support.adapters import make_version, write_adapter
 from tests.support.trainer.adapters import bare, made
-from trainer.reference import Witness
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def test_a_base_that_does_not_fit_says_the_same(
     local: LocalBase, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Witness(local)
-    monkeypatch.setattr("trainer.reference._SHARE", 0.0)  # of the free memory
+    monkeypatch.setattr("loradock.trainer.reference._SHARE", 0.0)  # of the free memory
     for path in (adapters["patterns"], adapters["embeddings"]):
         streamed = Witness(local).reference(path, "a" * 64)
         for one, other in zip(streamed.probes, whole.reference(path, "a" * 64).probes, strict=True):

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from registry.base import LocalBase, identify
-from registry.errors import LoradockError
-from registry.records import Base, TextSettings
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.errors import LoradockError
+from loradock.registry.records import Base, TextSettings
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer import scattered, tracking, workdir
+from loradock.trainer.data import Rows
+from loradock.trainer.processes import Crew
+from loradock.trainer.recipe_file import RecipeFile
+from loradock.trainer.undertaking import opened
 from tests.support import dying, warm
 from tests.support.trainer.training import TRAINING, trained, written
-from trainer import scattered, tracking, workdir
-from trainer.data import Rows
-from trainer.processes import Crew
-from trainer.recipe_file import RecipeFile
-from trainer.undertaking import opened
 
 STEPS = 8
 LONGER = TRAINING | {"max_steps": STEPS, "eval_steps": 2, "save_steps": 2, "per_device_train_batch_size": 2}
@@ -27,7 +27,7 @@ LONGER = TRAINING | {"max_steps": STEPS, "eval_steps": 2, "save_steps": 2, "per_
 
 def killed_after_a_checkpoint(source: RecipeFile, settings: Settings) -> str:
     """Train until a checkpoint stands and a step was made beyond it, and end by SIGKILL; returns the run."""
-    code, steps = "from registry.cli import main; main()", "transformers.trainer_callback:CallbackHandler"
+    code, steps = "from loradock.registry.cli import main; main()", "transformers.trainer_callback:CallbackHandler"
     command = [*dying.command(code, steps, "on_step_end", 5), "train", source.path, "--json"]
     done = warm.run(command, kind="trainer")
     assert done.returncode == -signal.SIGKILL, done.stderr

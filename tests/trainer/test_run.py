@@ -19,18 +19,18 @@ from click.testing import CliRunner
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from registry import artifact
-from registry.errors import BadInput, LoradockError
-from registry.records import TextSettings
-from registry.settings import Settings
-from registry.store import Store
-from registry.text import settings_of
+from loradock.registry import artifact
+from loradock.registry.errors import BadInput, LoradockError
+from loradock.registry.records import TextSettings
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.registry.text import settings_of
+from loradock.trainer import data, recipe_file, room, run
+from loradock.trainer.cli import train
+from loradock.trainer.data import Rows
+from loradock.trainer.recipe_file import RecipeFile
+from loradock.trainer.rows import Row
 from tests.support.trainer.training import write_rows
-from trainer import data, recipe_file, room, run
-from trainer.cli import train
-from trainer.data import Rows
-from trainer.recipe_file import RecipeFile
-from trainer.rows import Row
 
 pytestmark = [pytest.mark.slow, pytest.mark.story]
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from registry.errors import BadInput, NotFound, Unreachable
-from trainer import data, sources
-from trainer.recipe import Data
-from trainer.sources import Record
+from loradock.registry.errors import BadInput, NotFound, Unreachable
+from loradock.trainer import data, sources
+from loradock.trainer.recipe import Data
+from loradock.trainer.sources import Record
 
 ROWS = [{"instruction": f"Say {word}\n", "input": None, "output": f'"{word}",'} for word in ("a", "é", "\u2028")]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

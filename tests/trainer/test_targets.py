@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from registry.errors import BadInput
-from trainer import methods, targets
-from trainer.recipe import Method
+from loradock.registry.errors import BadInput
+from loradock.trainer import methods, targets
+from loradock.trainer.recipe import Method
 
 LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 FUSED = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}

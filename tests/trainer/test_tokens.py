@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from registry.errors import BadInput
-from trainer import tokens
-from trainer.rows import Chat, Instruction, Message, Pair, Row, Text, TextExample
-from trainer.tokens import Side, Tokens
+from loradock.registry.errors import BadInput
+from loradock.trainer import tokens
+from loradock.trainer.rows import Chat, Instruction, Message, Pair, Row, Text, TextExample
+from loradock.trainer.tokens import Side, Tokens
 
 SYSTEM = Message("system", "Be kind.")
 END = "<|im_end|>"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import requests
 
-from registry.errors import LoradockError, Unreachable
-from registry.store import Store
-from trainer import tracking
+from loradock.registry.errors import LoradockError, Unreachable
+from loradock.registry.store import Store
+from loradock.trainer import tracking
 
 
 class FlakyClient:

@@ -11,15 +11,15 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoConfig
 
-from registry import recording, versions
-from registry.base import LocalBase, identify
-from registry.store import Store
+from loradock.registry import recording, versions
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.store import Store
+from loradock.trainer import count, meta, recipe_file, room
+from loradock.trainer.plan_cli import plan
+from loradock.trainer.recipe import Method
+from loradock.trainer.recipe_file import RecipeFile
 from tests.support.adapters import write_adapter
 from tests.support.trainer.training import write_rows
-from trainer import count, meta, recipe_file, room
-from trainer.plan_cli import plan
-from trainer.recipe import Method
-from trainer.recipe_file import RecipeFile
 
 SMALL = {
     "hidden_size": 32,

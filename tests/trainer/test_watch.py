@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from trainer.curves import Curves
-from trainer.watch import Diverged, Watch
+from loradock.trainer.curves import Curves
+from loradock.trainer.watch import Diverged, Watch
 
 
 def state(step: int, tokens: int = 0) -> Any:

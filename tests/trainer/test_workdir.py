@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from transformers import TrainerState
 
-from registry.records import TextSettings
+from loradock.registry.records import TextSettings
+from loradock.trainer import workdir
+from loradock.trainer.recipe import Recipe
 from tests.support.adapters import SMOL
-from trainer import workdir
-from trainer.recipe import Recipe
 
 
 @pytest.mark.parametrize("best", ["checkpoint-10", None])

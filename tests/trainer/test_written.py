@@ -13,11 +13,11 @@ import trl
 from tokenizers import Regex, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from registry.errors import BadInput
-from trainer import data, tokens
-from trainer.recipe import Data
-from trainer.rows import Row
-from trainer.tokens import Side
+from loradock.registry.errors import BadInput
+from loradock.trainer import data, tokens
+from loradock.trainer.recipe import Data
+from loradock.trainer.rows import Row
+from loradock.trainer.tokens import Side
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 END = "<|im_end|>"

@@ -12,15 +12,15 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from registry.errors import BadInput
-from registry.refs import parse_name
-from trainer import recipe as recipes
-from trainer import recipe_file
-from trainer.dialects import axolotl, axolotl_keys, llamafactory, llamafactory_keys
-from trainer.dialects.draft import Draft
-from trainer.dialects.places import Places
-from trainer.dialects.source import Source
-from trainer.yaml_lines import Document, Problem, problem_of
+from loradock.registry.errors import BadInput
+from loradock.registry.refs import parse_name
+from loradock.trainer import recipe as recipes
+from loradock.trainer import recipe_file
+from loradock.trainer.dialects import axolotl, axolotl_keys, llamafactory, llamafactory_keys
+from loradock.trainer.dialects.draft import Draft
+from loradock.trainer.dialects.places import Places
+from loradock.trainer.dialects.source import Source
+from loradock.trainer.yaml_lines import Document, Problem, problem_of
 
 
 class Dialect(StrEnum):
@@ -138,7 +138,7 @@ def _faults(source: Source, draft: Draft) -> list[Problem]:
 
     Beside other faults, what our recipe misses is no fault of its own.
     """
-    from trainer import methods  # it imports PEFT, which takes seconds
+    from loradock.trainer import methods  # it imports PEFT, which takes seconds
 
     tree = draft.tree()
     problems: list[Problem] = []

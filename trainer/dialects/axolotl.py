@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from trainer.dialects import evaluations, parts
-from trainer.dialects.axolotl_data import rows_of
-from trainer.dialects.axolotl_keys import BNB, DEFAULTS, KEYS, LORA_DEFAULTS, NAME, TOKENS
-from trainer.dialects.draft import Draft
-from trainer.dialects.places import Places
-from trainer.dialects.rules import DEVICES, MLFLOW, NUMBERS, VISION, VOCABULARY
-from trainer.dialects.source import Source
+from loradock.trainer.dialects import evaluations, parts
+from loradock.trainer.dialects.axolotl_data import rows_of
+from loradock.trainer.dialects.axolotl_keys import BNB, DEFAULTS, KEYS, LORA_DEFAULTS, NAME, TOKENS
+from loradock.trainer.dialects.draft import Draft
+from loradock.trainer.dialects.places import Places
+from loradock.trainer.dialects.rules import DEVICES, MLFLOW, NUMBERS, VISION, VOCABULARY
+from loradock.trainer.dialects.source import Source
 
 _ATTENTION: Final = {
     "eager": "eager",

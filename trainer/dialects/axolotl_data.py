@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.dialects import parts
-from trainer.dialects.axolotl_keys import DATASET
-from trainer.dialects.draft import Draft
-from trainer.dialects.places import Places
-from trainer.dialects.rules import TURNS
-from trainer.dialects.source import Location, Source
+from loradock.trainer.dialects import parts
+from loradock.trainer.dialects.axolotl_keys import DATASET
+from loradock.trainer.dialects.draft import Draft
+from loradock.trainer.dialects.places import Places
+from loradock.trainer.dialects.rules import TURNS
+from loradock.trainer.dialects.source import Location, Source
 
 _ALPACA: Final[Mapping[str, Mapping[str, str]]] = {
     "alpaca": {},

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from registry.cli.output import say
-from registry.errors import BadInput, NotFound
+from loradock.registry.cli.output import say
+from loradock.registry.errors import BadInput, NotFound
 
 
 @click.command()
@@ -22,7 +22,7 @@ def translate(file: Path, output: Path | None, yes: bool) -> None:
     FILE is an Axolotl YAML or a LLaMA-Factory SFT YAML. Every key is honoured, or named with the reason. To stdout,
     paths are absolute; with --output they are relative to where the recipe stands.
     """
-    from trainer import dialects
+    from loradock.trainer import dialects
 
     if not file.is_file():
         raise NotFound(f"there is no recipe {file}", hint="give the path of a YAML recipe")

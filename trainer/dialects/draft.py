@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import yaml
 
-from trainer import recipe as recipes
+from loradock.trainer import recipe as recipes
 
 _WIDTH: Final = 120
 _ORDER: Final = (

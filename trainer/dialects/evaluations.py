@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from trainer.dialects.draft import Draft
-from trainer.dialects.length import Length
-from trainer.dialects.parts import Rows, is_number, number, total
-from trainer.dialects.rules import KEPT
-from trainer.dialects.source import Location, Source
+from loradock.trainer.dialects.draft import Draft
+from loradock.trainer.dialects.length import Length
+from loradock.trainer.dialects.parts import Rows, is_number, number, total
+from loradock.trainer.dialects.rules import KEPT
+from loradock.trainer.dialects.source import Location, Source
 
 UNCOUNTED: Final = (
     "how many steps that is, is known only with the data: the held-out loss is measured before and after, "

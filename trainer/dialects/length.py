@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import sources
-from trainer.recipe import Data
+from loradock.trainer import sources
+from loradock.trainer.recipe import Data
 
 
 @dataclass(frozen=True, slots=True)

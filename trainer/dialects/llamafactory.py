@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from trainer.dialects import evaluations, parts
-from trainer.dialects.draft import Draft
-from trainer.dialects.llamafactory_data import listed, rows_of
-from trainer.dialects.llamafactory_keys import DEFAULTS, KEYS, NAME
-from trainer.dialects.places import Places
-from trainer.dialects.rules import PREFERENCE
-from trainer.dialects.source import Source
+from loradock.trainer.dialects import evaluations, parts
+from loradock.trainer.dialects.draft import Draft
+from loradock.trainer.dialects.llamafactory_data import listed, rows_of
+from loradock.trainer.dialects.llamafactory_keys import DEFAULTS, KEYS, NAME
+from loradock.trainer.dialects.places import Places
+from loradock.trainer.dialects.rules import PREFERENCE
+from loradock.trainer.dialects.source import Source
 
 _LORA: Final = (
     "lora_rank",

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.dialects import parts
-from trainer.dialects.draft import Draft
-from trainer.dialects.llamafactory_keys import ALPACA_COLUMNS, CHAT_COLUMNS, CHAT_TAGS, INFO, NAME
-from trainer.dialects.places import Places
-from trainer.dialects.rules import CUT, TURNS, Kind, unknown
-from trainer.dialects.source import Source
+from loradock.trainer.dialects import parts
+from loradock.trainer.dialects.draft import Draft
+from loradock.trainer.dialects.llamafactory_keys import ALPACA_COLUMNS, CHAT_COLUMNS, CHAT_TAGS, INFO, NAME
+from loradock.trainer.dialects.places import Places
+from loradock.trainer.dialects.rules import CUT, TURNS, Kind, unknown
+from loradock.trainer.dialects.source import Source
 
 _INFO: Final = "dataset_info.json"
 _PLAIN: Final = ("alpaca", "default", "empty", "fewshot", "vanilla")

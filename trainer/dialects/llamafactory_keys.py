@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from trainer.dialects.rules import (
+from loradock.trainer.dialects.rules import (
     DEVICES,
     EVALUATION,
     KEPT,

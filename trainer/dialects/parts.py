@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.base import is_hub_id, is_known
-from trainer.dialects.draft import Draft
-from trainer.dialects.length import count
-from trainer.dialects.places import Places
-from trainer.dialects.source import Location, Source
-from trainer.recipe import ENDINGS, is_data_set
+from loradock.registry.base import is_hub_id, is_known
+from loradock.trainer.dialects.draft import Draft
+from loradock.trainer.dialects.length import count
+from loradock.trainer.dialects.places import Places
+from loradock.trainer.dialects.source import Location, Source
+from loradock.trainer.recipe import ENDINGS, is_data_set
 
 
 @dataclass(frozen=True, slots=True)

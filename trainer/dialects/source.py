@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from trainer import recipe as recipes
-from trainer.dialects.draft import Draft
-from trainer.dialects.rules import Kind, Rule, unknown
-from trainer.yaml_lines import Document, Problem
+from loradock.trainer import recipe as recipes
+from loradock.trainer.dialects.draft import Draft
+from loradock.trainer.dialects.rules import Kind, Rule, unknown
+from loradock.trainer.yaml_lines import Document, Problem
 
 Location = tuple[str | int, ...]
 """A path of keys and indices in the document."""

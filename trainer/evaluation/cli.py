@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import SecretStr
 
-from registry import refs
-from registry.cli.completion import complete_ref
-from registry.cli.output import emit, json_option, say
-from registry.cli.shared import key_option, no_samples_option
-from registry.evidence import PERPLEXITY, Interval, Subject
-from registry.settings import Settings
-from trainer.evaluation import metrics
-from trainer.evaluation.task import Task, prepare
+from loradock.registry import refs
+from loradock.registry.cli.completion import complete_ref
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.cli.shared import key_option, no_samples_option
+from loradock.registry.evidence import PERPLEXITY, Interval, Subject
+from loradock.registry.settings import Settings
+from loradock.trainer.evaluation import metrics
+from loradock.trainer.evaluation.task import Task, prepare
 
 if TYPE_CHECKING:
-    from trainer.evaluation.run import Outcome
+    from loradock.trainer.evaluation.run import Outcome
 
 _SUBJECTS: tuple[Subject, ...] = ("candidate", "incumbent", "base")
 
@@ -69,7 +69,7 @@ def evaluate(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: idle threads do not spin
     task = Task(version, data, wanted, alias, base, endpoint, api_key, max_new_tokens, limit, not no_samples)
     case = prepare(task, Settings(), say)
-    from trainer.evaluation import run
+    from loradock.trainer.evaluation import run
 
     outcome = run.evaluate(case, say)
     if as_json:

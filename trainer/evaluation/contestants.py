@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from registry import artifact, promotion, text
-from registry import base as bases
-from registry.base import LocalBase
-from registry.errors import NotFound, WrongBase
-from registry.evidence import Subject
-from registry.records import Version
-from registry.refs import PRODUCTION, AliasRef
-from registry.settings import Settings
-from registry.store import Store
-from trainer.evaluation.endpoint import Endpoint
-from trainer.recipe import Recipe
+from loradock.registry import artifact, promotion, text
+from loradock.registry import base as bases
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import NotFound, WrongBase
+from loradock.registry.evidence import Subject
+from loradock.registry.records import Version
+from loradock.registry.refs import PRODUCTION, AliasRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer.evaluation.endpoint import Endpoint
+from loradock.trainer.recipe import Recipe
 
 Say = Callable[[str], None]
 

@@ -10,12 +10,12 @@ from typing import Any, Final, Self, TypeVar
 import httpx
 from pydantic import SecretStr
 
-from registry.errors import BadInput, Conflict, DigestMismatch, LoradockError, NotFound, Unreachable
-from registry.evidence import Subject
-from registry.records import Version
-from registry.secret import NO_KEY, bearer
-from trainer.evaluation.heldout import Item, messages
-from trainer.evaluation.scorer import Step
+from loradock.registry.errors import BadInput, Conflict, DigestMismatch, LoradockError, NotFound, Unreachable
+from loradock.registry.evidence import Subject
+from loradock.registry.records import Version
+from loradock.registry.secret import NO_KEY, bearer
+from loradock.trainer.evaluation.heldout import Item, messages
+from loradock.trainer.evaluation.scorer import Step
 
 _TIMEOUT: Final = 600  # seconds; a busy server lets requests wait
 _AT_ONCE: Final = 16

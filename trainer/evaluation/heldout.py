@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from registry.errors import BadInput
-from registry.records import Version
-from trainer import data, tokens
-from trainer.data import Rows
-from trainer.recipe import Data
-from trainer.rows import ChatExample, Example, Row
-from trainer.tokens import Tokens
+from loradock.registry.errors import BadInput
+from loradock.registry.records import Version
+from loradock.trainer import data, tokens
+from loradock.trainer.data import Rows
+from loradock.trainer.recipe import Data
+from loradock.trainer.rows import ChatExample, Example, Row
+from loradock.trainer.tokens import Tokens
 
 Say = Callable[[str], None]
 

@@ -12,14 +12,14 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig
 
-from registry.base import LocalBase
-from registry.errors import LoradockError, first_line
-from registry.evidence import Subject
-from trainer import base, methods
-from trainer.evaluation.heldout import Item
-from trainer.evaluation.scorer import Step
-from trainer.generation import generate
-from trainer.recipe import Recipe
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import LoradockError, first_line
+from loradock.registry.evidence import Subject
+from loradock.trainer import base, methods
+from loradock.trainer.evaluation.heldout import Item
+from loradock.trainer.evaluation.scorer import Step
+from loradock.trainer.generation import generate
+from loradock.trainer.recipe import Recipe
 
 _TOKENS: Final = 4096  # in a batch, padding included
 _ROWS: Final = 16

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from registry import functions
-from registry.artifact import sha256_of
-from registry.errors import BadInput, first_line
-from registry.evidence import PERPLEXITY
+from loradock.registry import functions
+from loradock.registry.artifact import sha256_of
+from loradock.registry.errors import BadInput, first_line
+from loradock.registry.evidence import PERPLEXITY
 
 Score = Callable[[str, str, str], float]
 """Of a prediction, the reference, and the prompt."""

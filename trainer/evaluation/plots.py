@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from registry.evidence import Evidence, Interval, Subject
+from loradock.registry.evidence import Evidence, Interval, Subject
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

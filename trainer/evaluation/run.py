@@ -13,23 +13,23 @@ from typing import Any, Final
 import torch
 import transformers
 
-from registry.errors import LoradockError
-from registry.evidence import Evidence, Scores, Subject
-from registry.records import TextSettings, Version
-from registry.store import Store
-from registry.text import generation_of, settings_of
-from trainer import base, meta, tracking
-from trainer.data import Rows
-from trainer.evaluation import contestants, heldout, local, plots, table
-from trainer.evaluation.contestants import Contestants
-from trainer.evaluation.endpoint import GREEDY, Endpoint
-from trainer.evaluation.heldout import Item
-from trainer.evaluation.plots import Differences
-from trainer.evaluation.scorer import Scorer, shown
-from trainer.evaluation.table import Measured
-from trainer.evaluation.task import Case, Task
-from trainer.generation import stops
-from trainer.quiet import quiet
+from loradock.registry.errors import LoradockError
+from loradock.registry.evidence import Evidence, Scores, Subject
+from loradock.registry.records import TextSettings, Version
+from loradock.registry.store import Store
+from loradock.registry.text import generation_of, settings_of
+from loradock.trainer import base, meta, tracking
+from loradock.trainer.data import Rows
+from loradock.trainer.evaluation import contestants, heldout, local, plots, table
+from loradock.trainer.evaluation.contestants import Contestants
+from loradock.trainer.evaluation.endpoint import GREEDY, Endpoint
+from loradock.trainer.evaluation.heldout import Item
+from loradock.trainer.evaluation.plots import Differences
+from loradock.trainer.evaluation.scorer import Scorer, shown
+from loradock.trainer.evaluation.table import Measured
+from loradock.trainer.evaluation.task import Case, Task
+from loradock.trainer.generation import stops
+from loradock.trainer.quiet import quiet
 
 Say = Callable[[str], None]
 

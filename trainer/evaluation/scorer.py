@@ -9,8 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from registry.evidence import Subject
-from trainer.evaluation.heldout import Item
+from loradock.registry.evidence import Subject
+from loradock.trainer.evaluation.heldout import Item
 
 Step = Callable[[int], None]
 """Told how many more examples are done."""

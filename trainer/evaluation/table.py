@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from registry.evidence import Subject
-from trainer.evaluation.heldout import Item
+from loradock.registry.evidence import Subject
+from loradock.trainer.evaluation.heldout import Item
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from pydantic import SecretStr
 
-from registry import promotion
-from registry.base import LocalBase
-from registry.refs import AliasRef, VersionRef
-from registry.secret import NO_KEY
-from registry.settings import Settings
-from registry.store import Store
-from trainer.data import Rows
-from trainer.evaluation import contestants, heldout
-from trainer.evaluation.contestants import Contestants
-from trainer.evaluation.metrics import Metric
+from loradock.registry import promotion
+from loradock.registry.base import LocalBase
+from loradock.registry.refs import AliasRef, VersionRef
+from loradock.registry.secret import NO_KEY
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer.data import Rows
+from loradock.trainer.evaluation import contestants, heldout
+from loradock.trainer.evaluation.contestants import Contestants
+from loradock.trainer.evaluation.metrics import Metric
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from registry import recording, versions
-from registry.records import Facts, Version
-from registry.scratch import room
-from registry.store import Store
-from trainer import tracking
+from loradock.registry import recording, versions
+from loradock.registry.records import Facts, Version
+from loradock.registry.scratch import room
+from loradock.registry.store import Store
+from loradock.trainer import tracking
 
 Say = Callable[[str], None]
 

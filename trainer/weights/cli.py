@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from registry import check, refs
-from registry.cli.completion import complete_ref
-from registry.cli.output import emit, json_option, say
-from registry.errors import BadInput
-from registry.settings import Settings
+from loradock.registry import check, refs
+from loradock.registry.cli.completion import complete_ref
+from loradock.registry.cli.output import emit, json_option, say
+from loradock.registry.errors import BadInput
+from loradock.registry.settings import Settings
 
 _base = click.option("--base", help="Where the base is, when the version was trained on a directory.")
 _data = click.option("--data", help="Held-out rows, to tell the loss on: a file, a directory, or ORG/NAME on the Hub.")
@@ -99,7 +99,7 @@ def _given(options: dict[str, Any], names: tuple[str, ...]) -> list[str]:
 
 
 def _fold(ref: refs.VersionRef | refs.AliasRef, options: dict[str, Any], as_json: bool) -> None:
-    from trainer.weights import fold
+    from loradock.trainer.weights import fold
 
     names = ("base", "out", "into", "dtype", "name", "data", "limit", "insist")
     outcome = fold.merge(fold.Task(ref, **{name: options[name] for name in names}), Settings(), say)
@@ -107,7 +107,7 @@ def _fold(ref: refs.VersionRef | refs.AliasRef, options: dict[str, Any], as_json
 
 
 def _combine(found: tuple[refs.VersionRef | refs.AliasRef, ...], options: dict[str, Any], as_json: bool) -> None:
-    from trainer.weights import combination
+    from loradock.trainer.weights import combination
 
     task = combination.Task(
         found,
@@ -165,7 +165,7 @@ def convert(ref: str, as_json: bool, limit: int | None, **options: Any) -> None:
         raise BadInput("--rank and --energy exclude each other")
     found = refs.parse_ref(ref)
     _quieten()
-    from trainer.weights import convert as conversion
+    from loradock.trainer.weights import convert as conversion
 
     outcome = conversion.convert(conversion.Task(found, rows=limit, **options), Settings(), say)
     told = outcome.model_dump(mode="json") | {"lost": outcome.lost}

@@ -7,21 +7,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry import promotion
-from registry.base import LocalBase
-from registry.errors import BadInput, WrongBase
-from registry.records import Record, Version
-from registry.refs import AliasRef, VersionRef, parse_name
-from registry.scratch import scratch
-from registry.settings import Settings
-from registry.store import Store
-from registry.versions import describe
-from trainer.evaluation import contestants
-from trainer.weights import child, combine, losses, parents, sweep
-from trainer.weights.child import Story
-from trainer.weights.combine import Mix, Mixer
-from trainer.weights.quiet import quiet
-from trainer.weights.sweep import Point, Tried
+from loradock.registry import promotion
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import BadInput, WrongBase
+from loradock.registry.records import Record, Version
+from loradock.registry.refs import AliasRef, VersionRef, parse_name
+from loradock.registry.scratch import scratch
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.registry.versions import describe
+from loradock.trainer.evaluation import contestants
+from loradock.trainer.weights import child, combine, losses, parents, sweep
+from loradock.trainer.weights.child import Story
+from loradock.trainer.weights.combine import Mix, Mixer
+from loradock.trainer.weights.quiet import quiet
+from loradock.trainer.weights.sweep import Point, Tried
 
 Say = Callable[[str], None]
 

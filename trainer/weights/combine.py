@@ -13,12 +13,12 @@ from peft import LoraConfig, PeftModel, TaskType
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
-from registry import artifact, check
-from registry.base import LocalBase
-from registry.errors import BadInput, NotServable, Refused, first_line
-from registry.records import Base
-from trainer.weights.layers import FAULTS, copied, skeleton
-from trainer.weights.parents import Parent
+from loradock.registry import artifact, check
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import BadInput, NotServable, Refused, first_line
+from loradock.registry.records import Base
+from loradock.trainer.weights.layers import FAULTS, copied, skeleton
+from loradock.trainer.weights.parents import Parent
 
 PRUNING: Final = (
     *("ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd"),

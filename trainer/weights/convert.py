@@ -18,26 +18,26 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from registry import artifact, check, promotion
-from registry.base import LocalBase
-from registry.check.findings import some
-from registry.check.names import ROOT
-from registry.errors import BadInput, NotServable, Refused
-from registry.records import Record
-from registry.refs import AliasRef, VersionRef, parse_name
-from registry.settings import Settings
-from registry.store import Store
-from registry.versions import describe
-from trainer.evaluation import contestants
-from trainer.weights import child, likeness, losses, parents, staging
-from trainer.weights.child import Story
-from trainer.weights.combine import write_config
-from trainer.weights.layers import Joined, Layers
-from trainer.weights.likeness import Likeness
-from trainer.weights.losses import plainly
-from trainer.weights.parents import Parent
-from trainer.weights.quiet import quiet
-from trainer.weights.speaker import speaker
+from loradock.registry import artifact, check, promotion
+from loradock.registry.base import LocalBase
+from loradock.registry.check.findings import some
+from loradock.registry.check.names import ROOT
+from loradock.registry.errors import BadInput, NotServable, Refused
+from loradock.registry.records import Record
+from loradock.registry.refs import AliasRef, VersionRef, parse_name
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.registry.versions import describe
+from loradock.trainer.evaluation import contestants
+from loradock.trainer.weights import child, likeness, losses, parents, staging
+from loradock.trainer.weights.child import Story
+from loradock.trainer.weights.combine import write_config
+from loradock.trainer.weights.layers import Joined, Layers
+from loradock.trainer.weights.likeness import Likeness
+from loradock.trainer.weights.losses import plainly
+from loradock.trainer.weights.parents import Parent
+from loradock.trainer.weights.quiet import quiet
+from loradock.trainer.weights.speaker import speaker
 
 Say = Callable[[str], None]
 

@@ -11,25 +11,25 @@ from typing import Final, Literal
 import torch
 from transformers import AutoTokenizer
 
-from registry import artifact, gates, history, promotion
-from registry.base import LocalBase, identify
-from registry.errors import BadInput, GateFailed, Refused
-from registry.records import Record, Version
-from registry.refs import PRODUCTION, AliasRef, VersionRef, parse_name
-from registry.settings import Settings
-from registry.store import Store
-from trainer import base
-from trainer.evaluation import contestants
-from trainer.recipe import Recipe
-from trainer.weights import child, likeness, losses, parents, quantized, staging, whole
-from trainer.weights.child import Story
-from trainer.weights.layers import Joined, Layers, Source, worn
-from trainer.weights.likeness import Likeness
-from trainer.weights.losses import Bench, plainly
-from trainer.weights.parents import Parent
-from trainer.weights.quiet import quiet
-from trainer.weights.shards import DTYPES, Shards
-from trainer.weights.speaker import speaker
+from loradock.registry import artifact, gates, history, promotion
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.errors import BadInput, GateFailed, Refused
+from loradock.registry.records import Record, Version
+from loradock.registry.refs import PRODUCTION, AliasRef, VersionRef, parse_name
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer import base
+from loradock.trainer.evaluation import contestants
+from loradock.trainer.recipe import Recipe
+from loradock.trainer.weights import child, likeness, losses, parents, quantized, staging, whole
+from loradock.trainer.weights.child import Story
+from loradock.trainer.weights.layers import Joined, Layers, Source, worn
+from loradock.trainer.weights.likeness import Likeness
+from loradock.trainer.weights.losses import Bench, plainly
+from loradock.trainer.weights.parents import Parent
+from loradock.trainer.weights.quiet import quiet
+from loradock.trainer.weights.shards import DTYPES, Shards
+from loradock.trainer.weights.speaker import speaker
 
 Into = Literal["full", "dequantized", "quantized"]
 Say = Callable[[str], None]

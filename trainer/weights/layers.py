@@ -22,15 +22,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from registry import artifact, check
-from registry.artifact import read_header
-from registry.base import LocalBase, unscaled
-from registry.check.config import is_embedding
-from registry.check.findings import some
-from registry.check.names import ROOT
-from registry.errors import BadInput, LoradockError, Refused, first_line
-from trainer import meta
-from trainer.weights.shards import Shards
+from loradock.registry import artifact, check
+from loradock.registry.artifact import read_header
+from loradock.registry.base import LocalBase, unscaled
+from loradock.registry.check.config import is_embedding
+from loradock.registry.check.findings import some
+from loradock.registry.check.names import ROOT
+from loradock.registry.errors import BadInput, LoradockError, Refused, first_line
+from loradock.trainer import meta
+from loradock.trainer.weights.shards import Shards
 
 FROM_BASE: Final = ("adamss", "frod", "osf", "psoft")
 """PEFT's types that reckon a part of themselves from the base's weights when they are put on it."""

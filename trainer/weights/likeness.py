@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import torch
 
-from registry.records import Record
-from trainer.generation import generate
+from loradock.registry.records import Record
+from loradock.trainer.generation import generate
 
 PROMPTS: Final = (
     "The capital of France is",

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from registry.base import LocalBase
-from registry.evidence import Subject
-from registry.records import Version
-from trainer.data import Rows
-from trainer.evaluation import heldout
-from trainer.evaluation.local import Local
-from trainer.evaluation.scorer import shown
-from trainer.recipe import Recipe
+from loradock.registry.base import LocalBase
+from loradock.registry.evidence import Subject
+from loradock.registry.records import Version
+from loradock.trainer.data import Rows
+from loradock.trainer.evaluation import heldout
+from loradock.trainer.evaluation.local import Local
+from loradock.trainer.evaluation.scorer import shown
+from loradock.trainer.recipe import Recipe
 
 Say = Callable[[str], None]
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from registry import artifact, check, versions
-from registry.base import LocalBase
-from registry.check import Diagnosis
-from registry.check.mend import mend
-from registry.errors import BadInput, NotServable, Refused
-from registry.records import Version
-from registry.scratch import scratch
-from registry.store import Store
+from loradock.registry import artifact, check, versions
+from loradock.registry.base import LocalBase
+from loradock.registry.check import Diagnosis
+from loradock.registry.check.mend import mend
+from loradock.registry.errors import BadInput, NotServable, Refused
+from loradock.registry.records import Version
+from loradock.registry.scratch import scratch
+from loradock.registry.store import Store
 
 MERGED: Final = "merged"
 """What stands for a method in the facts of a merged model."""

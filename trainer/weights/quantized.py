@@ -12,8 +12,8 @@ from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from trainer import base, meta
-from trainer.recipe import Quantization
+from loradock.trainer import base, meta
+from loradock.trainer.recipe import Quantization
 
 Source = Callable[[str], torch.Tensor]
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from registry.errors import LoradockError
-from trainer import quiet as libraries
+from loradock.registry.errors import LoradockError
+from loradock.trainer import quiet as libraries
 
 
 @contextmanager

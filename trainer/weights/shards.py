@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from registry.artifact import TensorInfo, read_header
-from registry.outside import INDEX, inside, weight_map
-from trainer.weights.readers import readable, readable_tokenizer
+from loradock.registry.artifact import TensorInfo, read_header
+from loradock.registry.outside import INDEX, inside, weight_map
+from loradock.trainer.weights.readers import readable, readable_tokenizer
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -11,8 +11,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from registry.base import LocalBase
-from trainer.weights.layers import (
+from loradock.registry.base import LocalBase
+from loradock.trainer.weights.layers import (
     FROM_BASE,
     Source,
     base_name,
@@ -24,7 +24,7 @@ from trainer.weights.layers import (
     vocabulary,
     worn,
 )
-from trainer.weights.shards import Shards
+from loradock.trainer.weights.shards import Shards
 
 _SHARE = 0.8  # of the free memory that a model may take
 

@@ -11,8 +11,8 @@ from typing import Final
 
 from safetensors import SafetensorError
 
-from registry.errors import BadInput, LoradockError
-from registry.scratch import beside, room, scratch
+from loradock.registry.errors import BadInput, LoradockError
+from loradock.registry.scratch import beside, room, scratch
 
 _GIB: Final = 2**30
 _HINT: Final = "make room, take a narrower --dtype, or put --out, LORADOCK_HOME or TMPDIR on another disk"

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.base import LocalBase
-from registry.records import Record
-from trainer.recipe import Recipe
-from trainer.weights.combine import Mix, Mixer
-from trainer.weights.losses import Bench
-from trainer.weights.parents import Parent
+from loradock.registry.base import LocalBase
+from loradock.registry.records import Record
+from loradock.trainer.recipe import Recipe
+from loradock.trainer.weights.combine import Mix, Mixer
+from loradock.trainer.weights.losses import Bench
+from loradock.trainer.weights.parents import Parent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from registry.base import LocalBase
-from registry.errors import LoradockError, first_line
-from trainer.weights.layers import FAULTS, Source, filled, worn
-from trainer.weights.shards import DTYPES
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import LoradockError, first_line
+from loradock.trainer.weights.layers import FAULTS, Source, filled, worn
+from loradock.trainer.weights.shards import DTYPES
 
 
 def merge(local: LocalBase, adapter: Path, source: Source | None, out: Path, dtype: str) -> None:

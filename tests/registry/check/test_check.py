@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from registry import check
-from registry.artifact import CONFIG, WEIGHTS
-from registry.check.config import _CONVERTED, _MERGED
-from registry.check.findings import MENDINGS, VERBS, Diagnosis, Finding
-from registry.check.names import parse
-from registry.check.settings import Scaling
-from registry.check.shapes import Layer, read_shapes
-from registry.errors import BadInput, NotFound
-from registry.patterns import is_tame, matches
+from loradock.registry import check
+from loradock.registry.artifact import CONFIG, WEIGHTS
+from loradock.registry.check.config import _CONVERTED, _MERGED
+from loradock.registry.check.findings import MENDINGS, VERBS, Diagnosis, Finding
+from loradock.registry.check.names import parse
+from loradock.registry.check.settings import Scaling
+from loradock.registry.check.shapes import Layer, read_shapes
+from loradock.registry.errors import BadInput, NotFound
+from loradock.registry.patterns import is_tame, matches
 from tests.support.adapters import write_adapter
 from tests.support.registry.ailing import CASES, make_bases, write
 
@@ -203,7 +203,7 @@ def test_a_base_whose_pieces_are_not_all_there_is_read_by_its_configuration(
 
 
 def test_every_method_has_the_remedy_that_the_trainer_tells_of() -> None:
-    from trainer.catalogue import ENTRIES, Served
+    from loradock.trainer.catalogue import ENTRIES, Served
 
     of_peft = {name.upper(): entry.served for name, entry in ENTRIES.items() if not entry.peft_type}
     assert {name for name, served in of_peft.items() if served is Served.CONVERTED} == set(_CONVERTED)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from registry.artifact import CONFIG, MANIFEST, WEIGHTS
-from registry.base import identify
-from registry.cli import main
-from registry.store import Store
+from loradock.registry.artifact import CONFIG, MANIFEST, WEIGHTS
+from loradock.registry.base import identify
+from loradock.registry.cli import main
+from loradock.registry.store import Store
 from tests.support.adapters import make_version
 from tests.support.registry.ailing import CASES, make_bases, write
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from registry import distance
-from registry.artifact import CONFIG, WEIGHTS
-from registry.check import BaseShapes, examine, read_shapes
-from registry.check.effect import apart, meant, taken_up
-from registry.check.mend import Mended, mend
-from registry.errors import LoradockError, NotServable
+from loradock.registry import distance
+from loradock.registry.artifact import CONFIG, WEIGHTS
+from loradock.registry.check import BaseShapes, examine, read_shapes
+from loradock.registry.check.effect import apart, meant, taken_up
+from loradock.registry.check.mend import Mended, mend
+from loradock.registry.errors import LoradockError, NotServable
 from tests.support.registry.ailing import write
 
 pytestmark = [  # PEFT holds keys against modules alone when it warns, and against parameters when it takes them

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from registry.artifact import CONFIG, MANIFEST, WEIGHTS, read_header
-from registry.check import examine
-from registry.check.matrices import tensor
-from registry.check.mend import Mended, mend
-from registry.check.starts import taken_out
-from registry.errors import BadInput, NotServable
+from loradock.registry.artifact import CONFIG, MANIFEST, WEIGHTS, read_header
+from loradock.registry.check import examine
+from loradock.registry.check.matrices import tensor
+from loradock.registry.check.mend import Mended, mend
+from loradock.registry.check.starts import taken_out
+from loradock.registry.errors import BadInput, NotServable
 from tests.support.registry.ailing import CASES, LLAMA, MAX_RANK, Case, make_bases, shapes, write
 
 
@@ -76,7 +76,7 @@ def test_one_rank_for_all_keeps_every_product_in_every_type(
 
 
 def _as_type(directory: Path, dtype: str) -> None:
-    from registry.check.matrices import write_tensors
+    from loradock.registry.check.matrices import write_tensors
 
     tensors = {name: tensor(value, dtype) for name, value in load_file(directory / WEIGHTS).items()}
     write_tensors(directory / WEIGHTS, tensors)

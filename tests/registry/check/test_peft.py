@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from registry.artifact import CONFIG, WEIGHTS, read_header
-from registry.check import examine, read_shapes
-from registry.check.mend import mend
-from registry.check.vllm import NO_LORA
+from loradock.registry.artifact import CONFIG, WEIGHTS, read_header
+from loradock.registry.check import examine, read_shapes
+from loradock.registry.check.mend import mend
+from loradock.registry.check.vllm import NO_LORA
 
 pytestmark = pytest.mark.slow
 

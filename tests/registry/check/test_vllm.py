@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from registry.check import RANKS
-from registry.check.vllm import FUSED_EXPERTS, NO_EMBEDDINGS, NO_LORA, PLAIN_STARTS
+from loradock.registry.check import RANKS
+from loradock.registry.check.vllm import FUSED_EXPERTS, NO_EMBEDDINGS, NO_LORA, PLAIN_STARTS
 from tests.support.registry.ailing import APART, CASES, EXPERTS, LLAMA, MAX_RANK, PHI3, VOCABULARY, Case, make_bases
 
 SILENT = {

@@ -11,9 +11,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from registry.cli import VERBS, cli, main
-from registry.errors import NotServable
-from registry.store import Store
+from loradock.registry.cli import VERBS, cli, main
+from loradock.registry.errors import NotServable
+from loradock.registry.store import Store
 from tests.support import warm
 from tests.support.adapters import log_adapter, make_version, write_adapter
 
@@ -33,10 +33,10 @@ def commands() -> dict[str, click.Command]:
 
 
 def test_help_lists_every_verb_by_room_and_imports_nothing_heavy() -> None:
-    code = "import sys; from registry.cli import main; sys.argv[1:] = ['--help']; main()"
+    code = "import sys; from loradock.registry.cli import main; sys.argv[1:] = ['--help']; main()"
     trace = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in trace.stderr.splitlines()}
-    assert "registry" in imported
+    assert "loradock" in imported
     assert not HEAVY & imported
     assert all(f"{verb.room}:" in trace.stdout for verb in VERBS.values())
     assert all(f"  {name} " in trace.stdout for name in VERBS)

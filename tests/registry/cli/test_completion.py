@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from registry import promotion
-from registry.cli import VERBS
-from registry.cli.completion import SHELLS, VARIABLE
-from registry.settings import Settings
-from registry.store import Store, names
+from loradock.registry import promotion
+from loradock.registry.cli import VERBS
+from loradock.registry.cli.completion import SHELLS, VARIABLE
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store, names
 from tests.support.adapters import make_version
 from tests.support.mlflow_server import MLflowServer
 
@@ -54,14 +54,14 @@ def bots(store: Store, tmp_path: Path) -> Store:
 def test_verbs_come_from_the_table_and_import_nothing() -> None:
     assert completed("") == list(VERBS)
     assert completed("pro") == ["promote"]
-    code = "import sys; from registry.cli import main; main()"
+    code = "import sys; from loradock.registry.cli import main; main()"
     environ = os.environ | {VARIABLE: "zsh_complete", "COMP_WORDS": "loradock pro", "COMP_CWORD": "1"}
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code], env=environ, capture_output=True, text=True, check=True
     )
     assert "promote" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert not {"mlflow", "torch", "trainer", "serving", "registry.cli.aliases"} & imported
+    assert not {"mlflow", "torch", "trainer", "serving", "loradock.registry.cli.aliases"} & imported
 
 
 def test_options_and_refs(bots: Store) -> None:

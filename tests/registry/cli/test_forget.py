@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from registry import entries, gates, history
-from registry.evidence import Evidence, Scores
-from registry.records import Version
-from registry.store import Store
-from registry.store.connection import default_store
+from loradock.registry import entries, gates, history
+from loradock.registry.evidence import Evidence, Scores
+from loradock.registry.records import Version
+from loradock.registry.store import Store
+from loradock.registry.store.connection import default_store
 from tests.support.adapters import NAME, SMOL, make_version
 from tests.support.shell import loradock
 

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from registry.cli import settings as verb
-from registry.errors import BadInput
-from registry.settings import FromEnvironment, Settings
-from registry.store import connection
+from loradock.registry.cli import settings as verb
+from loradock.registry.errors import BadInput
+from loradock.registry.settings import FromEnvironment, Settings
+from loradock.registry.store import connection
 from tests.support import warm
 
 

@@ -8,10 +8,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from registry import promotion
-from registry.cli import views
-from registry.errors import BadInput, NotFound, Taken
-from registry.store import Store
+from loradock.registry import promotion
+from loradock.registry.cli import views
+from loradock.registry.errors import BadInput, NotFound, Taken
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, make_version, ref
 
 

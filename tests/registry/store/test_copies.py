@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from registry import diff, entries, gc, history, promotion, versions
-from registry.artifact import WEIGHTS
-from registry.cli import cli
-from registry.errors import DigestMismatch, Refused, Taken
-from registry.records import Version
-from registry.refs import VersionRef
-from registry.store import Store
+from loradock.registry import diff, entries, gc, history, promotion, versions
+from loradock.registry.artifact import WEIGHTS
+from loradock.registry.cli import cli
+from loradock.registry.errors import DigestMismatch, Refused, Taken
+from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
+from loradock.registry.store import Store
 from tests.support.adapters import make_version
 
 NONE = gc.Rules(keep=0, window=timedelta(0), min_age=timedelta(0))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from registry import promotion, versions
-from registry.artifact import WEIGHTS
-from registry.errors import Refused
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import promotion, versions
+from loradock.registry.artifact import WEIGHTS
+from loradock.registry.errors import Refused
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import log_adapter, make_version, ref, write_adapter
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from registry import entries, history, promotion
-from registry.errors import Conflict, HistoryDamaged, NotFound
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import entries, history, promotion
+from loradock.registry.errors import Conflict, HistoryDamaged, NotFound
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.registry.killed import Killed, KilledAtCall
 from tests.support.shell import loradock

@@ -7,7 +7,7 @@ import sqlalchemy
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from registry.store import masked
+from loradock.registry.store import masked
 
 PRINTABLE = st.characters(min_codepoint=33, max_codepoint=0x24F, exclude_categories=("Z", "C"))
 ANY = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)

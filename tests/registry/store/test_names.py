@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import pytest
 
-from registry.settings import Settings
-from registry.store import names
+from loradock.registry.settings import Settings
+from loradock.registry.store import names
 from tests.support.web import running
 
 

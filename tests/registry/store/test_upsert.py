@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy.event
 from mlflow.exceptions import MlflowException
 
-from registry import promotion
-from registry.store import Store, upsert
+from loradock.registry import promotion
+from loradock.registry.store import Store, upsert
+from loradock.trainer import tracking
 from tests.support.adapters import NAME, aliases, make_version, ref
-from trainer import tracking
 
 
 @contextmanager

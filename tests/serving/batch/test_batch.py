@@ -21,19 +21,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from registry import promotion
-from registry.base import LocalBase
-from registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Unreachable
-from registry.records import Version
-from registry.reference import Probe, Reference
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store
-from serving.batch import Done, Job, Sampling, manifest, offline, rows, run
-from serving.batch.answering import Outcome, Unanswerable
-from serving.batch.journal import Answer, Usage, partial_for
-from serving.batch.rows import Row
-from serving.generate_cli import generate
+from loradock.registry import promotion
+from loradock.registry.base import LocalBase
+from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Unreachable
+from loradock.registry.records import Version
+from loradock.registry.reference import Probe, Reference
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving.batch import Done, Job, Sampling, manifest, offline, rows, run
+from loradock.serving.batch.answering import Outcome, Unanswerable
+from loradock.serving.batch.journal import Answer, Usage, partial_for
+from loradock.serving.batch.rows import Row
+from loradock.serving.generate_cli import generate
 from tests.support.adapters import SMOL, make_version
 from tests.support.chance import SEED
 from tests.support.shell import processes
@@ -565,7 +565,7 @@ def test_what_the_command_is_told_is_what_is_run(
 ) -> None:
     wish = job([{"prompt": "x"}, {"prompt": "too long"}])
     boot = FakeBoot()
-    monkeypatch.setattr("serving.batch.run", partial(run, boot=boot))
+    monkeypatch.setattr("loradock.serving.batch.run", partial(run, boot=boot))
     words = ["--base", str(base.path), "--input", str(wish.input), "--output", str(wish.output)]
     words += ["--max-tokens", "5", "--temperature", "0", "--stop", "a", "--stop", "b", "--json", "--", "--seed=3"]
     done = CliRunner().invoke(generate, words, catch_exceptions=False)
@@ -604,5 +604,5 @@ def test_the_example_and_the_page_about_it_are_what_is_understood() -> None:
 
 
 def test_the_command_is_light_to_import() -> None:
-    heavy = "import serving.generate_cli, sys; print({'torch', 'vllm', 'mlflow'} & sys.modules.keys())"
+    heavy = "import loradock.serving.generate_cli, sys; print({'torch', 'vllm', 'mlflow'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout == "set()\n"

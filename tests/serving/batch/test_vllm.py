@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from registry import promotion, recording
-from registry.base import resolve
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import promotion, recording
+from loradock.registry.base import resolve
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support import dying, warm
 from tests.support.adapters import make_version
 from tests.support.serving import exact
@@ -45,14 +45,14 @@ ROWS: list[dict[str, Any]] = [
     *({"model": "cow", "prompt": "The sea was", "temperature": 1.0, "seed": 5} for _ in SAMPLED),
 ]
 
-GENERATE = "from serving.generate_cli import generate; generate()"
+GENERATE = "from loradock.serving.generate_cli import generate; generate()"
 # The same run, gone on with and, once it is whole, every row asked again of the same engine, alone.
 RESUME = """
 import json, sys
 from pathlib import Path
-from registry.refs import VersionRef
-from registry.settings import Settings
-from serving.batch import Job, Sampling, offline, run
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.serving.batch import Job, Sampling, offline, run
 from vllm import SamplingParams
 
 job = json.load(sys.stdin)
@@ -118,7 +118,7 @@ def found(shallow_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     command = [*("--base", str(shallow_dir), "--input", str(source), "--output", str(output))]
     command += [*("--max-tokens", str(TOKENS), "--temperature", "0", "--", *VLLM)]
     partial = output.with_name("out.jsonl.partial")
-    killed = dying.command(GENERATE, "serving.batch.journal:Journal", "add", 4)
+    killed = dying.command(GENERATE, "loradock.serving.batch.journal:Journal", "add", 4)
     with log.open("w") as sink:
         process = warm.Popen([*killed, *command], kind="serving", env=environ, stdout=sink, stderr=sink)
     assert process.wait() == -signal.SIGKILL, log.read_text()[-4000:]

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from registry import promotion, traffic
-from registry.errors import Unreachable
-from registry.settings import Settings
-from registry.store import Store
-from registry.store.rollouts import Rollouts
-from serving.rollout.blocks import Finding
-from serving.rollout.drive import Rollout
-from serving.rollout.moves import Moves
-from serving.rollout.plan import Rules
-from serving.rollout.record import Record
-from serving.rollout.task import Outcome, Task
-from serving.rollout.watching import Replicas
+from loradock.registry import promotion, traffic
+from loradock.registry.errors import Unreachable
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.registry.store.rollouts import Rollouts
+from loradock.serving.rollout.blocks import Finding
+from loradock.serving.rollout.drive import Rollout
+from loradock.serving.rollout.moves import Moves
+from loradock.serving.rollout.plan import Rules
+from loradock.serving.rollout.record import Record
+from loradock.serving.rollout.task import Outcome, Task
+from loradock.serving.rollout.watching import Replicas
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.serving.fake_replica import FakeReplica, replica
 

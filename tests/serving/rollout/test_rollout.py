@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from registry.errors import BadInput
-from serving.calls import Role
-from serving.rollout.blocks import Blocks, Comparison, Finding
-from serving.rollout.measures import LIVE, MARGINS, MEANING, Limits, usual
-from serving.rollout.plan import Abort, Promote, Raise, Rules, Seen, Wait, decide
-from serving.rollout.record import Point, plot
-from serving.signals import Ended
+from loradock.registry.errors import BadInput
+from loradock.serving.calls import Role
+from loradock.serving.rollout.blocks import Blocks, Comparison, Finding
+from loradock.serving.rollout.measures import LIVE, MARGINS, MEANING, Limits, usual
+from loradock.serving.rollout.plan import Abort, Promote, Raise, Rules, Seen, Wait, decide
+from loradock.serving.rollout.record import Point, plot
+from loradock.serving.signals import Ended
 
 LIMITS = Limits(first_token=1.0, per_token=0.1, output_tokens=100)
 ROW = Ended(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.rollout.sequential import Differences, least
+from loradock.serving.rollout.sequential import Differences, least
 from tests.support.chance import SEED, tries
 
 pytestmark = pytest.mark.chance

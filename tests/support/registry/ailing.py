@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from registry.artifact import CONFIG, MANIFEST, WEIGHTS, write_manifest
-from registry.check import BaseShapes, Diagnosis, examine, read_shapes
+from loradock.registry.artifact import CONFIG, MANIFEST, WEIGHTS, write_manifest
+from loradock.registry.check import BaseShapes, Diagnosis, examine, read_shapes
 
 HIDDEN, HEADS, KEPT, BETWEEN, LAYERS, VOCABULARY = 64, 4, 32, 96, 2, 120
 MAX_RANK = 16

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 
 class Forgetful(Store):

@@ -14,11 +14,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
-from registry import history, promotion
-from registry.errors import Conflict, LoradockError
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import history, promotion
+from loradock.registry.errors import Conflict, LoradockError
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support.shell import processes
 
 ALIAS = "production"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from registry.reference import Probe, Reference
+from loradock.registry.reference import Probe, Reference
 from tests.support.adapters import SMOL
 
 PROBE = Probe(prompt=(1, 2, 3), answer=(4, 5), adapted=(-1.5, -2, -0.1, -0.2), bare=(-1, -2, -3, -4), margins=(0.5, 2))

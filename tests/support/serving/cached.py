@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from registry.artifact import verify
+from loradock.registry.artifact import verify
 
 
 def assert_whole(root: Path) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from serving.launch import on_cpu
+from loradock.serving.launch import on_cpu
 
 ON_GPU: Final = not on_cpu()
 DTYPE: Final = "bfloat16" if ON_GPU else "float32"

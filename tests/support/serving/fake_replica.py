@@ -11,12 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from registry import traffic
-from registry.refs import VersionRef
-from registry.settings import Settings
-from registry.store import Store
-from serving.calls import Asked, Call, Role
-from serving.signals import Signals
+from loradock.registry import traffic
+from loradock.registry.refs import VersionRef
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.serving.calls import Asked, Call, Role
+from loradock.serving.signals import Signals
 from tests.support.adapters import NAME
 from tests.support.web import running
 

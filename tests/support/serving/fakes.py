@@ -9,17 +9,17 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from registry.errors import NotFound
-from registry.records import Base, TextSettings, Version
-from registry.reference import Reference
-from registry.refs import VersionRef
-from serving.admission import Admission
-from serving.cache import Verified
-from serving.desired import Promoted, Reading
-from serving.probe import Scored
-from serving.reconcile import Resident
-from serving.replica import Replica
-from serving.settings import ServingSettings
+from loradock.registry.errors import NotFound
+from loradock.registry.records import Base, TextSettings, Version
+from loradock.registry.reference import Reference
+from loradock.registry.refs import VersionRef
+from loradock.serving.admission import Admission
+from loradock.serving.cache import Verified
+from loradock.serving.desired import Promoted, Reading
+from loradock.serving.probe import Scored
+from loradock.serving.reconcile import Resident
+from loradock.serving.replica import Replica
+from loradock.serving.settings import ServingSettings
 from tests.support.adapters import SMOL
 
 FAST = ServingSettings(

@@ -18,10 +18,10 @@ from typing import Any
 
 import openai
 
-from registry import promotion
-from registry.base import LocalBase
-from registry.records import Version
-from registry.store import Store
+from loradock.registry import promotion
+from loradock.registry.base import LocalBase
+from loradock.registry.records import Version
+from loradock.registry.store import Store
 from tests.support import warm
 from tests.support.adapters import SMOL, make_version
 from tests.support.clients import at_work

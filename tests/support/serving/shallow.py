@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import psutil
 
-from registry.base import LocalBase
-from registry.store import Store
+from loradock.registry.base import LocalBase
+from loradock.registry.store import Store
 from tests.support import warm
 from tests.support.ports import free_port
 from tests.support.serving import exact

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from registry.records import Facts, TextSettings, Version
-from registry.refs import VersionRef
-from serving.reconcile import Resident
+from loradock.registry.records import Facts, TextSettings, Version
+from loradock.registry.refs import VersionRef
+from loradock.serving.reconcile import Resident
 from tests.support.adapters import SMOL
 
 UNKNOWN = TextSettings()

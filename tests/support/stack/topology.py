@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 import psycopg
 
-from registry.base import resolve
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.base import resolve
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 from tests.support import warm
 from tests.support.mlflow_server import STACK, TeamServer
 from tests.support.ports import free_port

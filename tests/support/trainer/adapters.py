@@ -16,14 +16,14 @@ from peft.utils import PeftType
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from registry import artifact, versions
-from registry.base import LocalBase, identify
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import artifact, versions
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer import methods
+from loradock.trainer.recipe import Method
 from tests.support.adapters import log_adapter
-from trainer import methods
-from trainer.recipe import Method
 
 NEEDED: dict[str, dict[str, Any]] = {
     "boft": {"target_modules": ["v_proj"]},

@@ -12,13 +12,13 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 
-from registry.base import LocalBase, identify
-from registry.settings import Settings
-from registry.store import Store
-from trainer import base, data, recipe_file, run, tokens
-from trainer.data import Rows
-from trainer.recipe_file import RecipeFile
-from trainer.run import Outcome
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer import base, data, recipe_file, run, tokens
+from loradock.trainer.data import Rows
+from loradock.trainer.recipe_file import RecipeFile
+from loradock.trainer.run import Outcome
 
 TRAINING = {"max_steps": 4, "learning_rate": 1e-3, "logging_steps": 1, "dtype": "float32"}
 """In one precision everywhere: left out, it is what the machine computes fast."""

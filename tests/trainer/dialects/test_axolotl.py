@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from registry.errors import BadInput
-from trainer import dialects, recipe_file
-from trainer.recipe import Recipe
+from loradock.registry.errors import BadInput
+from loradock.trainer import dialects, recipe_file
+from loradock.trainer.recipe import Recipe
 
 FIXTURES = Path(__file__).parent / "axolotl"
 START: Mapping[str, Any] = {
@@ -296,7 +296,7 @@ def test_checkpoints_fall_on_evaluations() -> None:
 
 
 def test_the_alpaca_wording_is_the_one_the_warning_tells_of() -> None:
-    from trainer.rows import Instruction
+    from loradock.trainer.rows import Instruction
 
     (row,) = Instruction("Greet.", "Ahoy!").examples()
     assert row.plain() == {"prompt": "### Instruction:\nGreet.\n### Response:\n", "completion": "Ahoy!"}

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from registry.errors import BadInput
-from trainer import dialects, recipe_file
-from trainer.recipe import Recipe
+from loradock.registry.errors import BadInput
+from loradock.trainer import dialects, recipe_file
+from loradock.trainer.recipe import Recipe
 
 FIXTURES = Path(__file__).parent / "llamafactory"
 START: Mapping[str, Any] = {

@@ -19,25 +19,25 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from registry import promotion, versions
-from registry.base import identify
-from registry.errors import BadInput, DigestMismatch, LoradockError, NotFound, WrongBase
-from registry.records import Facts, Version
-from registry.refs import parse_ref
-from registry.settings import Settings
-from registry.store import Store
-from registry.store.evidence import EXPERIMENT
+from loradock.registry import promotion, versions
+from loradock.registry.base import identify
+from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotFound, WrongBase
+from loradock.registry.records import Facts, Version
+from loradock.registry.refs import parse_ref
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.registry.store.evidence import EXPERIMENT
+from loradock.trainer import data, methods
+from loradock.trainer.evaluation import contestants, heldout, metrics, run
+from loradock.trainer.evaluation.cli import evaluate as command
+from loradock.trainer.evaluation.local import Local
+from loradock.trainer.evaluation.task import Task, prepare
+from loradock.trainer.recipe import Data, Method
+from loradock.trainer.rows import ChatExample, TextExample
+from loradock.trainer.run import Outcome
 from tests.support import warm
 from tests.support.adapters import SMOL, log_adapter, make_version, write_adapter
 from tests.support.trainer.training import trained, write_rows, written
-from trainer import data, methods
-from trainer.evaluation import contestants, heldout, metrics, run
-from trainer.evaluation.cli import evaluate as command
-from trainer.evaluation.local import Local
-from trainer.evaluation.task import Task, prepare
-from trainer.recipe import Data, Method
-from trainer.rows import ChatExample, TextExample
-from trainer.run import Outcome
 
 NAME = "support-bot"
 METHOD = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -323,7 +323,7 @@ def test_the_base_is_itself_again_after_every_kind_of_adapter(
 
 
 def test_a_conversation_is_one_row_and_its_turns_count_by_their_tokens() -> None:
-    from trainer.tokens import Tokens
+    from loradock.trainer.tokens import Tokens
 
     def item(row: int, tokens: int) -> heldout.Item:
         return heldout.Item(row, TextExample("a", "b"), Tokens((0,) * (tokens + 1), (0, *(1,) * tokens)))
@@ -373,8 +373,8 @@ def test_every_option_has_help() -> None:
 
 
 def loradock(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "from trainer.evaluation.cli import evaluate; from registry import cli; cli.cli.add_command(evaluate); "
-    code += "import click; cli.Root.get_command = click.Group.get_command; cli.main()"
+    code = "from loradock.trainer.evaluation.cli import evaluate; from loradock.registry import cli; import click; "
+    code += "cli.cli.add_command(evaluate); cli.Root.get_command = click.Group.get_command; cli.main()"
     return warm.run([sys.executable, "-c", code, "evaluate", *arguments], kind="trainer")
 
 

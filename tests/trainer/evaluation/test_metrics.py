@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry.errors import BadInput, LoradockError
-from trainer.evaluation import metrics
-from trainer.evaluation.metrics import exact_match, rouge
+from loradock.registry.errors import BadInput, LoradockError
+from loradock.trainer.evaluation import metrics
+from loradock.trainer.evaluation.metrics import exact_match, rouge
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from registry.errors import Taken
-from registry.store import Store
+from loradock.registry.errors import Taken
+from loradock.registry.store import Store
+from loradock.trainer.weights import combination, convert, fold
 from tests.support.adapters import make_version
-from trainer.weights import combination, convert, fold
 
 
 @pytest.mark.parametrize(

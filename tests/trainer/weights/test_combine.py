@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from registry.base import LocalBase, identify
-from registry.errors import BadInput, DigestMismatch, Refused, WrongBase
-from registry.records import Version
-from registry.refs import parse_version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.errors import BadInput, DigestMismatch, Refused, WrongBase
+from loradock.registry.records import Version
+from loradock.registry.refs import parse_version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer.weights import combination, combine, sweep
+from loradock.trainer.weights.combination import Combined, Task
+from loradock.trainer.weights.combine import METHODS, Mix
 from tests.support.trainer.adapters import AdapterMaker, adapter_maker, deltas, rows
-from trainer.weights import combination, combine, sweep
-from trainer.weights.combination import Combined, Task
-from trainer.weights.combine import METHODS, Mix
 
 pytestmark = pytest.mark.slow
 

@@ -19,22 +19,30 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from registry import entries, lineage, promotion, versions
-from registry.base import LocalBase, identify
-from registry.errors import BadInput, DigestMismatch, GateFailed, LoradockError, NotServable, Refused, WrongBase
-from registry.records import Version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import entries, lineage, promotion, versions
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.errors import (
+    BadInput,
+    DigestMismatch,
+    GateFailed,
+    LoradockError,
+    NotServable,
+    Refused,
+    WrongBase,
+)
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer import base, catalogue
+from loradock.trainer.evaluation import contestants
+from loradock.trainer.weights import fold, parents, quantized, staging
+from loradock.trainer.weights.fold import Merged, Task
+from loradock.trainer.weights.layers import Layers, skeleton
+from loradock.trainer.weights.shards import Shards
+from loradock.trainer.weights.speaker import speaker, streamed
 from tests.support import dying, warm
 from tests.support.adapters import log_adapter
 from tests.support.trainer.adapters import AdapterMaker, adapter_maker, merged_by_peft, rows, weights_in
-from trainer import base, catalogue
-from trainer.evaluation import contestants
-from trainer.weights import fold, parents, quantized, staging
-from trainer.weights.fold import Merged, Task
-from trainer.weights.layers import Layers, skeleton
-from trainer.weights.shards import Shards
-from trainer.weights.speaker import speaker, streamed
 
 pytestmark = pytest.mark.slow
 
@@ -279,8 +287,8 @@ def test_a_disk_that_fills_up_is_told_in_a_line_and_leaves_nothing(here: Adapter
 def test_one_that_is_killed_registers_nothing_and_can_be_run_again(here: AdapterMaker) -> None:
     version, out = here.make("bot", "lora", **LORA), here.scratch / "out"
     command = ["bot/1", "--base", str(here.local.path), "--out", str(out)]
-    code = f"from trainer.weights.cli import merge; merge.main({command}, standalone_mode=False)"
-    done = warm.run(dying.command(code, "trainer.weights.shards", "save_file"), kind="trainer")
+    code = f"from loradock.trainer.weights.cli import merge; merge.main({command}, standalone_mode=False)"
+    done = warm.run(dying.command(code, "loradock.trainer.weights.shards", "save_file"), kind="trainer")
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert list(here.scratch.glob(".out-*/*.safetensors"))
     assert versions_of(here) == ["bot/1"]

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from registry import artifact
-from registry.artifact import CONFIG
-from registry.errors import NotServable
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import artifact
+from loradock.registry.artifact import CONFIG
+from loradock.registry.errors import NotServable
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer.weights import parents
 from tests.support.trainer.adapters import adapter_maker
-from trainer.weights import parents
 
 pytestmark = pytest.mark.slow
 

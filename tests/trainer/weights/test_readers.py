@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from trainer.weights.readers import readable
-from trainer.weights.shards import Shards
+from loradock.trainer.weights.readers import readable
+from loradock.trainer.weights.shards import Shards
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LINEAR = {"rope_type": "linear", "factor": 8.0}

@@ -13,17 +13,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from registry import artifact, check
-from registry.check import VERBS
-from registry.errors import NotServable
-from registry.refs import parse_version
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry import artifact, check
+from loradock.registry.check import VERBS
+from loradock.registry.errors import NotServable
+from loradock.registry.refs import parse_version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer.weights import combination, convert, fold
+from loradock.trainer.weights.layers import filled, restore, worn
+from loradock.trainer.weights.speaker import speaker, streamed
 from tests.support.registry.ailing import CASES, make_bases
 from tests.support.trainer.adapters import AdapterMaker, adapter_maker
-from trainer.weights import combination, convert, fold
-from trainer.weights.layers import filled, restore, worn
-from trainer.weights.speaker import speaker, streamed
 
 pytestmark = [pytest.mark.slow, pytest.mark.minutes, pytest.mark.filterwarnings("ignore")]
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from registry.artifact import WEIGHTS
-from registry.base import LocalBase, identify
-from registry.errors import Refused
-from registry.settings import Settings
-from registry.store import Store
+from loradock.registry.artifact import WEIGHTS
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.errors import Refused
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+from loradock.trainer.weights import speaker
+from loradock.trainer.weights.speaker import streamed
 from tests.support.trainer.adapters import adapter_maker
-from trainer.weights import speaker
-from trainer.weights.speaker import streamed
 
 pytestmark = pytest.mark.slow
 

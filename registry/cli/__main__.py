@@ -1,5 +1,0 @@
-"""`python -m registry.cli` is `loradock`."""
-
-from registry.cli import main
-
-main()
