@@ -219,7 +219,7 @@ def _text(args: Namespace, local: LocalBase) -> TextSettings:
 
 def show_logs() -> None:
     """Let loradock's log lines be seen beside vLLM's, which has a handler for its own only."""
-    for name in ("loradock",):
+    for name in ("loradock.registry", "loradock.serving"):
         logger = logging.getLogger(name)
         if not logger.hasHandlers():
             handler = logging.StreamHandler(sys.stderr)

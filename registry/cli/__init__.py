@@ -144,7 +144,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Run a command, and turn its error into one clear text on stderr and an exit code."""
-    logger = logging.getLogger("loradock")
+    logger = logging.getLogger("loradock.registry")
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
     if "_LORADOCK_COMPLETE" in os.environ:

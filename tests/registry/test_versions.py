@@ -226,7 +226,7 @@ def test_where_an_adapter_came_from_and_what_it_says_of_its_base_is_kept(
     out = tmp_path / "out"
     write_adapter(out / "checkpoint-20", config=said)
     (out / "trainer_log.jsonl").write_text("")
-    with caplog.at_level(logging.INFO, logger="registry"):
+    with caplog.at_level(logging.INFO, logger="loradock.registry"):
         version = versions.import_directory(store, out, base, "support-bot", checkpoint="last")
     tags = store.client.get_run(version.facts.run_id).data.tags
     assert tags["loradock.imported_from"] == "out/checkpoint-20"

@@ -193,7 +193,7 @@ def test_the_bases_own_settings_of_generation_are_told_and_left_out_of_greedy_an
     own = {"no_repeat_ngram_size": 1, "repetition_penalty": 1.3, "eos_token_id": 2}
     (base / "generation_config.json").write_text(json.dumps(own))
     said: list[str] = []
-    caplog.set_level(logging.WARNING, logger="registry")  # whatever was switched off before it
+    caplog.set_level(logging.WARNING, logger="loradock.registry")  # whatever was switched off before it
     asked = metrics.parse(["rouge", "exact_match"])
     found, plain = (
         trained_store.evaluate(metrics=asked, base=str(each), say=said.append)
