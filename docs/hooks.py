@@ -16,9 +16,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from loradock import registry, trainer
+from loradock.cli import VERBS, cli
+from loradock.cli import settings as settings_verb
 from loradock.registry import errors
-from loradock.registry.cli import VERBS, cli
-from loradock.registry.cli import settings as settings_verb
 
 ROOT = Path(__file__).resolve().parent.parent
 FROM_THE_ROOT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}

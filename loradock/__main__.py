@@ -1,5 +1,5 @@
 """`python -P -m loradock` is `loradock`; without -P, Python imports what the working directory has first."""
 
-from loradock.registry.cli import main
+from loradock.cli import main
 
 main()

@@ -20,8 +20,8 @@ from typing import Final
 from loradock.registry import base as bases
 from loradock.registry.base import LocalBase
 from loradock.registry.check import read_shapes
-from loradock.registry.cli.output import say
 from loradock.registry.errors import BadInput, LoradockError
+from loradock.registry.output import say
 from loradock.registry.settings import Settings
 from loradock.serving import access, capacity
 from loradock.serving.capacity import GIB, Capacity, Given

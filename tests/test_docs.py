@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from loradock.registry.cli import VERBS, settings
+from loradock.cli import VERBS, settings
 from loradock.registry.policy import Rules
 from loradock.registry.store.texts import FILES
 from loradock.trainer import catalogue

@@ -12,8 +12,8 @@ import click
 import pytest
 import yaml
 
+from loradock.cli import VERBS, cli
 from loradock.registry import policy
-from loradock.registry.cli import VERBS, cli
 from loradock.trainer.recipe import Recipe
 from tests.support.docs.commands import fault
 from tests.support.docs.pages import DOCUMENTS, ROOT, Block, blocks, simple

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from loradock.cli import VERBS
+from loradock.cli import settings as settings_verb
 from loradock.registry import errors
-from loradock.registry.cli import VERBS
-from loradock.registry.cli import settings as settings_verb
 from tests.support.docs.pages import DOCS, DOCUMENTS, PAGES, ROOT
 
 

@@ -14,8 +14,8 @@ from typing import Any, Self
 import pytest
 from click.testing import CliRunner
 
+from loradock.cli.gc import gc as command
 from loradock.registry import artifact, entries, gc, history, promotion, versions
-from loradock.registry.cli.gc import gc as command
 from loradock.registry.errors import BadInput, LoradockError, NotFound, Unreachable
 from loradock.registry.gc import Go, Known, Rules, Stay
 from loradock.registry.records import Version

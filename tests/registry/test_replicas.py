@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from loradock.cli.promote import promote
 from loradock.registry import history, replicas
-from loradock.registry.cli.aliases import promote
 from loradock.registry.errors import BadInput, GateFailed, Refused
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store

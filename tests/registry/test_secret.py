@@ -12,8 +12,8 @@ from typing import Any, Final
 import pytest
 from pydantic import BaseModel, SecretStr
 
+from loradock.cli import settings as verb
 from loradock.registry import promotion, secret
-from loradock.registry.cli import settings as verb
 from loradock.registry.errors import BadInput
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from loradock.cli.show import show
 from loradock.registry import replicas
-from loradock.registry.cli.views import show
 from loradock.registry.records import Version
 from loradock.registry.reference import Probe, Reference
 from loradock.registry.settings import Settings

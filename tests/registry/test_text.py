@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoTokenizer
 
+from loradock.cli.diff import diff
+from loradock.cli.show import show
 from loradock.registry import evidence, gates, policy, promotion, text, versions
 from loradock.registry.base import LocalBase, identify
-from loradock.registry.cli.views import diff, show
 from loradock.registry.records import TextSettings, Version
 from loradock.registry.store import Store
 from loradock.registry.store.tags import facts_from, tags_of

@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
+from loradock.cli import cli
 from loradock.registry import promotion, versions
 from loradock.registry.artifact import CONFIG, MANIFEST, WEIGHTS, build_manifest, verify
 from loradock.registry.base import LocalBase
-from loradock.registry.cli import cli
 from loradock.registry.errors import BadInput, DigestMismatch, NotFound, NotServable, Refused, Taken
 from loradock.registry.records import Version
 from loradock.registry.refs import VersionRef

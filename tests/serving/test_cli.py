@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner
 from pydantic import SecretStr
 
+from loradock.cli.serve import serve
+from loradock.cli.status import status
 from loradock.registry import replicas
 from loradock.registry.errors import BadInput, LoradockError, NotFound, Unreachable
-from loradock.serving import cli
 from tests.support import warm
 from tests.support.serving.status import STATUS, FakeReplicaHandler
 from tests.support.web import running
@@ -32,32 +33,33 @@ def replica() -> Iterator[Any]:
 
 
 def test_importing_the_verbs_loads_nothing_heavy() -> None:
-    code = "import sys, loradock.serving.cli; print([m for m in ('torch', 'mlflow', 'vllm', 'fastapi') if m in sys.modules])"
+    code = "import sys, loradock.cli.serve, loradock.cli.status; "
+    code += "print([m for m in ('torch', 'mlflow', 'vllm', 'fastapi') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [cli.serve, cli.status])
+@pytest.mark.parametrize("command", [serve, status])
 def test_every_option_has_help(command: click.Command) -> None:
     assert command.help
     assert not [param.name for param in command.params if isinstance(param, click.Option) and not param.help]
 
 
 def test_status_prints_what_the_replica_says(replica: Any) -> None:
-    done = CliRunner().invoke(cli.status, ["--url", replica.url, "--json"], catch_exceptions=False)
+    done = CliRunner().invoke(status, ["--url", replica.url, "--json"], catch_exceptions=False)
     assert json.loads(done.stdout) == STATUS
     assert replica.asked == [("/loradock/status", None)]
 
 
 def test_status_is_readable(replica: Any) -> None:
-    text = CliRunner().invoke(cli.status, ["--url", replica.url + "/"], catch_exceptions=False).stdout
+    text = CliRunner().invoke(status, ["--url", replica.url + "/"], catch_exceptions=False).stdout
     for part in ("smol", "bot/1", "cat/1", "no effect", "another base", "out of reach", "3 in flight"):
         assert part in text
 
 
 def test_status_gives_the_key(replica: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "secret")
-    CliRunner().invoke(cli.status, ["--url", replica.url], catch_exceptions=False)
+    CliRunner().invoke(status, ["--url", replica.url], catch_exceptions=False)
     assert replica.asked == [("/loradock/status", "Bearer secret")]
 
 

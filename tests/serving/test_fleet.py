@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from loradock.cli.status import status as command
 from loradock.registry.errors import DigestMismatch, Unreachable
 from loradock.registry.records import TextSettings, Version
-from loradock.serving import cli, fleet
+from loradock.serving import fleet
 from loradock.serving.fleet import Asked
 from tests.support.adapters import SMOL
 from tests.support.serving.fakes import ReplicaHarness
@@ -73,7 +74,7 @@ def start() -> Iterator[Start]:
 
 
 def run(*words: str) -> Any:
-    return CliRunner().invoke(cli.status, words)
+    return CliRunner().invoke(command, words)
 
 
 def test_replicas_that_agree_are_one_row_for_each_adapter() -> None:

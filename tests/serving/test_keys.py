@@ -24,9 +24,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from loradock.cli.keys import keys as command
 from loradock.registry.errors import BadInput, NotFound
 from loradock.registry.refs import VersionRef
-from loradock.serving import keyfile, keys_cli, refusals
+from loradock.serving import keyfile, refusals
 from loradock.serving.calls import Asked, Call, Role
 from loradock.serving.guard import CALLER, Guard
 from loradock.serving.keyfile import BASE, OWN
@@ -463,7 +464,7 @@ def test_a_link_to_the_file_stays_one(file: Path, tmp_path: Path) -> None:
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(keys_cli.keys, arguments)
+    return CliRunner().invoke(command, arguments)
 
 
 def test_the_verb_makes_lists_and_removes_keys(file: Path) -> None:
@@ -501,14 +502,14 @@ def test_the_verb_refuses_what_cannot_be_meant(arguments: list[str], error: type
 
 def test_the_verb_needs_a_file_that_is_there_to_list_it(file: Path) -> None:
     assert isinstance(run("--file", str(file)).exception, NotFound)
-    assert isinstance(CliRunner().invoke(keys_cli.keys, [], env={"LORADOCK_SERVE_KEYS": ""}).exception, BadInput)
+    assert isinstance(CliRunner().invoke(command, [], env={"LORADOCK_SERVE_KEYS": ""}).exception, BadInput)
 
 
 def test_importing_the_verb_loads_no_server() -> None:
-    code = "import sys, loradock.serving.keys_cli; print([m for m in ('starlette', 'pydantic', 'mlflow') if m in sys.modules])"
+    code = "import sys, loradock.cli.keys; print([m for m in ('starlette', 'pydantic', 'mlflow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_every_option_of_the_verb_has_help() -> None:
-    assert not [param.name for param in keys_cli.keys.params if isinstance(param, click.Option) and not param.help]
+    assert not [param.name for param in command.params if isinstance(param, click.Option) and not param.help]

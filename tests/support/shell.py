@@ -17,7 +17,7 @@ import resource, sys
 limit = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 sys.argv[0] = "loradock"
-from loradock.registry.cli import main
+from loradock.cli import main
 main()
 """
 

@@ -213,7 +213,7 @@ def _obey(order: Mapping[str, Any], files: Sequence[int], kind: Kind) -> None:
     if "--processes" in words and "LOCAL_RANK" not in os.environ:
         _warm_the_launcher(kind)
     sys.argv = [str(LORADOCK), *words]
-    from loradock.registry.cli import main as loradock
+    from loradock.cli import main as loradock
 
     loradock()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from loradock.trainer.cli import train
+from loradock.cli.train import train
 from tests.support import warm
 
 RECIPE = "name: tiny\nbase: no/such\ndata: {path: rows.jsonl, heldout: 0.5}\n"

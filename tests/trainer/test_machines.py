@@ -17,11 +17,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from loradock.cli.train import train
 from loradock.registry.errors import BadInput
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 from loradock.trainer import launch, tracking, undertaking, workdir
-from loradock.trainer.cli import train
 from loradock.trainer.processes import Machines
 from loradock.trainer.recipe_file import RecipeFile
 from tests.support import warm

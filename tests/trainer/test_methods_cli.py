@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from loradock.cli.methods import methods
 from loradock.registry.errors import NotFound
 from loradock.trainer import catalogue
-from loradock.trainer.methods_cli import methods
 
 BASES = Path(__file__).parents[1] / "bases"
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
+from loradock.cli.plan import plan as command
 from loradock.registry.base import config_of
 from loradock.registry.errors import BadInput, NotFound, Unreachable
 from loradock.registry.settings import Settings
@@ -25,7 +26,6 @@ from loradock.trainer.activations import Activations
 from loradock.trainer.count import Counts
 from loradock.trainer.gpus import GIB
 from loradock.trainer.memory import Machine
-from loradock.trainer.plan_cli import plan as command
 from loradock.trainer.recipe import Optimizer, Quantization, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent

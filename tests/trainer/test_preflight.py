@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from loradock.cli.plan import plan
 from loradock.registry.errors import BadInput
 from loradock.trainer import catalogue, data, dialects, meta, preflight, tokens
-from loradock.trainer.plan_cli import plan
 from loradock.trainer.recipe_file import RecipeFile
 from loradock.trainer.rows import Text
 from loradock.trainer.tokens import Side

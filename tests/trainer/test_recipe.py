@@ -211,7 +211,8 @@ def test_the_examples_can_be_used(name: str) -> None:
 
 def test_the_front_of_the_house_stays_light() -> None:
     heavy = {"torch", "mlflow", "transformers", "trl", "peft", "datasets", "matplotlib"}
-    code = f"import sys, loradock.trainer.cli, loradock.trainer.recipe, loradock.trainer.data; print(*{heavy} & set(sys.modules))"
+    code = "import sys, loradock.cli.train, loradock.trainer.recipe, loradock.trainer.data; "
+    code += f"print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -27,7 +27,7 @@ LONGER = TRAINING | {"max_steps": STEPS, "eval_steps": 2, "save_steps": 2, "per_
 
 def killed_after_a_checkpoint(source: RecipeFile, settings: Settings) -> str:
     """Train until a checkpoint stands and a step was made beyond it, and end by SIGKILL; returns the run."""
-    code, steps = "from loradock.registry.cli import main; main()", "transformers.trainer_callback:CallbackHandler"
+    code, steps = "from loradock.cli import main; main()", "transformers.trainer_callback:CallbackHandler"
     command = [*dying.command(code, steps, "on_step_end", 5), "train", source.path, "--json"]
     done = warm.run(command, kind="trainer")
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from loradock.cli.train import train
 from loradock.registry import artifact
 from loradock.registry.errors import BadInput, LoradockError
 from loradock.registry.records import TextSettings
@@ -26,7 +27,6 @@ from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 from loradock.registry.text import settings_of
 from loradock.trainer import data, recipe_file, room, run
-from loradock.trainer.cli import train
 from loradock.trainer.data import Rows
 from loradock.trainer.recipe_file import RecipeFile
 from loradock.trainer.rows import Row

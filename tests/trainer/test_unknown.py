@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoConfig
 
+from loradock.cli.plan import plan
 from loradock.registry import recording, versions
 from loradock.registry.base import LocalBase, identify
 from loradock.registry.store import Store
 from loradock.trainer import count, meta, recipe_file, room
-from loradock.trainer.plan_cli import plan
 from loradock.trainer.recipe import Method
 from loradock.trainer.recipe_file import RecipeFile
 from tests.support.adapters import write_adapter

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from loradock.cli import main
 from loradock.registry.artifact import CONFIG, MANIFEST, WEIGHTS
 from loradock.registry.base import identify
-from loradock.registry.cli import main
 from loradock.registry.store import Store
 from tests.support.adapters import make_version
 from tests.support.registry.ailing import CASES, make_bases, write

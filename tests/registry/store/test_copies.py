@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from loradock.cli import cli
 from loradock.registry import diff, entries, gc, history, promotion, versions
 from loradock.registry.artifact import WEIGHTS
-from loradock.registry.cli import cli
 from loradock.registry.errors import DigestMismatch, Refused, Taken
 from loradock.registry.records import Version
 from loradock.registry.refs import VersionRef

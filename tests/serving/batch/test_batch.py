@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from loradock.cli.generate import generate
 from loradock.registry import promotion
 from loradock.registry.base import LocalBase
 from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Unreachable
@@ -33,7 +34,6 @@ from loradock.serving.batch import Done, Job, Sampling, manifest, offline, rows,
 from loradock.serving.batch.answering import Outcome, Unanswerable
 from loradock.serving.batch.journal import Answer, Usage, partial_for
 from loradock.serving.batch.rows import Row
-from loradock.serving.generate_cli import generate
 from tests.support.adapters import SMOL, make_version
 from tests.support.chance import SEED
 from tests.support.shell import processes
@@ -604,5 +604,5 @@ def test_the_example_and_the_page_about_it_are_what_is_understood() -> None:
 
 
 def test_the_command_is_light_to_import() -> None:
-    heavy = "import loradock.serving.generate_cli, sys; print({'torch', 'vllm', 'mlflow'} & sys.modules.keys())"
+    heavy = "import loradock.cli.generate, sys; print({'torch', 'vllm', 'mlflow'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -45,7 +45,7 @@ ROWS: list[dict[str, Any]] = [
     *({"model": "cow", "prompt": "The sea was", "temperature": 1.0, "seed": 5} for _ in SAMPLED),
 ]
 
-GENERATE = "from loradock.serving.generate_cli import generate; generate()"
+GENERATE = "from loradock.cli.generate import generate; generate()"
 # The same run, gone on with and, once it is whole, every row asked again of the same engine, alone.
 RESUME = """
 import json, sys

@@ -14,13 +14,13 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from loradock.cli.rollout import rollout
 from loradock.registry import entries, history, promotion, traffic
 from loradock.registry.errors import BadInput, Conflict, GateFailed, LoradockError, NotFound, Refused
 from loradock.registry.records import Move, Traffic
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 from loradock.registry.store.rollouts import EXPERIMENT
-from loradock.serving.rollout_cli import rollout
 from tests.support import warm
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.serving.fake_replica import FakeReplica, replica
@@ -268,7 +268,7 @@ def test_one_that_was_killed_goes_on_where_it_stood_and_tests_anew(
     versions: Store, settings: Settings, tmp_path: Path
 ) -> None:
     with replica(settings, {}) as running:
-        code = "from loradock.serving.rollout_cli import rollout; rollout()"
+        code = "from loradock.cli.rollout import rollout; rollout()"
         options = (*QUICK, "--min-requests", "100000")
         command = [sys.executable, "-c", code, str(ref(2)), "--url", running.url, "--steps", "25%,50%", *options]
         with (

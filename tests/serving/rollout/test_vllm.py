@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from loradock.cli.rollout import rollout
 from loradock.registry import history, traffic
 from loradock.registry.base import LocalBase
 from loradock.registry.errors import Refused
 from loradock.registry.records import Version
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store
-from loradock.serving.rollout_cli import rollout
 from tests.support.clients import at_work
 from tests.support.serving.server import KEY, Server, serving
 

@@ -18,8 +18,8 @@ from typing import Any
 import click
 import yaml
 
-from loradock.registry.cli import cli
-from loradock.registry.cli import settings as settings_verb
+from loradock.cli import cli
+from loradock.cli import settings as settings_verb
 from tests.support.docs.pages import ROOT
 
 OTHERS = frozenset(

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from loradock.cli.translate import translate
 from loradock.registry.errors import BadInput, NotFound
 from loradock.trainer import data, dialects, recipe_file
 from loradock.trainer.dialects import axolotl_keys, llamafactory_keys
-from loradock.trainer.dialects.cli import translate
 from loradock.trainer.dialects.rules import Kind, Rule
 
 FIXTURES = Path(__file__).parent
@@ -350,6 +350,6 @@ def test_translate_tells_what_it_cannot_take(home: Path) -> None:
 
 def test_the_verb_imports_nothing_heavy() -> None:
     heavy = {"torch", "peft", "transformers", "datasets"}
-    code = f"import sys, loradock.trainer.dialects.cli; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, loradock.cli.translate; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -19,6 +19,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from loradock.cli.evaluate import evaluate as command
 from loradock.registry import promotion, versions
 from loradock.registry.base import identify
 from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotFound, WrongBase
@@ -29,7 +30,6 @@ from loradock.registry.store import Store
 from loradock.registry.store.evidence import EXPERIMENT
 from loradock.trainer import data, methods
 from loradock.trainer.evaluation import contestants, heldout, metrics, run
-from loradock.trainer.evaluation.cli import evaluate as command
 from loradock.trainer.evaluation.local import Local
 from loradock.trainer.evaluation.task import Task, prepare
 from loradock.trainer.recipe import Data, Method
@@ -373,7 +373,7 @@ def test_every_option_has_help() -> None:
 
 
 def loradock(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "from loradock.trainer.evaluation.cli import evaluate; from loradock.registry import cli; import click; "
+    code = "from loradock.cli.evaluate import evaluate; from loradock import cli; import click; "
     code += "cli.cli.add_command(evaluate); cli.Root.get_command = click.Group.get_command; cli.main()"
     return warm.run([sys.executable, "-c", code, "evaluate", *arguments], kind="trainer")
 

@@ -14,14 +14,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from loradock.cli.convert import convert as convert_command
+from loradock.cli.merge import merge as merge_command
 from loradock.registry.errors import BadInput, DigestMismatch, NotServable, Refused
 from loradock.registry.records import Version
 from loradock.registry.refs import parse_version
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 from loradock.trainer.weights import convert
-from loradock.trainer.weights.cli import convert as convert_command
-from loradock.trainer.weights.cli import merge as merge_command
 from loradock.trainer.weights.convert import Converted, Task
 from tests.support.trainer.adapters import AdapterMaker, adapter_maker, deltas, rows
 

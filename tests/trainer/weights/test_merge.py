@@ -287,7 +287,7 @@ def test_a_disk_that_fills_up_is_told_in_a_line_and_leaves_nothing(here: Adapter
 def test_one_that_is_killed_registers_nothing_and_can_be_run_again(here: AdapterMaker) -> None:
     version, out = here.make("bot", "lora", **LORA), here.scratch / "out"
     command = ["bot/1", "--base", str(here.local.path), "--out", str(out)]
-    code = f"from loradock.trainer.weights.cli import merge; merge.main({command}, standalone_mode=False)"
+    code = f"from loradock.cli.merge import merge; merge.main({command}, standalone_mode=False)"
     done = warm.run(dying.command(code, "loradock.trainer.weights.shards", "save_file"), kind="trainer")
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert list(here.scratch.glob(".out-*/*.safetensors"))

@@ -1,0 +1,103 @@
+"""The verb that answers a file of prompts: parse, call, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from loradock.cli.options import base_option, json_option
+from loradock.cli.output import emit
+from loradock.registry.output import say
+from loradock.registry.settings import Settings
+
+
+@click.command()
+@base_option(required=True)
+@click.option(
+    "--input",
+    "prompts",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Rows as JSONL: model, prompt or messages; or OpenAI's batch format.",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the answers go, in the input's order, once every row has its line.",
+)
+@click.option("--model", default="", metavar="REF", help="Who answers rows that name nobody.  [default: the base]")
+@click.option(
+    "--max-tokens",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="The longest answer, where a row sets none.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 2),
+    metavar="NUMBER",
+    help="Where a row sets none.  [default: the base's own]",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="NUMBER",
+    help="Where a row sets none.  [default: the base's own]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    metavar="NUMBER",
+    help="Where a row sets none; the same for all of them.",
+)
+@click.option(
+    "--stop", multiple=True, metavar="TEXT", help="Ends an answer, where a row sets none; can be given again."
+)
+@click.option(
+    "--max-loras",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="Adapters in one batch.  [default: as many as are asked for, up to 16]",
+)
+@click.option("--retry-failed", is_flag=True, help="Answer the rows again whose line is an error.")
+@click.option("--restart", is_flag=True, help="Delete what an earlier run left at --output, and answer every row.")
+@json_option
+@click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
+def generate(
+    base: str,
+    prompts: Path,
+    output: Path,
+    model: str,
+    max_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    stop: tuple[str, ...],
+    max_loras: int | None,
+    retry_failed: bool,
+    restart: bool,
+    as_json: bool,
+    vllm_args: tuple[str, ...],
+) -> None:
+    """Answer a file of prompts with many adapters, offline.
+
+    VLLM_ARGS, after a `--`, are handed to vLLM as they are. Each name in the input is resolved once, and the manifest
+    beside the output says to which version. Killed at any moment, the same command goes on where it stood.
+    """
+    from loradock.serving.batch import Job, Sampling, run
+    from loradock.serving.settings import ServingSettings
+
+    sampling = Sampling(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=list(stop) if stop else None
+    )
+    job = Job(
+        base, prompts, output, model, sampling, max_loras, restart, retry_failed, vllm_args, ServingSettings().proof
+    )
+    done = run(job, Settings())
+    if done.failed:
+        say(f"{done.failed} rows have an error for an answer; --retry-failed tries them again")
+    emit(done.model_dump(mode="json"), as_json)

@@ -1,0 +1,51 @@
+"""The `list` verb: parse, call, print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from loradock.cli.completion import complete_name
+from loradock.cli.options import json_option
+from loradock.cli.output import emit
+from loradock.cli.rows import row
+from loradock.registry import refs
+from loradock.registry.errors import BadInput
+from loradock.registry.output import say
+from loradock.registry.records import Version
+from loradock.registry.settings import Settings
+from loradock.registry.store import Family, Store
+from loradock.registry.store.families import owned
+
+_COLUMNS = ("version", "aliases", "method", "rank", "base", "created", "servable")
+
+
+@click.command("list")
+@click.argument("name", required=False, shell_complete=complete_name)
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Versions on a page.")
+@click.option("--before", type=click.IntRange(1), metavar="NUMBER", help="The page of versions below this one.")
+@click.option("--after", type=click.IntRange(0), metavar="NUMBER", help="The page of versions above this one.")
+@json_option
+def list_(name: str | None, limit: int, before: int | None, after: int | None, as_json: bool) -> None:
+    """List adapters with their aliases, or one adapter's versions, newest first."""
+    store = Store(Settings())
+    if name is None:
+        if before or after is not None:
+            raise BadInput("--before and --after need a NAME", hint="they are pages of one adapter's versions")
+        rows = [{"name": family.name, "aliases": dict(family.aliases)} for family in store.families()]
+        emit(rows, as_json, columns=("name", "aliases"))
+        return
+    if before is not None and after is not None:
+        raise BadInput("--before and --after exclude each other")
+    family = owned(store.family(refs.parse_name(name)))
+    page = store.page(family.name, limit=limit, before=before, after=after)
+    emit([_row(family, version) for version in page], as_json, columns=_COLUMNS)
+    if len(page) == limit and page[-1].ref.number > 1 and after is None:
+        say(f"older ones: loradock list {family.name} --before {page[-1].ref.number}")
+
+
+def _row(family: Family, version: Version) -> dict[str, Any]:
+    aliases = sorted(alias for alias, number in family.aliases.items() if number == version.ref.number)
+    checked = {"servable": version.servable, "findings": list(version.findings), "doubts": list(version.doubts)}
+    return row(version) | {"aliases": aliases} | checked

@@ -1,0 +1,73 @@
+"""Options that several verbs share, each written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+from pydantic import SecretStr
+
+from loradock.registry import refs
+from loradock.registry.settings import Settings
+
+
+def base_option(*, required: bool) -> Callable[[Any], Any]:
+    """The option that names a base model."""
+    text = "The base model: a directory, ORG/NAME on the Hub, or pypi:NAME==VERSION."
+    return click.option("--base", required=required, help=text)
+
+
+alias_option = click.option(
+    "--to", "alias", default=refs.PRODUCTION, show_default=True, metavar="ALIAS", help="The alias to move."
+)
+
+
+class _Secret(click.ParamType[SecretStr]):
+    """A text that no repr shows."""
+
+    name = "key"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> SecretStr:
+        """Cover it."""
+        return value if isinstance(value, SecretStr) else SecretStr(value)
+
+
+def key_option(text: str) -> Callable[[Any], Any]:
+    """`--api-key`; by default what the settings say, who may have it from a file."""
+    return click.option(
+        "--api-key",
+        type=_Secret(),
+        envvar="VLLM_API_KEY",
+        default=lambda: Settings().api_key,
+        show_default=False,
+        show_envvar=True,
+        help=text,
+    )
+
+
+reason_option = click.option("--reason", default="", help="Why; kept in the history.")
+
+
+no_samples_option = click.option("--no-samples", is_flag=True, help="Keep no text of a row, and no answer, in MLflow.")
+
+trained_on_option = click.option("--base", help="Where the base is, when the version was trained on a directory.")
+
+
+data_option = click.option(
+    "--data", help="Held-out rows, to tell the loss on: a file, a directory, or ORG/NAME on the Hub."
+)
+
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(1), metavar="ROWS", help="Use so many rows, from the first on."
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
+"""The option of every verb that gives data."""
+
+reference_option = click.option(
+    "--no-reference",
+    is_flag=True,
+    help="Do not load the base to record what PEFT says; no replica serves the version before `loradock record` does.",
+)

@@ -1,0 +1,97 @@
+"""The `promote` verb: parse, call, print."""
+
+from __future__ import annotations
+
+import click
+
+from loradock.cli.completion import complete_ref
+from loradock.cli.moves import report
+from loradock.cli.options import alias_option, json_option, reason_option
+from loradock.cli.output import emit
+from loradock.registry import card, gates, promotion, refs, replicas, traffic
+from loradock.registry import room as rooms
+from loradock.registry.errors import BadInput, GateFailed, Refused
+from loradock.registry.output import say
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+
+
+@click.command()
+@click.argument("ref", shell_complete=complete_ref)
+@alias_option
+@click.option("--expect", type=int, metavar="NUMBER", help="Move only when the alias is at this version now.")
+@click.option(
+    "--weight",
+    metavar="SHARE",
+    help="Of the bare name's requests: those that a canary answers, or that a shadow gets a copy of, as 10% or 0.1.",
+)
+@reason_option
+@click.option("--force", is_flag=True, help="Promote what a check or the policy refuses; needs --reason.")
+@click.option("--dry-run", is_flag=True, help="Move nothing; print what the policy says of it, rule by rule.")
+@json_option
+def promote(
+    ref: str,
+    alias: str,
+    expect: int | None,
+    weight: str | None,
+    reason: str,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Move an alias to a version.
+
+    REF is NAME/NUMBER. The move is a compare-and-set: when somebody else moves the alias meanwhile, it exits with 4 and
+    says who. Where the adapter has a policy for the alias, a version that does not pass it exits with 3. So does one
+    whose rank is above the limit of every replica in LORADOCK_REPLICAS; one that some of them cannot hold, or that
+    crowds them, is warned of.
+
+    `--to canary --weight 10%` lets the version answer a tenth of the bare name's requests, the same users each time;
+    `--to shadow --weight 10%` gives it a copy of them, and answers nobody. The share ends when the alias moves on.
+    """
+    settings = Settings()
+    share = None if weight is None else traffic.parse_weight(weight)
+    if share is not None and alias not in traffic.ALIASES:
+        raise BadInput("--weight goes with --to canary or --to shadow")
+    store, version = Store(settings), refs.parse_version(ref)
+    unfit = _unfit(settings, store, version, refs.parse_alias(alias))
+    if dry_run:
+        verdicts = promotion.verdicts(store, version, refs.parse_alias(alias))
+        if unfit:
+            verdicts += (gates.Verdict(rule="room", passed=False, figure=unfit),)
+        emit([verdict.model_dump() for verdict in verdicts], as_json, columns=("rule", "passed", "figure", "evidence"))
+        if not all(verdict.passed for verdict in verdicts):
+            raise GateFailed(str(version), alias, ())
+        return
+    if unfit and not force:
+        raise Refused(
+            unfit,
+            hint="promote it with --force --reason, then restart them: they go by what is promoted at their start",
+        )
+    move = promotion.promote(
+        store,
+        version,
+        refs.parse_alias(alias),
+        actor=settings.actor,
+        reason=reason,
+        expect=expect,
+        force=force,
+    )
+    if move is None:
+        say(f"{version.name}@{alias} is at version {version.number} already")
+    given = share is not None and traffic.set_share(store, version, alias, share, actor=settings.actor, reason=reason)
+    card.refresh(store, version.name)
+    for problem in replicas.nudge(settings):
+        say(f"warning: {problem}")
+    report(move, version.name, as_json, given or None)
+
+
+def _unfit(settings: Settings, store: Store, ref: refs.VersionRef, alias: str) -> str:
+    """Why no replica could serve a version, after warnings of what it would lead to on some; empty where one could."""
+    if not settings.replica_urls:
+        return ""
+    found, problems = replicas.rooms(settings)
+    fit = rooms.fit(store.version(ref), alias, found)
+    for warning in (*problems, *fit.warnings):
+        say(f"warning: {warning}")
+    return fit.refusal

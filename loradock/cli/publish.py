@@ -1,0 +1,45 @@
+"""The verb that publishes a version: parse, call, print."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+
+from loradock.cli.completion import complete_ref
+from loradock.cli.options import json_option
+from loradock.cli.output import emit
+from loradock.registry import promotion, publish, refs
+from loradock.registry.output import say
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+
+
+@click.command("publish")
+@click.argument("ref", shell_complete=complete_ref)
+@click.option("--repo", required=True, metavar="ORG/NAME", help="The model repository; made when there is none.")
+@click.option("--public", is_flag=True, help="Let everybody see it; without, a new repository is private.")
+@click.option("--merged", is_flag=True, help="Publish the newest model that `loradock merge REF` made.")
+@click.option("--license", "licence", default="", metavar="ID", help="Its id on the Hub.  [default: the base's own]")
+@click.option(
+    "--base-model", default="", metavar="ORG/NAME", help="The base's name on the Hub, where it was loaded from a copy."
+)
+@click.option("--insist", is_flag=True, help="Write into a repository whose newest commit is somebody else's.")
+@json_option
+def publish_(
+    ref: str, repo: str, public: bool, merged: bool, licence: str, base_model: str, insist: bool, as_json: bool
+) -> None:
+    """Publish a version to the Hugging Face Hub.
+
+    Its bytes are hashed again, and go there as they are, with a model card, in one commit. What is there already is
+    not committed again. It takes a token that may write, in HF_TOKEN or from `hf auth login`.
+    """
+    store = Store(Settings())
+    version = promotion.resolve(store, refs.parse_ref(ref))
+    if merged:
+        version = publish.merged_from(store, version)
+    wish = publish.Wish(repo, public, licence, base_model, insist)
+    done = publish.publish(store, version, wish, now=datetime.now(UTC))
+    if not done.new:
+        say(f"{done.repo} holds {done.version} already: nothing was committed")
+    emit(done.model_dump(mode="json"), as_json)

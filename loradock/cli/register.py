@@ -1,0 +1,31 @@
+"""The `register` verb: parse, call, print."""
+
+from __future__ import annotations
+
+import click
+
+from loradock.cli.options import json_option, reference_option
+from loradock.cli.versions import report
+from loradock.registry import recording, refs, versions
+from loradock.registry.output import say
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+
+
+@click.command()
+@click.argument("run_id")
+@click.option("--name", required=True, help="The adapter to add a version to; made when there is none.")
+@reference_option
+@json_option
+def register(run_id: str, name: str, no_reference: bool, as_json: bool) -> None:
+    """Make an immutable version of a run's adapter.
+
+    RUN_ID is an MLflow run that `loradock train` finished. Its bytes are hashed again first; the same bytes
+    registered twice are one version. Then what PEFT says with it is recorded, for replicas to hold theirs against.
+    """
+    store, name = Store(Settings()), refs.parse_name(name)
+    own = versions.own_shapes(store.adapter_of(run_id)[1].base, store.settings)
+    version = versions.register(store, run_id, name, base=own)
+    if not no_reference:
+        recording.attempt(store, version, say)
+    report(store, version, as_json)

@@ -1,0 +1,30 @@
+"""The `rollback` verb: parse, call, print."""
+
+from __future__ import annotations
+
+import click
+
+from loradock.cli.completion import complete_name
+from loradock.cli.moves import report
+from loradock.cli.options import json_option, reason_option
+from loradock.registry import card, promotion, refs, replicas
+from loradock.registry.output import say
+from loradock.registry.settings import Settings
+from loradock.registry.store import Store
+
+
+@click.command()
+@click.argument("name", shell_complete=complete_name)
+@click.option("--alias", default=refs.PRODUCTION, show_default=True, help="The alias to move back.")
+@click.option("--to", type=int, metavar="NUMBER", help="An earlier version of this alias.  [default: the one before]")
+@reason_option
+@json_option
+def rollback(name: str, alias: str, to: int | None, reason: str, as_json: bool) -> None:
+    """Move an alias back to where it stood before."""
+    settings = Settings()
+    store, name = Store(settings), refs.parse_name(name)
+    move = promotion.rollback(store, name, refs.parse_alias(alias), actor=settings.actor, reason=reason, to=to)
+    card.refresh(store, name)
+    for problem in replicas.nudge(settings):
+        say(f"warning: {problem}")
+    report(move, name, as_json)

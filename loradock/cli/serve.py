@@ -1,0 +1,51 @@
+"""The `serve` verb: parse, call, print."""
+
+from __future__ import annotations
+
+import click
+
+from loradock.cli.options import base_option
+from loradock.registry.settings import Settings
+
+
+@click.command()
+@base_option(required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="The port to listen on.")
+@click.option(
+    "--max-loras",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="Adapters in one batch, old and new version of a move counted.  [default: by what is promoted, 4 to 16]",
+)
+@click.option(
+    "--adapter-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="Memory for adapters, those in batches and those kept loaded.  [default: an eighth of the machine's]",
+)
+@click.option(
+    "--open",
+    "open_",
+    is_flag=True,
+    help="Serve other machines without any key: whoever reaches --host may call every model.",
+)
+@click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
+def serve(
+    base: str,
+    host: str,
+    port: int,
+    max_loras: int | None,
+    adapter_memory: float | None,
+    open_: bool,
+    vllm_args: tuple[str, ...],
+) -> None:
+    """Serve the promoted adapters on vLLM's OpenAI endpoint, and follow every move of an alias.
+
+    VLLM_ARGS, after a `--`, are handed to vLLM as they are. Each adapter answers under its own name, the base under
+    the last part of its own. Nothing needs a restart: promote, and the next request gets the new version.
+    With a --host that other machines reach, it starts with keys only (`loradock keys`), or with --open.
+    """
+    from loradock.serving.launch import ServeOptions, serve
+
+    serve(ServeOptions(base, host, port, max_loras, vllm_args, adapter_memory, open_), Settings())
