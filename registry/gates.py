@@ -197,7 +197,7 @@ def _parity(limit: float, usable: list[Evidence]) -> Verdict:
 def _stood(alias: str, hours: float, case: Case) -> Verdict:
     rule, move = f"min_hours.{alias}", case.heads.get(alias)
     if move is None or move.to_version != case.version.ref.number:
-        return Verdict(rule=rule, passed=False, figure=f"it does not stand there; promote it --to {alias} first")
+        return Verdict(rule=rule, passed=False, figure=f"it does not stand there; promote it --alias {alias} first")
     stood = (case.now - move.at) / timedelta(hours=1)
     return Verdict(rule=rule, passed=stood >= hours, figure=f"has stood there for {stood:.1f} h, asked for {hours:g}")
 

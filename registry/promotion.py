@@ -40,7 +40,7 @@ def resolve(store: Store, ref: VersionRef | AliasRef) -> Version:
     if stood is None:
         raise NotFound(
             f"{ref.name!r} has no alias {ref.alias!r}",
-            hint=f"promote a version first: loradock promote {ref.name}/1 --to {ref.alias}",
+            hint=f"promote a version first: loradock promote {ref.name}/1 --alias {ref.alias}",
         )
     raise NotFound(
         f"{ref} stood at version {stood}, and was taken from it in MLflow, or the version was deleted there",

@@ -18,9 +18,7 @@ def base_option(*, required: bool) -> Callable[[Any], Any]:
     return click.option("--base", required=required, help=text)
 
 
-alias_option = click.option(
-    "--to", "alias", default=refs.PRODUCTION, show_default=True, metavar="ALIAS", help="The alias to move."
-)
+alias_option = click.option("--alias", default=refs.PRODUCTION, show_default=True, help="The alias to move.")
 
 
 class _Secret(click.ParamType[SecretStr]):

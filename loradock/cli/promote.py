@@ -46,13 +46,13 @@ def promote(
     whose rank is above the limit of every replica in LORADOCK_REPLICAS; one that some of them cannot hold, or that
     crowds them, is warned of.
 
-    `--to canary --weight 10%` lets the version answer a tenth of the bare name's requests, the same users each time;
-    `--to shadow --weight 10%` gives it a copy of them, and answers nobody. The share ends when the alias moves on.
+    `--alias canary --weight 10%` lets the version answer a tenth of the bare name's requests, the same users each time;
+    `--alias shadow --weight 10%` gives it a copy of them, and answers nobody. The share ends when the alias moves on.
     """
     settings = Settings()
     share = None if weight is None else traffic.parse_weight(weight)
     if share is not None and alias not in traffic.ALIASES:
-        raise BadInput("--weight goes with --to canary or --to shadow")
+        raise BadInput("--weight goes with --alias canary or --alias shadow")
     store, version = Store(settings), refs.parse_version(ref)
     unfit = _unfit(settings, store, version, refs.parse_alias(alias))
     if dry_run:

@@ -6,7 +6,7 @@ import click
 
 from loradock.cli.completion import complete_name
 from loradock.cli.moves import report
-from loradock.cli.options import json_option, reason_option
+from loradock.cli.options import alias_option, json_option, reason_option
 from loradock.registry import card, promotion, refs, replicas
 from loradock.registry.output import say
 from loradock.registry.settings import Settings
@@ -15,7 +15,7 @@ from loradock.registry.store import Store
 
 @click.command()
 @click.argument("name", shell_complete=complete_name)
-@click.option("--alias", default=refs.PRODUCTION, show_default=True, help="The alias to move back.")
+@alias_option
 @click.option("--to", type=int, metavar="NUMBER", help="An earlier version of this alias.  [default: the one before]")
 @reason_option
 @json_option

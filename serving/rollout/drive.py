@@ -208,7 +208,7 @@ class Rollout:
             except Unreachable as error:
                 self._away(error)
                 if self._clock() > deadline:
-                    error.hint = f"its share stays: loradock promote {self._task.ref} --to canary --weight 0"
+                    error.hint = f"its share stays: loradock promote {self._task.ref} --alias canary --weight 0"
                     raise
                 time.sleep(self._task.every)
             else:

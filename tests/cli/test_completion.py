@@ -65,7 +65,7 @@ def test_verbs_come_from_the_table_and_import_nothing() -> None:
 
 
 def test_options_and_refs(bots: Store) -> None:
-    assert {"--to", "--reason"} <= set(completed("promote", "--"))
+    assert {"--alias", "--reason"} <= set(completed("promote", "--"))
     assert completed("show", "") == ["bot", "cat", "cat@production"]
     assert completed("show", "bo") == ["bot", "bot/2", "bot/1"]
     assert completed("diff", "cat", "bot/") == ["bot/2", "bot/1"]

@@ -106,7 +106,7 @@ def test_what_is_no_version_number_is_refused(number: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", [("promote", "Support Bot/1"), ("show", "a@latest"), ("promote", "a/1", "--to", "v1")]
+    "words", [("promote", "Support Bot/1"), ("show", "a@latest"), ("promote", "a/1", "--alias", "v1")]
 )
 def test_an_illegal_name_ends_the_command_before_it_looks_for_a_store(words: tuple[str, ...], home: Path) -> None:
     is_clear(loradock(*words, MLFLOW_TRACKING_URI="http://127.0.0.1:9"), 2, "is not a")

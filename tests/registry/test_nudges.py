@@ -46,25 +46,25 @@ def two(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_canary_with_a_weight_is_one_command() -> None:
-    done = loradock("promote", "support-bot/2", "--to", "canary", "--weight", "10%", "--reason", "try", "--json")
+    done = loradock("promote", "support-bot/2", "--alias", "canary", "--weight", "10%", "--reason", "try", "--json")
     assert done.exit_code == 0, done.err
     assert json.loads(done.out).items() >= {"alias": "support-bot@canary", "to": "support-bot/2", "weight": 0.1}.items()
-    again = loradock("promote", "support-bot/2", "--to", "canary", "--weight", "25%", "--json")
+    again = loradock("promote", "support-bot/2", "--alias", "canary", "--weight", "25%", "--json")
     assert json.loads(again.out)["weight"] == 0.25
     said = loradock("history", "support-bot").out
     assert "weight canary" in said
     assert "25% of requests" in said
 
 
-@pytest.mark.parametrize("words", [("--weight", "10%"), ("--to", "staging", "--weight", "10%")])
+@pytest.mark.parametrize("words", [("--weight", "10%"), ("--alias", "staging", "--weight", "10%")])
 def test_only_a_canary_and_a_shadow_have_a_weight(words: tuple[str, ...]) -> None:
     done = loradock("promote", "support-bot/2", *words)
     assert done.exit_code == 2
-    assert "--to canary or --to shadow" in done.err
+    assert "--alias canary or --alias shadow" in done.err
 
 
 def test_a_weight_that_is_none_moves_nothing(store: Store) -> None:
-    done = loradock("promote", "support-bot/2", "--to", "canary", "--weight", "150%")
+    done = loradock("promote", "support-bot/2", "--alias", "canary", "--weight", "150%")
     assert done.exit_code == 2
     assert not store.family("support-bot").aliases
 

@@ -66,7 +66,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(promote, [f"{NAME}/1", "--to", "production", *arguments])
+    return CliRunner().invoke(promote, [f"{NAME}/1", "--alias", "production", *arguments])
 
 
 @pytest.fixture
