@@ -41,7 +41,7 @@ def fetch_status(url: str, api_key: SecretStr, *, seconds: float = _TIMEOUT) -> 
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise Unreachable(
-            f"no replica answers at {url}: {reason}", hint="start one with `loradock serve`, or give its --url"
+            f"no replica answers at {url}: {reason}", hint="start one with `loradock serve`, or give its --replica"
         ) from error
     except ValueError as error:
         raise NotFound(f"{url} answers, but not as a loradock replica") from error

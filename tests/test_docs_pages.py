@@ -112,8 +112,8 @@ def canary(reader: Reader) -> Words:
     reader.promote(2)
     usual = {"error": 0.01, "unstopped": 0.02, "long": 0.01}
     asked = reader.stack.enter_context(replica(reader.store.settings, {2: usual, 3: usual}, requests=1000))
-    two = "--url http://replica-1:8000 --url http://replica-2:8000"
-    return {two: f"--url {asked.url} --every 0.01s --for 0s"}
+    two = "--replica http://replica-1:8000 --replica http://replica-2:8000"
+    return {two: f"--replica {asked.url} --every 0.01s --for 0s"}
 
 
 def generate(reader: Reader) -> Words:
@@ -146,7 +146,7 @@ def tutorial(reader: Reader) -> Words:
     reader.promote(1)
     port = reader.stack.enter_context(up(reader))
     url = f"http://127.0.0.1:{port}"
-    return {"http://127.0.0.1:8000": url, "loradock status": f"loradock status --url {url}"}
+    return {"http://127.0.0.1:8000": url, "loradock status": f"loradock status --replica {url}"}
 
 
 @contextmanager

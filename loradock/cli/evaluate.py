@@ -38,8 +38,8 @@ _SUBJECTS: tuple[Subject, ...] = ("candidate", "incumbent", "base")
 )
 @click.option("--against", metavar="ALIAS", help="The incumbent: the version under this alias.  [default: production]")
 @trained_on_option
-@click.option("--endpoint", metavar="URL", help="Ask this running `loradock serve` instead of loading the model here.")
-@key_option("The endpoint's key, if it has one.")
+@click.option("--replica", metavar="URL", help="Ask this serving replica instead of loading the model here.")
+@key_option("The replica's key, if it has one.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Tokens of the longest answer."
 )
@@ -52,7 +52,7 @@ def evaluate(
     names: tuple[str, ...],
     against: str | None,
     base: str | None,
-    endpoint: str | None,
+    replica: str | None,
     api_key: SecretStr,
     max_new_tokens: int,
     limit: int | None,
@@ -68,7 +68,7 @@ def evaluate(
     version = refs.parse_ref(ref)
     alias = refs.parse_alias(against) if against else None
     quieten()
-    task = Task(version, data, wanted, alias, base, endpoint, api_key, max_new_tokens, limit, not no_samples)
+    task = Task(version, data, wanted, alias, base, replica, api_key, max_new_tokens, limit, not no_samples)
     case = prepare(task, Settings(), say)
     from loradock.trainer.evaluation import run
 

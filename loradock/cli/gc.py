@@ -10,7 +10,7 @@ import click
 from pydantic import SecretStr
 
 from loradock.cli.completion import complete_name
-from loradock.cli.options import json_option, key_option, reason_option
+from loradock.cli.options import json_option, key_option, reason_option, replicas_option
 from loradock.cli.output import emit
 from loradock.registry import gc as cleanup
 from loradock.registry import refs, replicas
@@ -48,13 +48,7 @@ _DAYS = click.FloatRange(min=0)
     metavar="DAYS",
     help="What is younger stays, and what an alias left within that time.",
 )
-@click.option(
-    "--replica",
-    "urls",
-    multiple=True,
-    metavar="URL",
-    help="A serving replica; what it holds stays. Give each.  [default: LORADOCK_REPLICAS]",
-)
+@replicas_option("A serving replica; the versions that it holds stay. Give each.  [default: LORADOCK_REPLICAS]")
 @key_option("The replicas' key, if they have one.")
 @reason_option
 @click.option("--yes", is_flag=True, help="Delete; without it, nothing is.")

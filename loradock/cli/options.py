@@ -44,6 +44,11 @@ def key_option(text: str) -> Callable[[Any], Any]:
     )
 
 
+def replicas_option(text: str) -> Callable[[Any], Any]:
+    """`--replica`, once for each that is asked."""
+    return click.option("--replica", "urls", multiple=True, metavar="URL", help=text)
+
+
 reason_option = click.option("--reason", default="", help="Why; kept in the history.")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from loradock.cli.options import json_option, key_option
+from loradock.cli.options import json_option, key_option, replicas_option
 from loradock.cli.output import emit
 from loradock.registry import refs
 from loradock.registry.errors import BadInput, Refused
@@ -77,9 +77,7 @@ def _time(name: str, *more: str, default: str, text: str) -> Callable[[F], F]:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Prompts as JSONL, which both versions are asked.",
 )
-@click.option(
-    "--url", "urls", multiple=True, help="Where a replica listens.  [default: LORADOCK_REPLICAS, else port 8000 here]"
-)
+@replicas_option("A serving replica; give each.  [default: LORADOCK_REPLICAS, else port 8000 here]")
 @key_option("The replicas' admin key, if they have one.")
 @_time("--every", default="2s", text="Time between two looks at the replicas.")
 @json_option

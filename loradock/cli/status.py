@@ -8,7 +8,7 @@ from typing import Final
 import click
 from pydantic import SecretStr
 
-from loradock.cli.options import json_option, key_option
+from loradock.cli.options import json_option, key_option, replicas_option
 from loradock.cli.output import emit
 from loradock.registry.errors import LoradockError, Unreachable
 from loradock.registry.replicas import fetch_status
@@ -19,12 +19,7 @@ _HERE: Final = "http://127.0.0.1:8000"
 
 
 @click.command()
-@click.option(
-    "--url",
-    "urls",
-    multiple=True,
-    help="Where a replica listens; give each.  [default: LORADOCK_REPLICAS, else port 8000 here]",
-)
+@replicas_option("A serving replica; give each.  [default: LORADOCK_REPLICAS, else port 8000 here]")
 @key_option("The replicas' key, if they have one.")
 @json_option
 def status(urls: tuple[str, ...], api_key: SecretStr, as_json: bool) -> None:

@@ -44,7 +44,9 @@ def up(base: str | None, port: int, ui_port: int, no_serve: bool, vllm_args: tup
             return
         console.print(f"[bold]{part.name}[/] answers at {part.url}/v1")
         if waiting := stack.waiting_for(part):
-            console.print(f"not yet with what is promoted of {', '.join(waiting)}: loradock status --url {part.url}")
+            console.print(
+                f"not yet with what is promoted of {', '.join(waiting)}: loradock status --replica {part.url}"
+            )
         console.print(_next(part.url, settings), markup=False)
 
     with console.status("starting") if console.is_terminal else nullcontext():
@@ -55,7 +57,7 @@ def up(base: str | None, port: int, ui_port: int, no_serve: bool, vllm_args: tup
 def _next(url: str, settings: Settings) -> str:
     key = ' -H "Authorization: Bearer $VLLM_API_KEY"' if settings.api_key.get_secret_value() else ""
     return f"""next, in another terminal:
-  loradock status --url {url}
+  loradock status --replica {url}
   loradock train RECIPE; loradock register RUN --name NAME; loradock promote NAME/1
   curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\
     -d '{{"model": "NAME", "messages": [{{"role": "user", "content": "Hello"}}]}}'

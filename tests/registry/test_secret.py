@@ -99,10 +99,10 @@ def loradock(*words: str, **environment: str) -> str:
 
 
 def test_a_command_takes_its_key_from_the_file(home: Path, tmp_path: Path) -> None:
-    missing = loradock("status", "--url", "http://127.0.0.1:9", VLLM_API_KEY_FILE=str(tmp_path / "none"))
+    missing = loradock("status", "--replica", "http://127.0.0.1:9", VLLM_API_KEY_FILE=str(tmp_path / "none"))
     assert "the file that VLLM_API_KEY_FILE names cannot be read" in missing
     (tmp_path / "key").write_text(MARK)
-    asked = loradock("--debug", "status", "--url", "http://127.0.0.1:9", VLLM_API_KEY_FILE=str(tmp_path / "key"))
+    asked = loradock("--debug", "status", "--replica", "http://127.0.0.1:9", VLLM_API_KEY_FILE=str(tmp_path / "key"))
     assert "no replica answers" in asked
     assert MARK not in asked
 

@@ -46,20 +46,20 @@ def test_every_option_has_help(command: click.Command) -> None:
 
 
 def test_status_prints_what_the_replica_says(replica: Any) -> None:
-    done = CliRunner().invoke(status, ["--url", replica.url, "--json"], catch_exceptions=False)
+    done = CliRunner().invoke(status, ["--replica", replica.url, "--json"], catch_exceptions=False)
     assert json.loads(done.stdout) == STATUS
     assert replica.asked == [("/loradock/status", None)]
 
 
 def test_status_is_readable(replica: Any) -> None:
-    text = CliRunner().invoke(status, ["--url", replica.url + "/"], catch_exceptions=False).stdout
+    text = CliRunner().invoke(status, ["--replica", replica.url + "/"], catch_exceptions=False).stdout
     for part in ("smol", "bot/1", "cat/1", "no effect", "another base", "out of reach", "3 in flight"):
         assert part in text
 
 
 def test_status_gives_the_key(replica: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "secret")
-    CliRunner().invoke(status, ["--url", replica.url], catch_exceptions=False)
+    CliRunner().invoke(status, ["--replica", replica.url], catch_exceptions=False)
     assert replica.asked == [("/loradock/status", "Bearer secret")]
 
 
@@ -92,6 +92,6 @@ def test_only_http_is_asked(url: str) -> None:
 
 
 def test_the_exit_code_of_nobody_there_is_6() -> None:
-    done = warm.run([warm.LORADOCK, "status", "--url", "http://127.0.0.1:9"], kind="registry")
+    done = warm.run([warm.LORADOCK, "status", "--replica", "http://127.0.0.1:9"], kind="registry")
     assert done.returncode == 6
     assert "no replica answers" in done.stderr

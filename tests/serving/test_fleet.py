@@ -149,8 +149,8 @@ def test_what_else_makes_a_difference(change: Callable[[dict[str, Any]], Any]) -
 def test_one_url_gives_that_status_and_several_a_list(start: Start) -> None:
     good, bad = status(TWO, CAT), behind()
     one, two = start(good), start(bad)
-    assert json.loads(run("--url", one, "--json").stdout) == good
-    done = run("--url", one, "--url", two, "--url", NOBODY, "--json")
+    assert json.loads(run("--replica", one, "--json").stdout) == good
+    done = run("--replica", one, "--replica", two, "--replica", NOBODY, "--json")
     assert done.exit_code == 0
     rows = json.loads(done.stdout)
     assert [row["url"] for row in rows] == [one, two, NOBODY]
@@ -162,13 +162,13 @@ def test_one_url_gives_that_status_and_several_a_list(start: Start) -> None:
 
 def test_the_page_of_several_shows_each_with_what_a_person_asks_for(start: Start) -> None:
     urls = (start(status(TWO, CAT)), start(behind()), NOBODY)
-    text = run(*(word for url in urls for word in ("--url", url))).stdout
+    text = run(*(word for url in urls for word in ("--replica", url))).stdout
     for part in (*urls, "no replica answers", "of 32", "read 0 s ago", "held back", "differs", "bot/1", "bot/2"):
         assert part in text
 
 
 def test_the_page_of_one_shows_what_waits_and_how_much_is_held(start: Start) -> None:
-    text = run("--url", start(behind())).stdout
+    text = run("--replica", start(behind())).stdout
     for part in ("bot (waiting)", "bot/1 answers it", "2 of 32", "tried again in"):
         assert part in text
 
@@ -180,7 +180,7 @@ def test_the_replicas_of_the_environment_are_asked(start: Start, monkeypatch: py
 
 
 def test_where_none_answers_that_is_an_error() -> None:
-    done = run("--url", NOBODY, "--url", "http://127.0.0.1:10")
+    done = run("--replica", NOBODY, "--replica", "http://127.0.0.1:10")
     assert isinstance(done.exception, Unreachable)
     assert done.exception.exit_code == 6
     assert done.stdout == ""

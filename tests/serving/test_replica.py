@@ -324,7 +324,7 @@ def test_the_registry_goes_and_comes_back_while_requests_are_answered(server: Se
 
 
 def test_the_command_line_shows_the_replica(server: Server) -> None:
-    words = ["status", "--url", server.url, "--json"]
+    words = ["status", "--replica", server.url, "--json"]
     done = warm.run([warm.LORADOCK, *words], kind="registry", env=os.environ | {"VLLM_API_KEY": KEY})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["adapters"]["first"]["version"] == str(VersionRef("first", 1))

@@ -137,7 +137,7 @@ def test_both_come_up_with_nothing_promoted_and_go_on_a_signal(home: Path, base:
         until(lambda: f"is at http://127.0.0.1:{ui_port}" in log.read_text(), 60, log)
         assert httpx.get(f"http://127.0.0.1:{ui_port}", timeout=60).status_code == 200
         assert httpx.get(f"http://127.0.0.1:{port}/loradock/ready", timeout=60).json()["ready"] is True
-        assert f"loradock status --url http://127.0.0.1:{port}" in log.read_text()
+        assert f"loradock status --replica http://127.0.0.1:{port}" in log.read_text()
         everyone = family(process)
         assert len(everyone) > 3
         process.send_signal(signal.SIGTERM)

@@ -216,5 +216,5 @@ def _memory_told() -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise LoradockError(
-            "memory ran out", hint="evaluate on a machine with more, or through a running endpoint: --endpoint URL"
+            "memory ran out", hint="evaluate on a machine with more, or through a running endpoint: --replica URL"
         ) from error

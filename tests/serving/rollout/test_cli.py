@@ -41,7 +41,7 @@ def versions(store: Store, tmp_path: Path) -> Store:
 
 
 def roll(*urls: str, options: tuple[str, ...] = (), to: int = 2) -> Result:
-    where = [part for url in urls for part in ("--url", url)]
+    where = [part for url in urls for part in ("--replica", url)]
     return CliRunner().invoke(rollout, [str(ref(to)), *where, *QUICK, "--json", *options])
 
 
@@ -270,7 +270,7 @@ def test_one_that_was_killed_goes_on_where_it_stood_and_tests_anew(
     with replica(settings, {}) as running:
         code = "from loradock.cli.rollout import rollout; rollout()"
         options = (*QUICK, "--min-requests", "100000")
-        command = [sys.executable, "-c", code, str(ref(2)), "--url", running.url, "--steps", "25%,50%", *options]
+        command = [sys.executable, "-c", code, str(ref(2)), "--replica", running.url, "--steps", "25%,50%", *options]
         with (
             (tmp_path / "log").open("wb") as log,
             warm.Popen(command, kind="registry", stdout=log, stderr=log) as process,

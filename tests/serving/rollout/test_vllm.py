@@ -84,7 +84,7 @@ def asked(server: Server, name: str) -> Iterator[Traffic]:
 
 def roll(server: Server, version: Version) -> Any:
     margins = [part for each in ("unstopped", "slow", "long") for part in ("--margin", f"{each}=35%")]
-    given = ["--url", server.url, "--steps", "25%,50%", "--min-requests", "8", "--for", "0s", "--within", "5m"]
+    given = ["--replica", server.url, "--steps", "25%,50%", "--min-requests", "8", "--for", "0s", "--within", "5m"]
     given += ["--every", "0.5s", "--baseline", "40", "--alpha", "0.05", "--margin", "error=10%", *margins, "--json"]
     return CliRunner().invoke(rollout, [str(version.ref), *given])
 

@@ -91,7 +91,7 @@ class Shallow(Server):
 
 def told(urls: Sequence[str]) -> Sequence[Any]:
     """What `loradock status` says of replicas, a row each."""
-    words = [word for url in urls for word in ("--url", url)]
+    words = [word for url in urls for word in ("--replica", url)]
     done = warm.run(
         [warm.LORADOCK, "status", *words, "--json"], kind="registry", env=os.environ | {"VLLM_API_KEY": KEY}
     )

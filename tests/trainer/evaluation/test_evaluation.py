@@ -400,8 +400,8 @@ def test_the_command_prints_what_it_found(trained_store: TrainedStore, monkeypat
         (["--metric", "mine.py:f"], 5, r"there is no file mine\.py"),
         (["--data", "no.jsonl"], 5, "there is no file or directory"),
         (["--data", "{empty}"], 2, r"empty\.jsonl cannot be used"),
-        (["--endpoint", "http://127.0.0.1:9"], 6, r"no endpoint answers at http://127\.0\.0\.1:9"),
-        (["--endpoint", "127.0.0.1:9"], 2, "is not a URL"),
+        (["--replica", "http://127.0.0.1:9"], 6, r"no endpoint answers at http://127\.0\.0\.1:9"),
+        (["--replica", "127.0.0.1:9"], 2, "is not a URL"),
     ],
 )
 def test_what_cannot_be_meant_is_told(
