@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
-from loradock.registry import heads
+from loradock.registry import heads, signing
 from loradock.registry.errors import BadInput, Conflict
 from loradock.registry.history import History, link, read
 from loradock.registry.records import Acceptance, Move, PolicyChange, Removal, Traffic
@@ -46,6 +46,8 @@ def write(
     if len(reason) > _MAX_REASON:
         raise BadInput(f"a reason has at most {_MAX_REASON} characters; this one has {len(reason)}")
     nonce = secrets.token_hex(8)
+    path = store.settings.signing_key_file
+    key = signing.load(path) if path else None
     while True:
         entry = make(
             {
@@ -58,7 +60,10 @@ def write(
                 "prev": link(past.last),
             }
         )
+        if key:
+            entry = signing.sign(entry, past.family.name, key)
         text = entry.canonical()
+        signing.require(past.family.name, signing.rules(past.policy), entry, text)
         if len(text) > _MAX_ENTRY:
             raise BadInput(f"an entry of a history has at most {_MAX_ENTRY} characters; this one has {len(text)}")
         if store.append(past.family, past.ledger, entry.seq, text, carry=past.carry):

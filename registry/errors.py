@@ -126,6 +126,18 @@ class HistoryDamaged(Refused):
         self.name, self.number, self.fault = name, number, fault
 
 
+class Unsigned(Refused):
+    """An entry of a family's history lacks the signature that the policy before it demands, or has a false one."""
+
+    def __init__(self, name: str, number: int, fault: str) -> None:
+        super().__init__(
+            f"the history of {name}: entry {number} {fault}",
+            hint="LORADOCK_SIGNING_KEY_FILE names the private key that you sign with; an entry that stands in the"
+            " history like this was written past loradock: see `loradock history` and docs/explanation/trust.md",
+        )
+        self.name, self.number, self.fault = name, number, fault
+
+
 class NotServable(Refused):
     """The adapter's own files rule it out; `reasons` lists why."""
 

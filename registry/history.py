@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+from loradock.registry import signing
 from loradock.registry.errors import HistoryDamaged
 from loradock.registry.records import Acceptance, Entry, Move, PolicyChange, Removal, Traffic, parse_entry
 from loradock.registry.store import Family, Ledger, Store
@@ -155,7 +156,7 @@ class History:
 
 
 def read(store: Store, name: str, *, whole: bool = True, alias: str = "") -> History:
-    """A family's history; raises NotFound, or HistoryDamaged when an entry was edited or is missing.
+    """A family's history; raises NotFound, HistoryDamaged when an entry was edited or is missing, or Unsigned.
 
     Without `whole` only its end is read, in a time that does not grow: the last entries, and the older ones that still
     matter. With `alias`, no other is held against MLflow. Entries and aliases are two calls. When they disagree,
@@ -224,7 +225,9 @@ def _chain(name: str, ledger: Ledger, *, whole: bool) -> tuple[Entry, ...]:
             raise HistoryDamaged(name, number, "does not follow from the one before: one of them was edited")
         entries.append(entry)
         before = text
-    return (*(_parsed(name, seq, text) for seq, text in older.items()), *entries)
+    found = (*(_parsed(name, seq, text) for seq, text in older.items()), *entries)
+    signing.check(name, zip(found, (*older.values(), *ledger.entries.values()), strict=True))
+    return found
 
 
 def _parsed(name: str, number: int, text: str) -> Entry:

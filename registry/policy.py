@@ -6,14 +6,22 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import yaml
-from pydantic import Field, NonNegativeFloat, PositiveInt, RootModel, ValidationError, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, RootModel, ValidationError, model_validator
 
 from loradock.registry.errors import BadInput, faults_of, first_line
 from loradock.registry.evidence import PERPLEXITY
+from loradock.registry.public_key import parse as parse_key
 from loradock.registry.records import Record
 from loradock.registry.refs import parse_alias
 
+
+def _is_key(text: str) -> str:
+    parse_key(text)
+    return text
+
+
 Name = Annotated[str, Field(pattern=r"\S+")]
+PublicKey = Annotated[str, AfterValidator(_is_key)]
 
 
 class Bound(Record):
@@ -52,6 +60,8 @@ class Rules(Record):
     """Tags that reviewers must have set on the version in MLflow; `*` stands for any value."""
     min_hours: Mapping[Name, NonNegativeFloat] = {}
     """Aliases under which the version must stand now, and for how many hours it must have stood there."""
+    signed_by: Mapping[Name, PublicKey] = {}
+    """Who may move the alias, by name and public key: each of its entries in the history bears one's signature."""
 
     @model_validator(mode="after")
     def _is_compared_by_rows(self) -> Rules:
@@ -62,6 +72,19 @@ class Rules(Record):
 
 class Policy(RootModel[dict[str, Rules]]):
     """Rules by alias."""
+
+    @model_validator(mode="after")
+    def _one_key_a_name(self) -> Policy:
+        for rules in self.root.values():
+            for name, key in rules.signed_by.items():
+                if self.signers[name] != key:
+                    raise ValueError(f"{name} has two keys in signed_by: give each a name of its own")
+        return self
+
+    @property
+    def signers(self) -> Mapping[str, str]:
+        """The public keys of all who may sign for some alias, by name."""
+        return {name: key for rules in self.root.values() for name, key in rules.signed_by.items()}
 
     def of(self, alias: str) -> Rules | None:
         """An alias's rules; None where it has none."""

@@ -133,6 +133,15 @@ class Entry(Record):
     """Random; tells this writer's entry from another's that says the same."""
     prev: str
     """SHA-256 of the entry before, as it was written; empty for the first."""
+    key: str = ""
+    """The public key of its signer, as SSH writes it; empty for an entry that is not signed."""
+    signature: str = ""
+    """In base64, over the family's name and all of the entry but this field."""
+
+    def canonical(self) -> str:
+        """This entry as canonical JSON; one that is not signed has neither key nor signature there."""
+        unsigned = {name for name in ("key", "signature") if not getattr(self, name)}
+        return canonical_json(self.model_dump(mode="json", exclude=unsigned))
 
 
 class Move(Entry):

@@ -79,6 +79,8 @@ class Settings(FromEnvironment):
     """The experiment that training runs go to."""
     actor: str = Field(default_factory=getpass.getuser)
     """Who moves aliases, as history tells it; by default the login name."""
+    signing_key_file: Path | None = None
+    """Your private Ed25519 key, as ssh-keygen writes it, which signs what you write into histories; by default none."""
     keep: int = Field(default=10, ge=0)
     """How many of an adapter's newest versions, and of each alias's versions to roll back to, `gc` leaves."""
     replicas: str = Field(default="", repr=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from loradock.cli.completion import complete_name
 from loradock.cli.options import json_option, reason_option
 from loradock.cli.output import emit
 from loradock.cli.rows import moment
-from loradock.registry import card, entries, heads, promotion, refs
+from loradock.registry import card, entries, heads, promotion, refs, signing
 from loradock.registry import history as histories
 from loradock.registry.errors import BadInput, Drifted, HistoryCut
 from loradock.registry.output import say
@@ -68,11 +69,12 @@ def history(
     if as_json:
         emit([entry.model_dump(mode="json") | {"at": moment(entry.at)} for entry in past.entries], as_json)
         return
-    rows = [{**_told(entry), "at": moment(entry.at)} for entry in past.entries]
+    signers = signing.signers(past.entries)
+    rows = [{**_told(entry, signers), "at": moment(entry.at)} for entry in past.entries]
     emit(rows, as_json, columns=("seq", "at", "what", "from", "to", "actor", "reason", "notes"))
 
 
-def _told(entry: Entry) -> dict[str, Any]:
+def _told(entry: Entry, signers: Mapping[str, str]) -> dict[str, Any]:
     """An entry as a row that a person reads."""
     row: dict[str, Any] = {"seq": entry.seq, "actor": entry.actor, "reason": entry.reason}
     match entry:
@@ -89,4 +91,7 @@ def _told(entry: Entry) -> dict[str, Any]:
             row |= {"what": "accept", "notes": "; ".join(entry.lacks)}
         case Removal():
             row |= {"what": "delete", "from": ", ".join(map(str, entry.versions))}
+    if entry.key:
+        who = f"signed by {signing.signer(entry, signers) or 'a key that no policy names'}"
+        row["notes"] = "; ".join(filter(None, (row.get("notes"), who)))
     return row
