@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from loradock.registry import check
 from loradock.registry.check.effect import meant
+from loradock.registry.check.findings import some
 from loradock.registry.errors import NotServable
 from loradock.registry.records import Record
 
@@ -27,8 +28,6 @@ _NOT_COMPARABLE: Final = frozenset(
     }
 )
 """What the doctor finds where B·A alone does not say what an adapter adds to its base."""
-_BESIDES: Final = frozenset({"bias", "modules-to-save", "trainable-tokens", "tensors-unknown"})
-"""What it finds where an adapter changes something besides."""
 
 
 class Distance(Record):
@@ -52,7 +51,7 @@ class Weights(Record):
     why_not: str = ""
     """Why they cannot be compared; empty when they can."""
     besides: tuple[str, ...] = ()
-    """What they change besides, which is not compared."""
+    """What their files hold besides, and not alike, which is in no distance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +85,10 @@ def between(one: Path, other: Path, *, names: tuple[str, str] = ("the first", "t
     Only what plain LoRA adds is compared; what speaks against that is said instead. One layer is in memory at a time. A
     parameter with a matrix for each expert is one module, whose matrices are as if they were one long vector.
     """
-    besides = []
     for directory, name in zip((one, other), names, strict=True):
         for finding in check.examine(directory).findings:
             if finding.code in _NOT_COMPARABLE:
                 return Weights(why_not=f"{name}: {finding.text}")
-            if finding.code in _BESIDES:
-                besides.append(f"{name}: {finding.text}")
     try:
         adapters = [meant(directory, check.BaseShapes()) for directory in (one, other)]
     except NotServable as error:
@@ -106,7 +102,10 @@ def between(one: Path, other: Path, *, names: tuple[str, str] = ("the first", "t
         sums = sum((_sums(*each) for each in zip_longest(*factors)), _NOTHING)
         total += sums
         modules.append(sums.distance(module))
-    return Weights(total=total.distance("all modules"), modules=tuple(modules), besides=tuple(besides))
+    one_s, other_s = (adapter.others for adapter in adapters)
+    unlike = sorted(name for name in {*one_s, *other_s} if one_s.get(name) != other_s.get(name))
+    besides = (f"tensors that are no LoRA matrices, and differ: {some(unlike)}",) if unlike else ()
+    return Weights(total=total.distance("all modules"), modules=tuple(modules), besides=besides)
 
 
 Factors = tuple["NDArray[Any]", "NDArray[Any]"]

@@ -89,6 +89,20 @@ def test_what_is_no_plain_lora_is_not_compared(tmp_path: Path, config: dict[str,
     assert found.modules == ()
 
 
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.base_layer.weight", "model.norm.weight"])
+def test_what_two_files_hold_besides_is_told_where_it_differs(name: str, tmp_path: Path) -> None:
+    one, other, third = (write_adapter(tmp_path / each) for each in "abc")
+    for directory, value in ((one, 1.0), (other, 2.0)):
+        held = load_file(directory / WEIGHTS) | {f"base_model.model.{name}": np.full((4, 32), value, np.float32)}
+        save_file(held, directory / WEIGHTS)
+    for pair in ((one, other), (other, third)):
+        found = distance.between(*pair)
+        assert found.total is not None
+        assert found.total.distance == pytest.approx(0, abs=1e-12)
+        assert found.besides == (f"tensors that are no LoRA matrices, and differ: base_model.model.{name}",)
+    assert distance.between(one, one).besides == ()
+
+
 def test_shapes_that_cannot_be_held_against_each_other(tmp_path: Path) -> None:
     found = distance.between(write_adapter(tmp_path / "a", hidden=32), write_adapter(tmp_path / "b", hidden=64))
     assert "another shape" in found.why_not

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig
 
 from loradock.registry.base import LocalBase
-from loradock.registry.errors import LoradockError, first_line
+from loradock.registry.errors import LoradockError
 from loradock.registry.evidence import Subject
 from loradock.trainer import base, methods
 from loradock.trainer.evaluation.heldout import Item
 from loradock.trainer.evaluation.scorer import Step
 from loradock.trainer.generation import generate
 from loradock.trainer.recipe import Recipe
+from loradock.trainer.weights.layers import restore, worn
 
 _TOKENS: Final = 4096  # in a batch, padding included
 _ROWS: Final = 16
@@ -117,16 +117,14 @@ class Local:
         if self._wears != "base":
             self._take_off()
         if subject != "base":
-            try:
-                self._model = PeftModel.from_pretrained(self._bare, self._adapters[subject]).eval()
-            except (ValueError, TypeError, KeyError, RuntimeError, OSError, NotImplementedError) as error:
-                raise LoradockError(f"PEFT cannot load the {subject}: {first_line(error)}") from error
+            self._model = worn(self._bare, self._adapters[subject], subject)
         self._wears = subject
 
     def _take_off(self) -> None:
         """Go back to the bare base, loaded anew after a method that leaves something behind, as a PiSSA start does."""
         unload = getattr(self._model.base_model, "unload", None)  # the prompt methods have none, and change nothing
         self._bare = self._model = (unload() if unload else self._bare).eval()
+        restore(self._bare, self._local, self._adapters[self._wears])
         self._wears = "base"
         if not torch.equal(self._answer_of_base(), self._probe):
             del self._loaded, self._bare, self._model  # two might not fit

@@ -16,6 +16,7 @@ import torch
 from accelerate import init_empty_weights
 from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import nn
@@ -262,10 +263,11 @@ def filled(local: LocalBase, source: Source | None = None, adapter: Path | None 
     return model.eval()
 
 
-def worn(bare: Any, adapter: Path) -> Any:
+def worn(bare: Any, adapter: Path, what: str = "adapter") -> Any:
     """A model with an adapter on it; raises LoradockError where PEFT cannot load it, and Refused where it drops some.
 
     PEFT passes over tensors that the model has no place for, such as the head of a classifier on a language model.
+    `what` is the adapter's name in errors.
     """
     try:
         with warnings.catch_warnings():
@@ -273,11 +275,11 @@ def worn(bare: Any, adapter: Path) -> Any:
             model = PeftModel.from_pretrained(bare, adapter).eval()
             left = _left(model, adapter)
     except (*FAULTS, OSError) as error:
-        raise LoradockError(f"PEFT cannot load the adapter: {first_line(error)}") from error
+        raise LoradockError(f"PEFT cannot load the {what}: {first_line(error)}") from error
     if dropped := sorted(_dropped(adapter, left)):
         getattr(model.base_model, "unload", lambda: None)()  # the base may be worn by others
         raise Refused(
-            f"on this base PEFT leaves out {some(dropped)}, without which it is another adapter than was trained",
+            f"on this base PEFT leaves out {some(dropped)} of the {what}, without which it is another than was trained",
             hint="look at it: loradock check DIR --base BASE",
         )
     return model
@@ -287,11 +289,13 @@ def _left(model: Any, adapter: Path) -> Collection[str]:
     """The tensors that PEFT has no place for, as it says when it loads them once more.
 
     AdaLoRA's cannot be loaded twice: their modules are cut to the ranks that are left, which fits the whole ones only.
+    Of the prompt methods PEFT says that it has no place for any.
     """
-    if model.peft_config[_ADAPTER].peft_type != PeftType.ADALORA:
-        found: Collection[str] = model.load_adapter(adapter, _ADAPTER).unexpected_keys
-        return found
-    saved = model.peft_config[_ADAPTER].modules_to_save or ()
+    config = model.peft_config[_ADAPTER]
+    if config.peft_type != PeftType.ADALORA:
+        found = set[str](model.load_adapter(adapter, _ADAPTER).unexpected_keys)
+        return found - set(get_peft_model_state_dict(model)) if config.is_prompt_learning else found
+    saved = config.modules_to_save or ()
     with safe_open(adapter / artifact.WEIGHTS, framework="pt") as file:
         return [name for name in file.keys() if ".lora_" not in name and name.split(".")[-2] not in saved]  # noqa: SIM118
 

@@ -16,13 +16,15 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from loradock.cli.evaluate import evaluate as command
 from loradock.registry import promotion, versions
-from loradock.registry.base import identify
-from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotFound, WrongBase
+from loradock.registry.artifact import WEIGHTS
+from loradock.registry.base import LocalBase, identify
+from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotFound, Refused, WrongBase
 from loradock.registry.records import Facts, Version
 from loradock.registry.refs import parse_ref
 from loradock.registry.settings import Settings
@@ -32,15 +34,17 @@ from loradock.trainer import data, methods
 from loradock.trainer.evaluation import contestants, heldout, metrics, run
 from loradock.trainer.evaluation.local import Local
 from loradock.trainer.evaluation.task import Task, prepare
-from loradock.trainer.recipe import Data, Method
+from loradock.trainer.recipe import Data, Method, Recipe
 from loradock.trainer.rows import ChatExample, TextExample
 from loradock.trainer.run import Outcome
+from loradock.trainer.tokens import Tokens
 from tests.support import warm
 from tests.support.adapters import SMOL, log_adapter, make_version, write_adapter
 from tests.support.trainer.training import trained, write_rows, written
 
 NAME = "support-bot"
 METHOD = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+PLAIN = Recipe.model_validate({"name": "plain", "base": "base", "data": "rows.jsonl"})
 
 
 @dataclass(frozen=True)
@@ -322,9 +326,45 @@ def test_the_base_is_itself_again_after_every_kind_of_adapter(
     assert nats("incumbent") == alone
 
 
-def test_a_conversation_is_one_row_and_its_turns_count_by_their_tokens() -> None:
-    from loradock.trainer.tokens import Tokens
+@pytest.fixture
+def parted(shallow_dir: Path, tmp_path: Path) -> LocalBase:
+    """A base whose head is not its embeddings."""
+    directory = shutil.copytree(shallow_dir, tmp_path / "parted")
+    model = AutoModelForCausalLM.from_pretrained(shallow_dir)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(directory)
+    return LocalBase(directory, identify(directory, base_id="parted"))
 
+
+def test_the_base_has_its_own_embeddings_again_after_an_adapter_that_brought_others_along(
+    parted: LocalBase, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(parted.path)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "embed_tokens"])
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    path = tmp_path / "adapter" / WEIGHTS
+    held = load_file(path)
+    name = next(name for name in held if "base_layer" in name)
+    save_file(held | {name: held[name].index_fill(0, torch.arange(100, len(held[name])), 0.5)}, path)
+    scorer = Local(parted, PLAIN, {"candidate": tmp_path / "adapter"})
+    item = heldout.Item(0, TextExample("", "a"), Tokens(tuple(range(1000, 1010)), (0,) + (1,) * 9))
+    bare, candidate, again = (scorer.nats(of, [item], lambda _: None) for of in ("base", "candidate", "base"))  # type: ignore[arg-type]
+    assert candidate != pytest.approx(bare, abs=1e-3)
+    assert again == bare
+
+
+def test_an_adapter_that_peft_would_take_up_in_part_is_not_measured(parted: LocalBase, tmp_path: Path) -> None:
+    classifier = AutoModelForSequenceClassification.from_pretrained(parted.path)
+    get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "adapter"
+    )
+    scorer = Local(parted, PLAIN, {"candidate": tmp_path / "adapter"})
+    with pytest.raises(Refused, match=r"PEFT leaves out .*score.* of the candidate"):
+        scorer.nats("candidate", [], lambda _: None)
+
+
+def test_a_conversation_is_one_row_and_its_turns_count_by_their_tokens() -> None:
     def item(row: int, tokens: int) -> heldout.Item:
         return heldout.Item(row, TextExample("a", "b"), Tokens((0,) * (tokens + 1), (0, *(1,) * tokens)))
 
