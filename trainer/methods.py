@@ -49,6 +49,7 @@ _OURS: Final = {field.name for field in dataclasses.fields(PeftConfig)} | {
     *("runtime_config", "megatron_config", "megatron_core", "loftq_config", "arrow_config"),
 }
 _COUNTS: Final = ("r", "init_r", "target_r", "num_virtual_tokens", "effective_rank", "n_frequency", "adapter_len")
+_TOKENS: Final = ("token_indices", "trainable_token_indices", "alora_invocation_tokens")
 _UNREADY: Final = {
     "eva": "PEFT computes it from the data in a pass of its own before training",
     "corda": "PEFT computes it from the data in a pass of its own, and its adapters do not load again",
@@ -112,7 +113,7 @@ def faults(method: Method, quantization: Quantization | None) -> Iterator[tuple[
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
             rest = f"did you mean {near[0]}?" if near else f"`loradock methods {method.type}` lists what is"
             yield key, f"is no hyper-parameter of {method.type}; {rest}"
-        elif fault := _fault(known[key], value) or _by_module_fault(known[key], value):
+        elif fault := _fault(known[key], value) or _by_module_fault(known[key], value) or _no_token(key, value):
             yield key, fault
     yield from _start_faults(method.settings, quantization)
     yield from _pattern_faults(method)
@@ -167,6 +168,11 @@ def _by_module_fault(setting: Setting, given: Any) -> str:
             number = "a whole number above 0" if kinds == (int,) else f"a number{' above 0' if counts else ''}"
             return f"{key}: should be {number}, not {each!r}"
     return ""
+
+
+def _no_token(key: str, given: Any) -> str:
+    none = key in _TOKENS and not all(given.values() if isinstance(given, dict) and given else [given])
+    return "should name at least one token, or be left out" if none else ""
 
 
 def _fault(setting: Setting, value: Any) -> str:
@@ -277,7 +283,7 @@ def _check_rank(wrapped: PeftModel, config: PeftConfig) -> None:
     if config.peft_type not in (PeftType.LORA, PeftType.LOHA, PeftType.LOKR):
         return
     for name, layer in wrapped.named_modules():
-        if not isinstance(layer, BaseTunerLayer) or not hasattr(layer, "in_features"):
+        if not isinstance(layer, BaseTunerLayer) or getattr(layer, "in_features", None) is None:
             continue
         rank, smallest = getattr(layer, "r", {}).get("default", 0), min(layer.in_features, layer.out_features)
         if rank > smallest:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from transformers import PretrainedConfig, get_scheduler
 
 from loradock.registry import patterns
@@ -188,13 +189,15 @@ def _put_on(source: RecipeFile, model: Any) -> Iterator[Fault]:
             return
         wrapped = meta.wrapped(model, config)
     except BadInput as error:
-        if error.__cause__ is None or isinstance(error.__cause__, ValueError):  # others may come of missing values
+        if "meta device" not in str(error) and isinstance(error.__cause__, ValueError | TypeError | None):
+            # others may come of missing values
             key, _, said = str(error).removeprefix("method.").partition(": ")
             yield ((key,), said) if key in method.settings else ((), str(error))
         return
     except (RuntimeError, ArithmeticError):  # of missing values, too
         return
     carriers = methods.carriers_of(wrapped)
+    yield from _trained_twice(wrapped)
     start = str(method.settings.get("init_lora_weights", ""))
     tied = [name for name in embeddings if name in carriers and model.config.get_text_config().tie_word_embeddings]
     if tied and start.startswith(catalogue.FROM_BASE):
@@ -206,6 +209,15 @@ def _put_on(source: RecipeFile, model: Any) -> Iterator[Fault]:
     for key, rule in patterns.RULES.get(config.peft_type.value, {}).items():
         given = method.settings.get(key) or {}
         yield from (((key, name), said) for name, said in _by_module(given, carriers, rule))
+
+
+def _trained_twice(wrapped: Any) -> Iterator[Fault]:
+    """Embeddings, or a head, of which single tokens are to be trained and all of them: PEFT's model cannot run."""
+    for name, module in wrapped.named_modules():
+        inner = module.token_adapter.get_base_layer() if isinstance(module, TrainableTokensWrapper) else None
+        if isinstance(inner, ModulesToSaveWrapper):
+            where = name.removeprefix("base_model.model.")
+            yield ("trainable_token_indices",), f"modules_to_save trains all of {where}: leave out one of the two"
 
 
 def _by_module(given: Mapping[str, Any], carriers: tuple[str, ...], rule: patterns.Rule) -> Iterator[tuple[str, str]]:

@@ -71,6 +71,17 @@ def faults(directory: Path, base: Path, method: dict[str, Any], **training: Any)
         ({"type": "ia3", "target_modules": ["k_proj"], "feedforward_modules": ["k_prj"]}, "- k_prj | .*mean k_proj"),
         ({**TWO, "trainable_token_indices": [1, 49152]}, "trainable_token_indices: | .*this base has 49,152"),
         ({**TWO, "trainable_token_indices": {"embed_token": [1]}}, "embed_token: | .*did you mean embed_tokens"),
+        ({"target_modules": ["embed_tokens"], "trainable_token_indices": [1]}, "method: | .*cannot be applied to"),
+        ({**TWO, "trainable_token_indices": []}, "trainable_token_indices: .* | .*at least one token"),
+        ({**TWO, "trainable_token_indices": {"embed_tokens": []}}, "trainable_token_indices: | .*at least one token"),
+        (
+            {**TWO, "trainable_token_indices": [1], "modules_to_save": ["embed_tokens"]},
+            "trainable_token_indices: | .*trains all of model.embed_tokens",
+        ),
+        (
+            {**TWO, "trainable_token_indices": [1], "modules_to_save": ["lm_head"]},
+            "trainable_token_indices: | .*trains all of lm_head",
+        ),
         ({"type": "trainable_tokens", "token_indices": [-1]}, "token_indices: | .*is no token"),
         ({**TWO, "alora_invocation_tokens": [1, 49152]}, "alora_invocation_tokens: | .*this base has 49,152"),
         ({"r": 577, **TWO}, "r: 577 | method.r: 577 is larger than"),
