@@ -49,6 +49,11 @@ FULL: Final = "full"
 FROM_BASE: Final = ("pissa", "olora")
 """The starts of LoRA that take a part out of the base, which is put back when the adapter is saved."""
 
+QUANTIZED: Final = ("lora", "adalora", "ia3", "hira", "pvera", "randlora", "road")
+"""PEFT's types that have layers of their own for bitsandbytes' quantised ones."""
+PROMPTS: Final = ("prompt_tuning", "p_tuning", "prefix_tuning", "cartridge", "cpt", "multitask_prompt_tuning")
+"""PEFT's types that put something before the text and leave the weights alone."""
+
 ENTRIES: Final[Mapping[str, Entry]] = {
     # LoRA, and the names that stand for a way of setting it up
     "lora": Entry("Low-rank adaptation", _ARXIV + "2106.09685", Served.AS_IS),

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from transformers import PretrainedConfig
 
-from loradock.trainer import activations, catalogue, count, gpus, memory, methods
+from loradock.trainer import activations, catalogue, count, gpus, memory
 from loradock.trainer.activations import Activations
 from loradock.trainer.base import best_dtype
 from loradock.trainer.count import Counts
@@ -191,7 +191,7 @@ def _quantized(recipe: Recipe, _cuda: bool) -> Iterator[Change]:
     if recipe.method.type == catalogue.FULL:
         yield Change({"method.type": "lora"}, "an adapter is trained in place of all weights")
     kind = recipe.method.peft_type or "lora"
-    if recipe.quantization is None and kind in methods.QUANTIZED:
+    if recipe.quantization is None and kind in catalogue.QUANTIZED:
         start = str(recipe.method.settings.get("init_lora_weights", ""))
         lines: dict[str, Any] = {"quantization.load_in_4bit": True}
         if start.startswith(catalogue.FROM_BASE):

@@ -204,7 +204,7 @@ def _put_on(source: RecipeFile, model: Any) -> Iterator[Fault]:
         yield (), f"{start} takes a part out of {tied[0]}, which is one with another weight of this base: leave it out"
     if recipe.training.packing and method.settings.get("alora_invocation_tokens"):
         yield (), "an activated LoRA is switched on by the last of packed rows alone: set training.packing to false"
-    elif recipe.training.packing and (method.peft_type in methods.PROMPTS or methods.wants_logits(wrapped)):
+    elif recipe.training.packing and (method.peft_type in catalogue.PROMPTS or methods.wants_logits(wrapped)):
         yield (), f"{method.type} on this base is not trained on packed rows: set training.packing to false"
     for key, rule in patterns.RULES.get(config.peft_type.value, {}).items():
         given = method.settings.get(key) or {}

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from loradock.registry.base import is_known
 from loradock.registry.errors import BadInput, NotFound
+from loradock.trainer import hyperparameters
 from loradock.trainer.recipe import Method, Quantization, Recipe, is_data_set
 from loradock.trainer.yaml_lines import Document, Problem, problem_of
 
@@ -92,9 +93,7 @@ def _method_faults(document: Document) -> list[Problem]:
         return []  # what a name stands for has no fault
     if held is None and method.entry.quantized:
         held = Quantization()
-    from loradock.trainer import methods  # it imports PEFT, which takes seconds
-
-    return [document.problem(("method", key), text) for key, text in methods.faults(method, held)]
+    return [document.problem(("method", key), text) for key, text in hyperparameters.faults(method, held)]
 
 
 def _missing_data(document: Document, directory: Path) -> list[Problem]:

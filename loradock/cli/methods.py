@@ -36,7 +36,7 @@ def methods(method: str | None, base: str | None, as_json: bool) -> None:
 
 
 def _row(name: str) -> dict[str, Any]:
-    from loradock.trainer.methods import PROMPTS, QUANTIZED
+    from loradock.trainer.catalogue import PROMPTS, QUANTIZED
     from loradock.trainer.recipe import Method
 
     entry = catalogue.ENTRIES[name]
@@ -70,7 +70,7 @@ def _counter(base: str) -> Callable[[str], dict[str, Any]]:
 
 
 def _settings(name: str) -> list[dict[str, Any]]:
-    from loradock.trainer.methods import settings_of
+    from loradock.trainer.declared import settings_of
     from loradock.trainer.recipe import Method
 
     method = Method(type=name)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 from loradock.trainer import catalogue
-from loradock.trainer.methods import QUANTIZED
+from loradock.trainer.catalogue import QUANTIZED
 from tests.support.trainer.training import NF4, TRAINING, loss_of, stored, trained, written
 
 pytestmark = [pytest.mark.slow, pytest.mark.minutes]

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from loradock.registry.errors import BadInput
 from loradock.registry.refs import parse_name
+from loradock.trainer import hyperparameters, recipe_file
 from loradock.trainer import recipe as recipes
-from loradock.trainer import recipe_file
 from loradock.trainer.dialects import axolotl, axolotl_keys, llamafactory, llamafactory_keys
 from loradock.trainer.dialects.draft import Draft
 from loradock.trainer.dialects.places import Places
@@ -138,8 +138,6 @@ def _faults(source: Source, draft: Draft) -> list[Problem]:
 
     Beside other faults, what our recipe misses is no fault of its own.
     """
-    from loradock.trainer import methods  # it imports PEFT, which takes seconds
-
     tree = draft.tree()
     problems: list[Problem] = []
     try:
@@ -155,7 +153,7 @@ def _faults(source: Source, draft: Draft) -> list[Problem]:
             recipe = recipes.Recipe.model_validate({"name": "x", "base": "x", "data": "x", **method})
         except ValidationError:
             return problems
-    found = methods.faults(recipe.method, recipe.quantization)
+    found = hyperparameters.faults(recipe.method, recipe.quantization)
     return problems + [_told(source, draft, ("method", key), f"method.{key}: {said}") for key, said in found]
 
 
