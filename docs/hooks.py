@@ -1,4 +1,4 @@
-"""What mkdocs is told beyond the pages: the reference, from the code, and links that lead out of the site."""
+"""What mkdocs adds to the pages: the reference, generated from the code, and links that lead out of the site."""
 
 # ruff: noqa: INP001 - mkdocs loads it by its path
 
@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 from loradock import registry, trainer
 from loradock.cli import VERBS, cli
 from loradock.cli import settings as settings_verb
-from loradock.registry import errors
+from loradock.registry import errors, secret
 
 ROOT = Path(__file__).resolve().parent.parent
 FROM_THE_ROOT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
@@ -57,7 +57,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def commands() -> str:
     """Every verb: its usage, its text, its options."""
-    lines = ["# Commands\n", "Made from the commands themselves; `loradock VERB --help` says the same.\n"]
+    lines = [
+        "# Commands\n",
+        "Generated from the commands; `loradock VERB --help` prints the same.\n",
+        "A version is written `NAME/3`, an alias `NAME@production`; a bare `NAME` means `NAME@production`. Commands that",
+        "return data take `--json`. Data goes to stdout, messages to stderr. [Exit codes](errors.md): 0 done, 1 any other",
+        "error, 2 wrong usage, 3 refused by a check, 4 conflict with another writer, 5 not found, 6 a service is unreachable.\n",
+    ]
     root = click.Context(cli, info_name="loradock")
     for room in dict.fromkeys(verb.room for verb in VERBS.values()):
         lines.append(f"## {room}\n")
@@ -88,8 +94,11 @@ def settings() -> str:
     return "\n".join(
         [
             "# Settings\n",
-            "All from the environment, and all optional; `loradock settings` says what holds on a machine and where",
-            "that comes from. What cannot be meant ends every command with 2, and a line that names the variable.\n",
+            "All settings come from environment variables, and all are optional; `loradock settings` prints the values in",
+            "force and their sources. An invalid value ends every command with exit code 2 and names the variable.\n",
+            "A secret can be read from a file instead: set the variable's name with `_FILE` to the file's path. Surrounding",
+            "white space is ignored. A missing, empty or multi-line file is an error, and so is setting both.",
+            f"These are {', '.join(f'`{name}{secret.SUFFIX}`' for name in secret.VARIABLES)}.\n",
             *_settings_table(rows),
             "\n## Read by MLflow, the Hub's client and vLLM\n",
             *_settings_table(foreign),
@@ -106,8 +115,8 @@ def exit_codes() -> str:
     """The tree of errors, each with its exit code and its meaning."""
     lines = [
         "# Errors and exit codes\n",
-        "An error is one line on stderr that says what is wrong, and a hint at what to do next; `--debug` shows the",
-        "traceback. 0 is done. In Python each is an exception with its facts as attributes.\n",
+        "An error is one line on stderr with what is wrong and a hint at the next step; `--debug` prints the traceback.",
+        "Exit code 0 is success. In Python each error is an exception whose attributes hold the facts.\n",
         "| Error | Exit code | Meaning |\n|---|---|---|",
     ]
     return "\n".join([*lines, *_errors(errors.LoradockError, 0), ""])
@@ -126,8 +135,8 @@ def python() -> str:
     """Every name that `registry` and `trainer` offer, for mkdocstrings to describe without importing it."""
     lines = [
         "# Python\n",
-        "These names stay, of `from loradock.registry import ...` and `from loradock.trainer import ...`; whatever",
-        "else can be imported may change with any version. [How they are used](../how-to/python.md).\n",
+        "These names of `loradock.registry` and `loradock.trainer` are the public API; everything else may change with",
+        "any version. [How to use them](../how-to/python.md).\n",
     ]
     for package in (registry, trainer):
         lines.append(f"## {package.__name__}\n")

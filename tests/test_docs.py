@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from loradock.cli import VERBS, settings
 from loradock.registry.policy import Rules
 from loradock.registry.store.texts import FILES
 from loradock.trainer import catalogue
@@ -48,14 +47,9 @@ def test_every_rule_of_a_policy_is_documented_and_no_other() -> None:
     assert first_cells("docs/policy.md") == list(Rules.model_fields)
 
 
-def test_the_readme_says_of_every_setting_what_the_code_says_of_it() -> None:
-    rows = [row.markdown for target in settings.OURS for row in settings.ours(settings.load(target), {})]
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Settings\n")[1].split("\n## ")[0]
-    assert [line for line in section.splitlines() if line.startswith("| `")] == rows
-
-
-def test_every_verb_is_documented_and_no_other() -> None:
-    assert [cell.split()[1] for cell in first_cells("README.md", "Commands")] == list(VERBS)
+def test_the_readme_is_of_one_screen_or_two_and_leaves_the_long_tables_to_the_reference() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+    assert len(first_cells("README.md", "By hand")) == 8
 
 
 def test_every_line_on_what_is_noticed_names_a_test_that_is_there() -> None:

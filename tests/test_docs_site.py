@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 
 from loradock.cli import VERBS
 from loradock.cli import settings as settings_verb
-from loradock.registry import errors
+from loradock.registry import errors, secret
 from tests.support.docs.pages import DOCS, DOCUMENTS, PAGES, ROOT
 
 
@@ -33,7 +34,7 @@ QUIET = {"NO_MKDOCS_2_WARNING": "1"}
 
 
 def visible(html: Path) -> str:
-    return re.sub(r"<[^>]+>", "", html.read_text(encoding="utf-8"))
+    return unescape(re.sub(r"<[^>]+>", "", html.read_text(encoding="utf-8")))
 
 
 def in_nav(entries: list[Any]) -> Iterator[str]:
@@ -66,10 +67,12 @@ def test_the_site_asks_no_network(site: Path) -> None:
 def test_the_reference_has_every_verb_setting_and_error(site: Path) -> None:
     commands = visible(site / "reference" / "commands.html")
     assert all(f"loradock {name}" in commands for name in VERBS)
+    settings = visible(site / "reference" / "settings.html")
     for target in settings_verb.OURS:
-        assert all(
-            name in visible(site / "reference" / "settings.html") for name in settings_verb.load(target).variables()
-        )
+        for row in settings_verb.ours(settings_verb.load(target), {}):
+            assert row.variable in settings
+            assert row.meaning.rstrip(".").replace("`", "") in settings
+    assert all(f"{name}{secret.SUFFIX}" in settings for name in secret.VARIABLES)
     tree = visible(site / "reference" / "errors.html")
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.LoradockError)
