@@ -1,8 +1,20 @@
 """A family's history in MLflow: runs whose params are its entries, by number.
 
 MLflow writes a param once, which makes it a compare-and-set: the same value again is accepted, another value for the
-same key is not. A run that is full names the next one in the param `next`, which is written in the same
-way. The next one begins with a copy of those older entries that still matter, so that the end can be read alone.
+same key is refused. N is an entry's number in eight digits, ID a random name of whoever repairs. All params are:
+
+| Param        | Written by                | When                     | Read by         | Carried over?               |
+|--------------|---------------------------|--------------------------|-----------------|-----------------------------|
+| N            | append: whoever is first  | before the alias is set  | history.read    | as N.carried, if it matters |
+| N.applied    | mark_applied: N's writer  | when it is done          | History.applied | with N.carried              |
+| N.mending.ID | mending: another promoter | before it sets the alias | History._late   | while open: _hand_on        |
+| N.mended.ID  | mending: the same one     | when a reading agreed    | History.applied | as N.mended.carried         |
+| N.carried    | _next, _mark: a copy of N | in each later run        | history.read    | again, if it matters        |
+| next         | _next: whoever is first   | when the run is full     | _parts          | no                          |
+
+`History.carry` says what matters. A writer is done when it has set the alias, or was overtaken. The first run's tag
+`loradock.ledger.newest` is a short cut to a later run. docs/decisions/0002-a-ledger-for-aliases.md draws the states of
+a move: written, applied, open repair, repaired, overtaken; and drift.
 """
 
 from __future__ import annotations
@@ -42,17 +54,17 @@ class Ledger:
     carried: Mapping[int, str]
     """The copies of older entries that the runs which were read begin with."""
     applied: frozenset[int]
-    """The numbers of the entries whose writer has set the alias, or was overtaken, and sets it no more."""
+    """The entries whose writer is done with the alias: it has set it, or was overtaken."""
     mended: frozenset[int]
-    """The numbers of the entries whose alias somebody else has set."""
+    """The entries whose alias another promoter has set: closed repairs."""
     mending: frozenset[int]
-    """The numbers of the entries whose alias somebody else is about to set, or was when he died."""
+    """The entries whose alias another promoter is setting, or was setting when it was killed: open repairs."""
     begun_at: str
     """The first run that was read."""
     run_id: str
     """The newest run."""
     room: bool
-    """Whether it takes another entry."""
+    """Whether the newest run takes another entry, so that no run has to follow it."""
 
 
 class Ledgers(Families):
@@ -97,7 +109,7 @@ class Ledgers(Families):
 
     @contextmanager
     def mending(self, ledger: Ledger, seq: int) -> Iterator[None]:
-        """Note before and after that somebody else than the writer of entry `seq` sets the alias."""
+        """Mark a repair as open before, and as closed after, another than the writer of entry `seq` sets the alias."""
         nonce, text = secrets.token_hex(8), {**ledger.carried, **ledger.entries}[seq]
         with translated(self.uri, "history"):
             self._mark(ledger.run_id, seq, text, f"{_MENDING}{nonce}")
@@ -106,14 +118,14 @@ class Ledgers(Families):
             self._mark(ledger.run_id, seq, text, f"{_MENDED}{nonce}")
 
     def _mark(self, run_id: str, seq: int, text: str, mark: str) -> None:
-        """Mark an entry in a run that has it and in those that were begun since, for whoever reads only these."""
+        """Mark an entry in the run that holds it and in every later run, since readers may read only the newest."""
         self._write_once(run_id, f"{_key(seq)}.{mark}", "yes")
         if after := self.client.get_run(run_id).data.params.get(_NEXT, ""):
             self._write_once(after, f"{_key(seq)}.{_CARRIED}", text)
             self._mark(after, seq, text, mark)
 
     def _hand_on(self, family: Family, run_id: str, *, end: int) -> None:
-        """Mark in a new run whose alias others are about to set, before anybody reads only that one."""
+        """Copy open repairs into a new run before anybody can read that run alone."""
         for older, params in takewhile(lambda part: part[0] != run_id, self._parts(family, whole=False)):
             for seq, others in _mending(params).items():
                 text = params.get(_key(seq)) or params[f"{_key(seq)}.{_CARRIED}"]
@@ -180,7 +192,7 @@ class Ledgers(Families):
 
 
 def _mending(params: Iterable[str]) -> Mapping[int, Collection[str]]:
-    """By entry, whoever has begun to set its alias in another's stead and has not said since that it is done."""
+    """By entry, the IDs of its open repairs."""
     params, found = set(params), defaultdict[int, set[str]](set)
     for key in params:
         number, _, who = key.partition(f".{_MENDING}")
