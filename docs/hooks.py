@@ -60,9 +60,10 @@ def commands() -> str:
     lines = [
         "# Commands\n",
         "Generated from the commands; `loradock VERB --help` prints the same.\n",
-        "A version is written `NAME/3`, an alias `NAME@production`; a bare `NAME` means `NAME@production`. Commands that",
-        "return data take `--json`. Data goes to stdout, messages to stderr. [Exit codes](errors.md): 0 done, 1 any other",
-        "error, 2 wrong usage, 3 refused by a check, 4 conflict with another writer, 5 not found, 6 a service is unreachable.\n",
+        "A version is written `NAME/3`, an alias `NAME@production`; a bare `NAME` means `NAME@production`. Commands",
+        "that return data take `--json`. Data goes to stdout, messages to stderr. [Exit codes](errors.md): 0 done,",
+        "1 any other error, 2 wrong usage, 3 refused by a check, 4 conflict with another writer, 5 not found,",
+        "6 a service is unreachable.\n",
     ]
     root = click.Context(cli, info_name="loradock")
     for room in dict.fromkeys(verb.room for verb in VERBS.values()):
@@ -94,10 +95,10 @@ def settings() -> str:
     return "\n".join(
         [
             "# Settings\n",
-            "All settings come from environment variables, and all are optional; `loradock settings` prints the values in",
-            "force and their sources. An invalid value ends every command with exit code 2 and names the variable.\n",
-            "A secret can be read from a file instead: set the variable's name with `_FILE` to the file's path. Surrounding",
-            "white space is ignored. A missing, empty or multi-line file is an error, and so is setting both.",
+            "All settings come from environment variables, and all are optional; `loradock settings` prints the values",
+            "in force and their sources. An invalid value ends any command with exit code 2 and names the variable.\n",
+            "A secret can be read from a file instead: set the variable's name with `_FILE` to the file's path.",
+            "Surrounding white space is ignored. A missing, empty or multi-line file is an error; so is setting both.",
             f"These are {', '.join(f'`{name}{secret.SUFFIX}`' for name in secret.VARIABLES)}.\n",
             *_settings_table(rows),
             "\n## Read by MLflow, the Hub's client and vLLM\n",
@@ -115,8 +116,8 @@ def exit_codes() -> str:
     """The tree of errors, each with its exit code and its meaning."""
     lines = [
         "# Errors and exit codes\n",
-        "An error is one line on stderr with what is wrong and a hint at the next step; `--debug` prints the traceback.",
-        "Exit code 0 is success. In Python each error is an exception whose attributes hold the facts.\n",
+        "An error is one line on stderr with what is wrong and a hint at the next step; `--debug` prints the",
+        "traceback. Exit code 0 is success. In Python each error is an exception whose attributes hold the facts.\n",
         "| Error | Exit code | Meaning |\n|---|---|---|",
     ]
     return "\n".join([*lines, *_errors(errors.LoradockError, 0), ""])

@@ -20,7 +20,9 @@ def convert(path: Path, target: Path) -> None:
         import torch
         from safetensors.torch import save_file
     except ImportError as error:
-        raise LoradockError("pickled weights are read with torch", hint="pip install 'loradock[train]'") from error
+        raise LoradockError(
+            "pickled weights are read with torch", hint="pip install '.[train]' in a checkout of loradock"
+        ) from error
 
     try:
         with warnings.catch_warnings(action="ignore"):  # of the pickle's protocol

@@ -33,13 +33,13 @@ def record(store: Store, versions: Sequence[Version], say: Say, base: str | None
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: idle threads do not spin
     found = next(iter(entry_points(group=GROUP)), None)
     if found is None:
-        raise LoradockError("loradock is not installed as a package", hint="pip install 'loradock[train]'")
+        raise LoradockError("loradock is not installed as a package", hint="pip install . in a checkout of loradock")
     try:
         found.load()(store, needed, say, base, here=here)
     except ImportError as error:
         raise LoradockError(
             f"that needs torch and PEFT, and {error.name} is not installed here",
-            hint="pip install 'loradock[train]', or do it on a machine that trains",
+            hint="pip install '.[train]' in a checkout of loradock, or do it on a machine that trains",
         ) from error
 
 

