@@ -44,8 +44,8 @@ class Wish:
     """Its id on the Hub; empty for the base's own."""
     base_model: str = ""
     """The base's ORG/NAME on the Hub; empty for where it was loaded from."""
-    insist: bool = False
-    """Write into a repository whose newest commit is somebody else's."""
+    forced: str = ""
+    """Why to write into a repository whose newest commit is somebody else's; empty not to."""
 
 
 class Published(Record):
@@ -87,7 +87,7 @@ def publish(store: Store, version: Version, wish: Wish, *, now: datetime) -> Pub
         if found is None or not _holds(found, directory, manifest):
             _permitted(found, wish)
             found, new = _committed(store, version, wish, directory, manifest, found)
-    return _recorded(store, version, found, new=new, now=now)
+    return _recorded(store, version, found, new=new, now=now, forced=wish.forced)
 
 
 def _permitted(found: Repository | None, wish: Wish) -> None:
@@ -99,12 +99,12 @@ def _permitted(found: Repository | None, wish: Wish) -> None:
     if found.private and wish.public:
         log.warning("warning: %s stays private: it is made public on its page on the Hub", found.name)
     newest = found.commits[0]
-    if set(found.files) <= {".gitattributes"} or _MARK in newest.text or wish.insist:
+    if set(found.files) <= {".gitattributes"} or _MARK in newest.text or wish.forced:
         return
     title = newest.text.splitlines()[0]
     raise Refused(
         f"the newest commit of {found.name} is not loradock's: {newest.id[:12]}, {title!r}",
-        hint="take another --repo; --insist writes over the files of the same names, and leaves the others",
+        hint="take another --repo; --force --reason WHY writes over the files of the same names, and leaves the others",
     )
 
 
@@ -147,12 +147,12 @@ def _committed(
     return after, True
 
 
-def _recorded(store: Store, version: Version, found: Repository, *, new: bool, now: datetime) -> Published:
+def _recorded(store: Store, version: Version, found: Repository, *, new: bool, now: datetime, forced: str) -> Published:
     """Write the publication into the version's lineage, unless it stands there."""
     digest = version.facts.digest
     made = next((commit.id for commit in found.commits if _MARK + digest in commit.text), found.commits[0].id)
     if (found.name, made) not in {(one.repo, one.revision) for one in store.publications(version.ref)}:
-        store.add_publication(version.ref, Publication(repo=found.name, revision=made, at=now))
+        store.add_publication(version.ref, Publication(repo=found.name, revision=made, at=now, forced=forced))
     return Published(
         version=str(version.ref), digest=digest, repo=found.name, commit=made, private=found.private, new=new
     )

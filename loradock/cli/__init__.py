@@ -47,9 +47,8 @@ VERBS: Final = {
     "promote": Verb("Registry", "loradock.cli.promote:promote", "Move an alias to a version."),
     "policy": Verb("Registry", "loradock.cli.policy:policy", "Show or set what versions must show to be promoted."),
     "rollback": Verb("Registry", "loradock.cli.rollback:rollback", "Move an alias back to where it stood before."),
-    "merge": Verb(
-        "Registry", "loradock.cli.merge:merge", "Fold one version into its base, or combine several into one."
-    ),
+    "merge": Verb("Registry", "loradock.cli.merge:merge", "Fold one version into its base."),
+    "combine": Verb("Registry", "loradock.cli.combine:combine", "Combine several versions into one."),
     "convert": Verb("Registry", "loradock.cli.convert:convert", "Make plain LoRA of an adapter of another method."),
     "publish": Verb("Registry", "loradock.cli.publish:publish_", "Publish a version to the Hugging Face Hub."),
     "gc": Verb("Registry", "loradock.cli.gc:gc", "Delete the versions that nothing needs, and their bytes."),

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from loradock.cli.completion import complete_ref
-from loradock.cli.options import base_option, json_option
+from loradock.cli.options import base_option, json_option, rank_limit_option
 from loradock.cli.output import emit
 from loradock.registry import base as bases
 from loradock.registry import check as checks
@@ -29,13 +29,7 @@ _NO_BASE: Final = {"base-not-given", "copy-unread", "shape-unheld"}
 @click.command()
 @click.argument("target", metavar="REF|DIR", shell_complete=complete_ref)
 @base_option(required=False)
-@click.option(
-    "--max-lora-rank",
-    type=click.IntRange(1, checks.MAX_RANK),
-    default=checks.MAX_RANK,
-    show_default=True,
-    help="The rank that the server is started for.",
-)
+@rank_limit_option
 @click.option("--fix", type=click.Path(path_type=Path), metavar="OUT", help="Mend what can be, into a new directory.")
 @json_option
 def check(target: str, base: str | None, max_lora_rank: int, fix: Path | None, as_json: bool) -> None:

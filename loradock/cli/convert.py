@@ -45,6 +45,8 @@ def convert(ref: str, as_json: bool, limit: int | None, **options: Any) -> None:
     """
     if options["rank"] and options["energy"]:
         raise BadInput("--rank and --energy exclude each other")
+    if limit and not options["data"]:
+        raise BadInput("--limit does nothing without --data")
     found = refs.parse_ref(ref)
     quieten()
     from loradock.trainer.weights import convert as conversion

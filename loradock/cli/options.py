@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import click
 from pydantic import SecretStr
 
-from loradock.registry import refs
+from loradock.registry import check, refs
+from loradock.registry.errors import BadInput
 from loradock.registry.settings import Settings
 
 
@@ -52,6 +54,27 @@ def replicas_option(text: str) -> Callable[[Any], Any]:
 reason_option = click.option("--reason", default="", help="Why; kept in the history.")
 
 
+def force_option(what: str, *, kept: str) -> Callable[[Any], Any]:
+    """`--force --reason TEXT`: what a refusal is overridden for, and where the reason is kept.
+
+    The verb gets `forced`, the reason, which is empty where nothing is overridden.
+    """
+
+    def decorate(verb: Any) -> Any:
+        @functools.wraps(verb)
+        def with_reason(*args: Any, force: bool, reason: str, **given: Any) -> Any:
+            if force and not reason:
+                raise BadInput("--force needs a --reason", hint=f"it is kept in {kept}")
+            if reason and not force:
+                raise BadInput("--reason does nothing without --force")
+            return verb(*args, forced=reason, **given)
+
+        with_reason = click.option("--reason", default="", help=f"Why it is forced; kept in {kept}.")(with_reason)
+        return click.option("--force", is_flag=True, help=f"{what} Needs --reason.")(with_reason)
+
+    return decorate
+
+
 no_samples_option = click.option("--no-samples", is_flag=True, help="Keep no text of a row, and no answer, in MLflow.")
 
 trained_on_option = click.option("--base", help="Where the base is, when the version was trained on a directory.")
@@ -73,4 +96,12 @@ reference_option = click.option(
     "--no-reference",
     is_flag=True,
     help="Do not load the base to record what PEFT says; no replica serves the version before `loradock record` does.",
+)
+
+rank_limit_option = click.option(
+    "--max-lora-rank",
+    type=click.IntRange(1, check.MAX_RANK),
+    default=check.MAX_RANK,
+    show_default=True,
+    help="The rank limit that the server is started with.",
 )

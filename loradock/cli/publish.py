@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import click
 
 from loradock.cli.completion import complete_ref
-from loradock.cli.options import json_option
+from loradock.cli.options import force_option, json_option
 from loradock.cli.output import emit
 from loradock.registry import promotion, publish, refs
 from loradock.registry.output import say
@@ -24,10 +24,10 @@ from loradock.registry.store import Store
 @click.option(
     "--base-model", default="", metavar="ORG/NAME", help="The base's name on the Hub, where it was loaded from a copy."
 )
-@click.option("--insist", is_flag=True, help="Write into a repository whose newest commit is somebody else's.")
+@force_option("Write into a repository whose newest commit is somebody else's.", kept="the version's lineage")
 @json_option
 def publish_(
-    ref: str, repo: str, public: bool, merged: bool, licence: str, base_model: str, insist: bool, as_json: bool
+    ref: str, repo: str, public: bool, merged: bool, licence: str, base_model: str, forced: str, as_json: bool
 ) -> None:
     """Publish a version to the Hugging Face Hub.
 
@@ -38,7 +38,7 @@ def publish_(
     version = promotion.resolve(store, refs.parse_ref(ref))
     if merged:
         version = publish.merged_from(store, version)
-    wish = publish.Wish(repo, public, licence, base_model, insist)
+    wish = publish.Wish(repo, public, licence, base_model, forced)
     done = publish.publish(store, version, wish, now=datetime.now(UTC))
     if not done.new:
         say(f"{done.repo} holds {done.version} already: nothing was committed")

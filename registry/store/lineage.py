@@ -44,6 +44,8 @@ class Publication(Record):
     revision: str
     """The commit that the upload made there."""
     at: datetime
+    forced: str = ""
+    """Why it was written over somebody else's commit; empty where it was not forced."""
 
 
 def publication_tag(number: int) -> str:

@@ -273,9 +273,10 @@ def test_what_somebody_else_wrote_is_not_written_over(
         assert publish(1).exit_code == 0
     made_of(store, tmp_path / "second", on_hub, seed=2)
     there.change(REPO, {"README.md": b"---\nlicense: mit\n---\nMine\n"}, title="Mine | own")
-    is_refused(publish(2), 3, f"the newest commit of {REPO} is not loradock's", "'Mine | own'", "--insist")
+    is_refused(publish(2), 3, f"the newest commit of {REPO} is not loradock's", "'Mine | own'", "--force")
     assert there.files(REPO)["README.md"].endswith(b"Mine\n")
-    assert publish(2, "--insist").exit_code == 0
+    assert publish(2, "--force", "--reason", "their card is stale").exit_code == 0
+    assert [one.forced for one in store.publications(ref(2))] == ["their card is stale"]
     assert there.files(REPO)[WEIGHTS] == (tmp_path / "second" / WEIGHTS).read_bytes()
 
 
@@ -500,7 +501,7 @@ def test_a_gitignore_that_leaves_files_out_is_noticed(
 ) -> None:
     there.make(REPO, private=True)
     there.change(REPO, {".gitignore": WEIGHTS.encode()}, title="Ignore")
-    is_refused(publish(1, "--insist"), 1, "does not hold what was published", ".gitignore")
+    is_refused(publish(1, "--force", "--reason", "x"), 1, "does not hold what was published", ".gitignore")
     assert store.publications(ref(1)) == ()
 
 

@@ -54,7 +54,8 @@ class Task:
     """The family; None for NAME-merged."""
     data: str | None = None
     limit: int | None = None
-    insist: bool = False
+    forced: str = ""
+    """Why a refusal is overridden; empty where it is not."""
 
 
 class Merged(Record):
@@ -71,6 +72,8 @@ class Merged(Record):
     """Of the merged model to base and adapter; both compute in float32."""
     losses: dict[str, float]
     """Held-out loss in nats a token, of what was measured."""
+    forced: str = ""
+    """Why a refusal was overridden; empty where it was not forced."""
 
 
 def merge(task: Task, settings: Settings, say: Say) -> Merged:
@@ -78,7 +81,7 @@ def merge(task: Task, settings: Settings, say: Say) -> Merged:
 
     The weights are written one file of the base at a time. Raises Refused when the merged model speaks otherwise than
     base and adapter, when the family's policy asks for an evaluation that is not there, and for a merge into quantised
-    layers, unless insisted; BadInput, NotFound, DigestMismatch, WrongBase, and LoradockError for a full disk.
+    layers, unless forced; BadInput, NotFound, DigestMismatch, WrongBase, and LoradockError for a full disk.
     """
     store = Store(settings)
     version = promotion.resolve(store, task.ref)
@@ -87,7 +90,7 @@ def merge(task: Task, settings: Settings, say: Say) -> Merged:
     trained = store.parameters_of(version.facts.run_id)
     recipe = contestants.as_trained(version, trained)
     into = _into(task, version)
-    if not task.insist:
+    if not task.forced:
         _evaluated(store, version)
     local = contestants.base_of(version, task.base, settings)
     shards = Shards(local.path)
@@ -98,7 +101,7 @@ def merge(task: Task, settings: Settings, say: Say) -> Merged:
         say(f"{version.ref} goes into {local.base.id}, in {dtype}")
         source = _write(parent, local, recipe, into, directory, dtype)
         like = _likeness(parent, local, source, directory)
-        if like.relative > BOUNDS[dtype] and not task.insist:
+        if like.relative > BOUNDS[dtype] and not task.forced:
             raise _unlike(like, dtype)
         outcome = Merged(
             version="",
@@ -110,6 +113,7 @@ def merge(task: Task, settings: Settings, say: Say) -> Merged:
             bytes=sum(path.stat().st_size for path in directory.iterdir()),
             likeness=like,
             losses=_losses(rows, parent, local, recipe, directory, into),
+            forced=task.forced,
         )
         facts = version.facts.model_copy(
             update={
@@ -136,10 +140,10 @@ def _into(task: Task, version: Version) -> Into:
             hint="--into dequantized is exactly what was trained; --into full is often better; --data shows the loss "
             "of both",
         )
-    if task.into == "quantized" and not task.insist:
+    if task.into == "quantized" and not task.forced:
         raise Refused(
             f"merged into layers in {held}, the weights are rounded to {held} again, and most of the training is lost",
-            hint="take --into dequantized or --into full; --insist does it all the same",
+            hint="take --into dequantized or --into full; --force --reason WHY does it all the same",
         )
     return task.into
 
@@ -150,7 +154,7 @@ def _evaluated(store: Store, version: Version) -> None:
     asked = [verdict for verdict in verdicts if not verdict.rule.startswith(("tags.", "min_hours."))]
     if any(not verdict.passed for verdict in asked):
         error = GateFailed(str(version.ref), PRODUCTION, [str(verdict) for verdict in asked])
-        error.hint = "evaluate it on held-out data before it is merged, as the policy asks; --insist merges it unproven"
+        error.hint = "evaluate it on held-out data first, as the policy asks; --force --reason WHY merges it unproven"
         raise error
 
 
@@ -211,7 +215,7 @@ def _unlike(like: Likeness, dtype: str) -> Refused:
         f"the merged model speaks otherwise than base and adapter: a logit differs by {like.largest:.2g}, "
         f"{like.relative:.2g} standard deviations, and {like.same_answers} of {like.answers} answers are the same; "
         f"the bound for {dtype} is {BOUNDS[dtype]:g}",
-        hint="nothing was registered; take a wider --dtype, or --insist",
+        hint="nothing was registered; take a wider --dtype, or --force --reason WHY",
     )
 
 
@@ -240,6 +244,7 @@ def _story(outcome: Merged) -> Story:
             "merge.into": outcome.into,
             "merge.dtype": outcome.dtype,
             "merge.bound": str(BOUNDS[outcome.dtype]),
+            **({"merge.forced": outcome.forced} if outcome.forced else {}),
         },
         metrics={
             "merge.largest": like.largest,

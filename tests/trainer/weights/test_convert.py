@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from loradock.cli.combine import combine as combine_command
 from loradock.cli.convert import convert as convert_command
 from loradock.cli.merge import merge as merge_command
 from loradock.registry.errors import BadInput, DigestMismatch, NotServable, Refused
@@ -178,7 +179,7 @@ def test_other_bytes_are_refused(here: AdapterMaker) -> None:
         converted(here, version)
 
 
-@pytest.mark.parametrize("command", [merge_command, convert_command])
+@pytest.mark.parametrize("command", [merge_command, combine_command, convert_command])
 def test_every_option_has_help(command: click.Command) -> None:
     assert all(option.help for option in command.params if isinstance(option, click.Option))
     assert command.help
@@ -187,9 +188,13 @@ def test_every_option_has_help(command: click.Command) -> None:
 @pytest.mark.parametrize(
     ("command", "words", "said"),
     [
-        (merge_command, ["a/1", "--method", "cat"], "--method goes with several REFs only"),
-        (merge_command, ["a/1", "b/1", "--name", "x", "--into", "full"], "--into goes with one REF only"),
-        (merge_command, ["a/1", "b/1"], "needs a --name"),
+        (merge_command, ["a/1", "--limit", "4"], "--limit does nothing without --data"),
+        (merge_command, ["a/1", "--force"], "--force needs a --reason"),
+        (merge_command, ["a/1", "--reason", "x"], "--reason does nothing without --force"),
+        (combine_command, ["a/1", "--name", "x"], "one version cannot be combined"),
+        (combine_command, ["a/1", "b/1", "--name", "x", "--limit", "4"], "--limit does nothing without --data"),
+        (combine_command, ["a/1", "b/1", "--name", "x", "--method", "svd", "--seed", "1"], "--seed does nothing"),
+        (convert_command, ["a/1", "--limit", "4"], "--limit does nothing without --data"),
         (merge_command, ["a//1"], "is not a version"),
         (convert_command, ["a/1", "--rank", "4", "--energy", "0.9"], "exclude each other"),
         (convert_command, ["A/1"], "is not an adapter name"),
@@ -201,8 +206,15 @@ def test_words_that_cannot_be_meant(command: click.Command, words: list[str], sa
 
 
 @pytest.mark.parametrize(
-    "words", [["a/1", "b/1", "--weights", "x"], ["a/1", "--dtype", "int8"], ["a/1", "--into", "4bit"]]
+    ("command", "words"),
+    [
+        (combine_command, ["a/1", "b/1", "--name", "x", "--weights", "x"]),
+        (combine_command, ["a/1", "b/1"]),
+        (merge_command, ["a/1", "b/1"]),
+        (merge_command, ["a/1", "--dtype", "int8"]),
+        (merge_command, ["a/1", "--into", "4bit"]),
+    ],
 )
-def test_values_that_cannot_be_parsed(words: list[str]) -> None:
+def test_values_that_cannot_be_parsed(command: click.Command, words: list[str]) -> None:
     with pytest.raises(click.UsageError):
-        merge_command.main(words, standalone_mode=False)
+        command.main(words, standalone_mode=False)

@@ -153,7 +153,7 @@ def test_what_speaks_otherwise_is_refused_and_leaves_nothing(
         merge(here, version, dtype="bfloat16", out=here.scratch / "out")
     assert versions_of(here) == ["bot/1"]
     assert not [path for path in here.scratch.iterdir() if "out" in path.name]
-    assert merge(here, version, dtype="bfloat16", insist=True).version == "bot-merged/1"
+    assert merge(here, version, dtype="bfloat16", forced="a try").version == "bot-merged/1"
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
@@ -214,7 +214,7 @@ def test_where_an_adapter_of_a_quantised_base_goes_is_the_users_choice(here: Ada
     assert full.losses["merged into full"] == pytest.approx(full.losses["full"], abs=2e-3)
     assert full.losses["full"] != pytest.approx(full.losses["dequantized"], abs=1e-4)
     assert (exact.version, full.version) == ("bot-merged/1", "bot-merged/2")
-    lost = merge(here, version, into="quantized", insist=True, out=here.scratch / "quantized")
+    lost = merge(here, version, into="quantized", forced="a try", out=here.scratch / "quantized")
     assert lost.likeness.relative > 100 * exact.likeness.relative
     bits = LocalBase(here.scratch / "quantized", identify(here.scratch / "quantized", base_id="quantized"))
     with pytest.raises(BadInput, match="the files of quantized are quantised"):
@@ -229,9 +229,11 @@ def test_a_policy_that_asks_for_figures_asks_before_a_merge_too(here: AdapterMak
     entries.set_policy(here.store, "bot", "production:\n  better_than_base: {loss: 0}\n", actor="tester")
     with pytest.raises(GateFailed) as raised:
         merge(here, version)
-    assert "--insist" in raised.value.hint
+    assert "--force" in raised.value.hint
     assert "loradock evaluate bot/1" in raised.value.problems[0]
-    assert merge(here, version, insist=True).version == "bot-merged/1"
+    assert merge(here, version, forced="a try").version == "bot-merged/1"
+    run_id = here.store.version(_ref("bot-merged/1")).facts.run_id
+    assert here.store.parameters_of(run_id)["merge.forced"] == "a try"
 
 
 def test_what_cannot_be_merged_is_refused_with_the_reason(here: AdapterMaker, base_dir: Path) -> None:

@@ -197,7 +197,7 @@ def test_a_head_that_the_base_has_no_place_for_is_not_dropped(task: str, here: A
     artifact.canonicalise(directory)
     ref = here.version(directory, "classifier").ref
     for verb in (
-        lambda: fold.merge(fold.Task(ref, base=str(here.local.path), insist=True), here.settings, lambda _: None),
+        lambda: fold.merge(fold.Task(ref, base=str(here.local.path), forced="a try"), here.settings, lambda _: None),
         lambda: convert.convert(convert.Task(ref, base=str(here.local.path)), here.settings, lambda _: None),
         lambda: combination.combine_versions(
             combination.Task((ref, ref), "both", base=str(here.local.path)), here.settings, lambda _: None
