@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from loradock.registry.errors import BadInput, first_line
 from loradock.trainer import methods
 
+_UNBOUNDED: Final = 2**31
 _INDEXING: Final = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
 
 
@@ -24,6 +25,11 @@ def config(directory: Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{directory / 'config.json'} cannot be used: {first_line(error)}") from error
+
+
+def longest(config: PretrainedConfig) -> int:
+    """Tokens that a base was made to read."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or _UNBOUNDED
 
 
 def base(config: PretrainedConfig, *, layers: int = 0, attention: str | None = None) -> Any:

@@ -17,7 +17,7 @@ from loradock.registry.errors import BadInput, first_line
 from loradock.trainer import catalogue, count, meta, methods, targets, tokens
 from loradock.trainer.recipe import Recipe, Training
 from loradock.trainer.recipe_file import RecipeFile
-from loradock.trainer.tokens import Side, Tokens
+from loradock.trainer.tokens import Side, Sides, Tokens
 
 Fault = tuple[tuple[str | int, ...], str]
 """A place in the recipe, or below its `method`, and what is wrong there."""
@@ -69,6 +69,16 @@ def check_rows(source: RecipeFile, side: Side, tokenizer: Any, config: Pretraine
                 raise _unusable(source, key, said, "")
             found.append(said)
     return found
+
+
+def check_lengths(source: RecipeFile, sides: Sides, config: PretrainedConfig) -> None:
+    """Raise BadInput where a row is longer than what the base was made to read: it fails there, or learns no more."""
+    most = meta.longest(config)
+    both = (sides.train, sides.heldout)
+    if long := [at for side in both for at, size in zip(side.places, side.lengths, strict=True) if size > most]:
+        said = f"{tokens.counted(long)} have more than the {most:,} tokens that this base reads: set it to {most}"
+        problem = source.fault(("training", "max_length"), said)
+        raise BadInput(f"{source.path} cannot be used", problems=[problem])
 
 
 def _unusable(source: RecipeFile, key: str, said: str, hint: str) -> BadInput:

@@ -102,6 +102,7 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
             completion_only_loss=recipe.training.completion_only_loss,
             stops=generation.stops(local.path, tokenizer),
         )
+        preflight.check_lengths(source, sides, config)
         idle = preflight.check_rows(source, sides.train, tokenizer, config)
         free = room.available()
         with (
@@ -246,7 +247,7 @@ def _silent(_: str) -> None:
 
 @contextmanager
 def _machine_told(recipe: Recipe, directory: Path, free: int) -> Iterator[None]:
-    """Say in one line what the machine was short of."""
+    """Say in one line what the machine was short of, or what a library raised that nobody foresaw."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -259,4 +260,15 @@ def _machine_told(recipe: Recipe, directory: Path, free: int) -> Iterator[None]:
                 f"a file could not be written: {first_line(error)}",
                 hint="free space where LORADOCK_HOME and MLflow's artifacts are, and go on with --resume",
             ) from error
+        raise _unforeseen(error) from error
+    except LoradockError:
         raise
+    except Exception as error:  # whatever the libraries raise
+        raise _unforeseen(error) from error
+
+
+def _unforeseen(error: Exception) -> LoradockError:
+    return LoradockError(
+        f"the training broke off: {type(error).__name__}: {first_line(error)}",
+        hint="--debug shows where; --resume goes on from the last checkpoint, if there is one",
+    )

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from loradock.registry.errors import LoradockError
+from loradock.registry.errors import LoradockError, first_line
 
 
 class Verb(NamedTuple):
@@ -144,6 +144,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe left; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:  # whatever the libraries raise
+        if "--debug" in sys.argv:
+            raise
+        told = LoradockError(f"{type(error).__name__}: {first_line(error)}", hint="--debug shows where it comes from")
+        _stop(told.text, told.exit_code)
 
 
 def _stop(message: str, code: int) -> Any:

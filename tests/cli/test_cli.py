@@ -158,3 +158,21 @@ def test_import_and_check_a_directory_and_a_version(store: Store, base_dir: Path
         result = CliRunner().invoke(cli, [*words, "--json"])
         assert isinstance(result.exception, NotServable)
         assert fault in json.loads(result.stdout)["findings"][0]["text"]
+
+
+def test_what_nobody_foresaw_is_one_line_and_a_traceback_only_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def odd() -> None:
+        raise KeyError("base_model")
+
+    monkeypatch.setattr(cli, "get_command", lambda *_: odd)
+    monkeypatch.setattr(sys, "argv", ["loradock", "odd"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "loradock: KeyError: 'base_model'\n  -> --debug shows where it comes from\n"
+    monkeypatch.setattr(sys, "argv", ["loradock", "--debug", "odd"])
+    with pytest.raises(KeyError):
+        main()

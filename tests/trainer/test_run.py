@@ -307,6 +307,31 @@ def test_a_full_disk_is_told(tmp_path: Path, shallow_dir: Path, error: Exception
     assert "--resume" in raised.value.hint
 
 
+@pytest.mark.parametrize("error", [ValueError("no"), RuntimeError("no"), IndexError("no")])
+def test_what_a_library_raises_that_nobody_foresaw_is_told_in_a_line(
+    error: Exception, tmp_path: Path, shallow_dir: Path
+) -> None:
+    source, _ = written(tmp_path, shallow_dir)
+    told = run._machine_told(source.recipe, shallow_dir, 2**30)
+    with pytest.raises(LoradockError, match=rf"the training broke off: {type(error).__name__}: no") as raised, told:
+        raise error
+    assert "--resume" in raised.value.hint
+    assert raised.value.__cause__ is error
+
+
+def test_rows_longer_than_the_base_reads_are_named_before_anything_is_loaded(
+    home: Path, tmp_path: Path, shallow_dir: Path
+) -> None:
+    base = shutil.copytree(shallow_dir, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8}))
+    source, rows = written(tmp_path, base)
+    with pytest.raises(BadInput) as raised:
+        run.train(source, rows, Settings(), lambda _: None)
+    (problem,) = raised.value.problems
+    assert re.search(r":\d+: training.max_length: \d+ examples \(rows.jsonl:.* more than the 8 tokens", problem)
+
+
 def test_memory_that_runs_out_is_told_with_the_plans_advice(tmp_path: Path, shallow_dir: Path) -> None:
     source, _ = written(tmp_path, shallow_dir)
     told = run._machine_told(source.recipe, shallow_dir, 2**30)

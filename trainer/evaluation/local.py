@@ -9,12 +9,11 @@ from typing import Any, Final
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PretrainedConfig
 
 from loradock.registry.base import LocalBase
 from loradock.registry.errors import LoradockError
 from loradock.registry.evidence import Subject
-from loradock.trainer import base, methods
+from loradock.trainer import base, meta, methods
 from loradock.trainer.evaluation.heldout import Item
 from loradock.trainer.evaluation.scorer import Step
 from loradock.trainer.generation import generate
@@ -24,7 +23,6 @@ from loradock.trainer.weights.layers import restore, worn
 _TOKENS: Final = 4096  # in a batch, padding included
 _ROWS: Final = 16
 _PROBE: Final = 16
-_UNBOUNDED: Final = 2**31
 
 
 class Local:
@@ -44,7 +42,7 @@ class Local:
     @property
     def max_length(self) -> int:
         """Tokens that the base was made to read."""
-        return longest(self._bare.config)
+        return meta.longest(self._bare.config)
 
     @property
     def dtype(self) -> str:
@@ -136,11 +134,6 @@ class Local:
             ids = torch.arange(_PROBE, device=self._model.device)[None]
             found: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
         return found
-
-
-def longest(config: PretrainedConfig) -> int:
-    """Tokens that a base was made to read."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or _UNBOUNDED
 
 
 def _padded(values: Sequence[int], length: int, pad: int) -> list[int]:

@@ -78,7 +78,7 @@ def evaluate(case: Case, say: Say) -> Outcome:
             found = contestants.served(found, endpoint, say)
         directories = {} if endpoint else contestants.fetch(store, found, stack)
         # One token is left for the answer that vLLM gives to every request.
-        longest = endpoint.max_length - 1 if endpoint else local.longest(meta.config(case.local.path))
+        longest = endpoint.max_length - 1 if endpoint else meta.longest(meta.config(case.local.path))
         rows, items = heldout.items(rows, tokenizer, longest, say)
         title = f"{found.candidate.ref} on {rows.name}"
         run_id = store.begin_evaluation(title)
