@@ -70,7 +70,7 @@ class Settings(FromEnvironment):
     home: Path = Field(default=Path.home() / ".loradock")
     """The embedded MLflow store, its logs, and what a replica keeps."""
     cache: Path = Field(default=Path.home() / ".cache" / "loradock")
-    """What can be made again: base models that were converted."""
+    """What can be made again: base models that were converted, figures of plans."""
     tracking_uri: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI", repr=False)
     """An MLflow server, in place of the embedded store under `LORADOCK_HOME`."""
     workspace: str = Field(default="", validation_alias="MLFLOW_WORKSPACE")

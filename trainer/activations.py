@@ -12,25 +12,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
 from loradock.trainer import catalogue, meta, methods
+from loradock.trainer.figures import Activations
 from loradock.trainer.recipe import Method, Recipe
-
-
-@dataclass(frozen=True, slots=True)
-class Activations:
-    """Bytes of one batch, without the head and the loss."""
-
-    first: int
-    """What a model of one layer keeps."""
-    layer: int
-    """What each further layer keeps."""
-    boundary: int
-    """What each layer keeps under gradient checkpointing: its input (https://arxiv.org/abs/1604.06174)."""
-    working: int
-    """What the pass needs beyond what it keeps, at most."""
-    passing: int
-    """What each further layer makes and lets go of again in the forward pass."""
-    like: str = ""
-    """The method that was followed in place of the recipe's, where that one cannot run on shapes."""
 
 
 def follow(recipe: Recipe, config: PretrainedConfig, *, dtype: torch.dtype) -> Activations:

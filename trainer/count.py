@@ -18,42 +18,11 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from loradock.registry.errors import BadInput
 from loradock.trainer import catalogue, meta, methods, targets
+from loradock.trainer.figures import Counts
 from loradock.trainer.recipe import Recipe
 
 Shape = tuple[int, ...]
 _SHIRA: Final = "shira_weight"
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Weights by what becomes of them; tied embeddings count once, a quantised layer as it would unquantised."""
-
-    base: int
-    trainable: int
-    adapter: int
-    """What the method adds: trained, or frozen beside it."""
-    quantizable: int
-    """Of the base's: those in the linear layers that bitsandbytes quantises."""
-    largest: int
-    """The largest of those layers."""
-    rows_and_columns: int
-    """Of all trained matrices, with the length of what is no matrix: what Adafactor keeps."""
-    buffers: int
-    """Bytes of what the method holds and never trains: projections, indices."""
-    file: int
-    """Bytes of adapter_model.safetensors; 0 for full fine-tuning, which leaves no adapter."""
-    logits: bool = False
-    """Whether the loss takes the whole table of logits."""
-
-    @property
-    def total(self) -> int:
-        """The base's weights and the method's."""
-        return self.base + self.adapter
-
-    @property
-    def share(self) -> float:
-        """The part of all weights that is trained."""
-        return self.trainable / self.total
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from transformers import PretrainedConfig
-
 from loradock.trainer import catalogue
-from loradock.trainer.activations import Activations
-from loradock.trainer.count import Counts
+from loradock.trainer.figures import Activations, Counts, Sizes
 from loradock.trainer.recipe import Quantization, Recipe
 
 CONTEXT: Final = 10**9
@@ -70,22 +67,21 @@ class Memory:
     """The peak. It is less than the sum: gradients come as activations go."""
 
 
-def memory(recipe: Recipe, config: PretrainedConfig, counts: Counts, kept: Activations, machine: Machine) -> Memory:
-    """The memory of one training; `config` is the base's, and the recipe says whether activations are checkpointed."""
+def memory(recipe: Recipe, sizes: Sizes, counts: Counts, kept: Activations, machine: Machine) -> Memory:
+    """The memory of one training; `sizes` are the base's, and the recipe says whether activations are checkpointed."""
     checkpointed = recipe.checkpoints_activations(cuda=machine.cuda)
     width = trained_bytes(recipe, machine)
-    layers = config.get_text_config().num_hidden_layers
-    held = held_activations(kept, layers, checkpointed=checkpointed)
+    held = held_activations(kept, sizes.layers, checkpointed=checkpointed)
     working = kept.working + (kept.layer if checkpointed else 0)
     if recipe.quantization:
         working += counts.largest * machine.bytes_per_weight  # one layer is dequantised at a time
-    tiles = loss(recipe, config, counts, machine)
+    tiles = loss(recipe, sizes, counts, machine)
     static = weights(counts, recipe.quantization, machine) + adapter(counts, width)
     runtime = CONTEXT if machine.cuda else INTERPRETER
     state = optimizer(recipe.training.optim, counts, width, machine)
     gradients = counts.trainable * width
     moving = held + max(tiles, working)
-    lost = round(GPU_HOLES * moving) if machine.cuda else holes(recipe, counts, kept, layers, machine)
+    lost = round(GPU_HOLES * moving) if machine.cuda else holes(recipe, counts, kept, sizes.layers, machine)
     steady = static + runtime + state + lost
     accumulated = gradients if recipe.training.gradient_accumulation_steps > 1 else 0
     return Memory(
@@ -177,7 +173,7 @@ def held_activations(kept: Activations, layers: int, *, checkpointed: bool) -> i
     return kept.boundary * layers if checkpointed else kept.first + kept.layer * (layers - 1)
 
 
-def loss(recipe: Recipe, config: PretrainedConfig, counts: Counts, machine: Machine) -> int:
+def loss(recipe: Recipe, sizes: Sizes, counts: Counts, machine: Machine) -> int:
     """Logits and what is made of them.
 
     TRL's fused head never makes the whole table, but tiles of 4,096 tokens by 32,768 words: one with its kernel on a
@@ -185,8 +181,7 @@ def loss(recipe: Recipe, config: PretrainedConfig, counts: Counts, machine: Mach
     `_backward_tile`). The hidden states' gradient is float32, and so is that of a head that is trained. What wants
     plain logits, a method or an adapter on the head, has the table itself, its float32 copy and its softmax.
     """
-    training, text = recipe.training, config.get_text_config()
-    vocabulary, hidden = int(text.vocab_size), int(text.hidden_size)
+    training, vocabulary, hidden = recipe.training, sizes.vocabulary, sizes.hidden
     tokens = training.per_device_train_batch_size * training.max_length
     if counts.logits:
         return tokens * vocabulary * (machine.bytes_per_weight + 8)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
-from transformers import PretrainedConfig
-
-from loradock.trainer import activations, catalogue, count, gpus, memory
-from loradock.trainer.activations import Activations
-from loradock.trainer.base import best_dtype
-from loradock.trainer.count import Counts
+from loradock.trainer import catalogue, gpus, hardware, memory
+from loradock.trainer.figures import Activations, Counts, Sizes
 from loradock.trainer.gpus import GIB, Gpu
 from loradock.trainer.memory import Machine, Memory
 from loradock.trainer.recipe import Method, Quantization, Recipe
+from loradock.trainer.remembered import Remembered
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from loradock.trainer.recipe_file import RecipeFile
 
 RESERVE: Final = 0.08
 """The part of a memory that is left free: allocators cannot use all of it."""
@@ -52,41 +54,97 @@ class Fit:
 
 def machine(recipe: Recipe, *, cuda: bool) -> Machine:
     """A GPU, which computes in bfloat16 unless the recipe says otherwise, or this CPU, in what it multiplies fast."""
-    known = {"bfloat16": 2, "float32": 4, "auto": 2 if cuda else best_dtype().itemsize}
-    return Machine(cuda=cuda, bytes_per_weight=known[recipe.training.dtype])
+    known = {"bfloat16": 2, "float32": 4}
+    width = known.get(recipe.training.dtype) or (2 if cuda else hardware.bytes_per_weight())
+    return Machine(cuda=cuda, bytes_per_weight=width)
 
 
 class Estimator:
-    """What recipes need on one base; a question that was asked before is not worked out again."""
+    """What recipes need on one base; a question that was asked before is not worked out again.
 
-    def __init__(self, config: PretrainedConfig, directory: Path | None = None) -> None:
-        self.config = config
-        self._directory = directory  # of the recipe
-        self._counts: dict[str, Counts] = {}
-        self._kept: dict[tuple[Any, ...], Activations] = {}
+    Args:
+        base: Its configuration, or the directory of it, which is then read when it is needed.
+        directory: That of the recipe.
+        remembered: What was worked out on this base before.
+    """
+
+    def __init__(
+        self,
+        base: PretrainedConfig | Path,
+        directory: Path | None = None,
+        remembered: Remembered | None = None,
+    ) -> None:
+        self._base = base
+        self._directory = directory
+        self._remembered = remembered or Remembered()
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The base's configuration."""
+        if not isinstance(self._base, Path):
+            return self._base
+        from loradock.trainer import meta
+
+        return meta.config(self._base)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The base's sizes."""
+        return Sizes(**self._remembered.ask("sizes", lambda: asdict(Sizes.of(self.config))))
+
+    def check(self, source: RecipeFile) -> None:
+        """Raise BadInput with every name of the recipe that the base does not have, as `preflight.check` does."""
+
+        def work() -> bool:
+            from loradock.trainer import preflight
+
+            preflight.check(source, self.config)
+            return True
+
+        method, training = source.recipe.method, source.recipe.training
+        schedule = training.lr_scheduler_type, dict(training.lr_scheduler_kwargs)
+        question = f"check {method.model_dump_json()} {schedule} {training.packing}"
+        self._remembered.ask(question, work, lasting=_lasts(method))
 
     def counts(self, recipe: Recipe) -> Counts:
         """The recipe's weights; raises BadInput when its method cannot be put on the base."""
-        key = repr((recipe.method.peft_type, sorted(recipe.method.settings.items())))
-        if key not in self._counts:
-            self._counts[key] = count.parameters(recipe, self.config, directory=self._directory)
-        return self._counts[key]
+
+        def work() -> dict[str, Any]:
+            from loradock.trainer import count
+
+            return asdict(count.parameters(recipe, self.config, directory=self._directory))
+
+        method = recipe.method
+        question = f"counts {method.peft_type} {sorted(method.settings.items())}"
+        return Counts(**self._remembered.ask(question, work, lasting=_lasts(method)))
 
     def needed(self, recipe: Recipe, *, cuda: bool) -> Memory:
         """The memory that the recipe needs, on a GPU or on this machine's CPU."""
         where = machine(recipe, cuda=cuda)
-        return memory.memory(recipe, self.config, self.counts(recipe), self.kept(recipe, where), where)
+        return memory.memory(recipe, self.sizes, self.counts(recipe), self.kept(recipe, where), where)
 
     def kept(self, recipe: Recipe, where: Machine) -> Activations:
         """What the recipe's forward pass keeps."""
-        training, dtype = recipe.training, torch.bfloat16 if where.bytes_per_weight == 2 else torch.float32
-        key = (
-            *(recipe.method.model_dump_json(), bool(recipe.quantization), dtype, training.attn_implementation),
-            *(training.per_device_train_batch_size, training.max_length),
-        )
-        if key not in self._kept:
-            self._kept[key] = activations.follow(recipe, self.config, dtype=dtype)
-        return self._kept[key]
+        training = recipe.training
+
+        def work() -> dict[str, Any]:
+            import torch
+
+            from loradock.trainer import activations
+
+            dtype = torch.bfloat16 if where.bytes_per_weight == 2 else torch.float32
+            return asdict(activations.follow(recipe, self.config, dtype=dtype))
+
+        batch = training.per_device_train_batch_size, training.max_length
+        held = bool(recipe.quantization), where.bytes_per_weight, training.attn_implementation
+        question = f"activations {recipe.method.model_dump_json()} {held} {batch}"
+        return Activations(**self._remembered.ask(question, work, lasting=_lasts(recipe.method)))
+
+
+def _lasts(method: Method) -> bool:
+    """Whether what is worked out of a method follows from the base and the recipe alone, and from no other file."""
+    by_gpu = method.peft_type == "boft"  # which is another one with a GPU
+    return not by_gpu and not any("path" in key or key == "adapters" for key in method.settings)
 
 
 def needed(recipe: Recipe, config: PretrainedConfig, *, cuda: bool) -> Memory:
@@ -117,6 +175,8 @@ def fit(recipe: Recipe, estimator: Estimator, available: int, *, cuda: bool) -> 
 
 def advice(recipe: Recipe, config: PretrainedConfig, available_bytes: int) -> str:
     """One line on what to change for so much memory, on the device that this machine trains on."""
+    import torch
+
     found = fit(recipe, Estimator(config), available_bytes, cuda=torch.cuda.is_available())
     room = f"{found.available / GIB:.1f} GiB"
     if found.fits:
@@ -254,9 +314,8 @@ def _gpus(recipe: Recipe, estimator: Estimator, usable: int) -> int:
         update={"training": recipe.training.model_copy(update={"per_device_train_batch_size": 1})}
     )
     size, counts = estimator.needed(alone, cuda=True), estimator.counts(alone)
-    layers = estimator.config.get_text_config().num_hidden_layers
     numbers = (2**power for power in range(1, 11))
-    return next((n for n in numbers if memory.sharded(size, counts, layers, n) <= usable), 0)
+    return next((n for n in numbers if memory.sharded(size, counts, estimator.sizes.layers, n) <= usable), 0)
 
 
 def yaml_text(value: Any) -> str:

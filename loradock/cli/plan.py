@@ -16,7 +16,7 @@ from loradock.registry import base as bases
 from loradock.registry.errors import first_line
 from loradock.registry.output import say
 from loradock.registry.settings import Settings
-from loradock.trainer import dialects, gpus
+from loradock.trainer import dialects, gpus, hardware
 from loradock.trainer.gpus import GIB
 
 if TYPE_CHECKING:
@@ -45,13 +45,16 @@ def plan(recipe: Path, gpu_name: str | None, as_json: bool) -> None:
     """
     source = dialects.load(recipe, say)
     wanted = gpus.find(gpu_name) if gpu_name else None
-    directory = bases.config_of(source.recipe.base, Settings(), relative_to=source.directory)
-    from loradock.trainer import meta, plan, preflight
+    settings = Settings()
+    directory = bases.config_of(source.recipe.base, settings, relative_to=source.directory)
+    from loradock.trainer import plan
+    from loradock.trainer.remembered import Remembered
 
-    config = meta.config(directory)
-    preflight.check(source, config)
-    estimator = plan.Estimator(config, source.directory)
+    remembered = Remembered.of(directory, settings.cache)
+    estimator = plan.Estimator(directory, source.directory, remembered)
+    estimator.check(source)
     found = _found(source.recipe, estimator, wanted or _here())
+    remembered.save()
     if as_json:
         emit(found, as_json)
     else:
@@ -60,6 +63,8 @@ def plan(recipe: Path, gpu_name: str | None, as_json: bool) -> None:
 
 def _here() -> gpus.Gpu | None:
     """This machine's GPU."""
+    if not hardware.may_have_gpu():
+        return None
     import torch
 
     if not torch.cuda.is_available():

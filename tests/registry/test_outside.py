@@ -132,6 +132,8 @@ OURS: Final = {
     "trainer/sources.py": {"directory / Path(text).expanduser()"},
     "registry/store/connection.py": {"settings.artifacts / name"},
     # One that an expression that holds no / matched: a digest, a package and its version.
+    "trainer/declared.py": {"Settings().cache.expanduser() / f'peft-{version}-{reader}.json'"},
+    "trainer/remembered.py": {"cache.expanduser() / 'figures' / f'{known.hexdigest()[:32]}.json'"},
     "registry/gguf.py": {
         "cache / f'{package}-{version}'",
         "scratch / 'converted' / _QUANTISATION.sub('', source.stem)",

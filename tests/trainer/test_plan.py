@@ -22,8 +22,7 @@ from loradock.registry.base import config_of
 from loradock.registry.errors import BadInput, NotFound, Unreachable
 from loradock.registry.settings import Settings
 from loradock.trainer import activations, catalogue, gpus, memory, meta, methods, plan
-from loradock.trainer.activations import Activations
-from loradock.trainer.count import Counts
+from loradock.trainer.figures import Activations, Counts, Sizes
 from loradock.trainer.gpus import GIB
 from loradock.trainer.memory import Machine
 from loradock.trainer.recipe import Optimizer, Quantization, Recipe
@@ -40,6 +39,11 @@ def recipe(method: Any = "lora", **training: Any) -> Recipe:
     return Recipe.model_validate(
         {"name": "x", "base": "base", "data": "rows.jsonl", "method": method, "training": training}
     )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORADOCK_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -132,15 +136,15 @@ def test_a_method_that_cannot_run_on_shapes_is_told_to_be_taken_for_lora(eight: 
 
 def test_parts_of_the_peak() -> None:
     kept = Activations(first=10_000, layer=10_000, boundary=100, working=5, passing=0)
-    config = AutoConfig.for_model("llama", vocab_size=8, hidden_size=4, num_attention_heads=2, num_hidden_layers=3)
+    sizes = Sizes(layers=3, hidden=4, vocabulary=8)
     given = recipe(per_device_train_batch_size=1, max_length=8)
-    on = memory.memory(given, config, COUNTS, kept, GPU)
+    on = memory.memory(given, sizes, COUNTS, kept, GPU)
     assert (on.weights, on.adapter, on.gradients, on.optimizer) == (2000, 400, 400, 800)
     assert on.activations == 3 * 100 + 10_000 + 5
     assert on.allocator == round(memory.GPU_HOLES * (300 + 10_005))
     # As the last gradients come.
     assert on.needed == 2000 + 400 + 800 + memory.CONTEXT + on.allocator + 400 + 10_005
-    off = memory.memory(recipe(max_length=8, gradient_checkpointing=False), config, COUNTS, kept, GPU)
+    off = memory.memory(recipe(max_length=8, gradient_checkpointing=False), sizes, COUNTS, kept, GPU)
     assert off.activations == 30_000 + 5
 
 

@@ -63,6 +63,11 @@ def recipe(directory: Path, kind: str) -> RecipeFile:
     return recipe_file.load(directory / "r.yaml")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORADOCK_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_estimate_that_cannot_be_made_ends_neither_training_nor_plan(kind: str, tmp_path: Path) -> None:
     source = recipe(tmp_path, kind)
