@@ -70,7 +70,7 @@ def _verify_cached(target: Path) -> None:
 
 
 def _download(package: str, version: str, into: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(into)]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(into)]
     done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True, check=False)
     wheels = sorted(into.glob("*.whl"))
     if done.returncode or len(wheels) != 1:

@@ -239,6 +239,7 @@ def prepare(environ: MutableMapping[str, str], *, cpu: bool) -> None:
     """Set the variables that vLLM reads when it is imported; what the user set stays."""
     environ["VLLM_PLUGINS"] = plugin_names(environ, cpu=cpu)
     environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    environ["PYTHONSAFEPATH"] = "1"  # its `python -m` loads our plugins, and else looks for them where it is started
     # Longer than clients and load balancers keep a connection that idles: a request on one that closes here is lost.
     environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "120")
     if cpu:

@@ -3,7 +3,7 @@
 Ray starts, spreads, scales, checks and replaces the actors. What each serves it finds out as every replica does: the
 vLLM in the actor is the one that `loradock serve` starts, with the same arguments and the same plugin.
 
-    serve deploy examples/ray/serve.yaml        # its import_path is serving.ray:app
+    serve deploy examples/ray/serve.yaml        # its import_path is loradock.serving.ray:app
 """
 
 from __future__ import annotations

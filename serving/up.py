@@ -119,7 +119,8 @@ def _ui(port: int, settings: Settings, logs: Path) -> Part:
         *("--backend-store-uri", settings.store_uri, "--artifacts-destination", str(settings.artifacts)),
     )
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return Part(UI, command, f"http://{HOST}:{port}", "/health", logs / f"mlflow-{port}.log", quiet)
+    safe = {"PYTHONSAFEPATH": "1"}  # it and its workers import nothing that lies where `up` is called
+    return Part(UI, command, f"http://{HOST}:{port}", "/health", logs / f"mlflow-{port}.log", quiet | safe)
 
 
 def _replica(base: str, wish: Wish, logs: Path) -> Part:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
+import loradock
 from loradock.registry.base import LocalBase
 from loradock.registry.errors import BadInput, LoradockError, NotFound, Unreachable
 from loradock.registry.records import Base, Facts, Version
@@ -128,6 +131,16 @@ def test_what_the_user_set_in_the_environment_stays() -> None:
     assert environ["VLLM_TARGET_DEVICE"] == "cpu"
 
 
+def test_what_vllm_starts_imports_nothing_from_the_directory_that_it_is_started_in(tmp_path: Path) -> None:
+    (tmp_path / "loradock").mkdir()
+    (tmp_path / "loradock" / "__init__.py").write_text("raise AssertionError('a stranger')")
+    environ = dict(os.environ)
+    launch.prepare(environ, cpu=True)
+    command = [sys.executable, "-c", "import loradock; print(loradock.__file__)"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == Path(loradock.__file__)
+
+
 def test_a_gpu_gets_no_cpu_settings() -> None:
     environ: dict[str, str] = {}
     launch.prepare(environ, cpu=False)
@@ -148,7 +161,7 @@ def test_our_plugins_are_found_and_load() -> None:
     launch.prove_plugins(cpu=False)
 
 
-@pytest.mark.parametrize("found", [[], [EntryPoint("loradock", "serving.nowhere:Plugin", "vllm.endpoint_plugins")]])
+@pytest.mark.parametrize("found", [[], [EntryPoint("loradock", "loradock.nowhere:Plugin", "vllm.endpoint_plugins")]])
 def test_a_plugin_that_vllm_would_only_log_about_stops_the_start(
     found: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +109,25 @@ def whole(events: Sequence[str]) -> int:
 
 
 def launch(
-    home: Path, base: LocalBase, store: Store, scratch: Path, environ: Mapping[str, str] | None = None
+    home: Path,
+    base: LocalBase,
+    store: Store,
+    scratch: Path,
+    environ: Mapping[str, str] | None = None,
+    *,
+    program: Path | None = None,
+    cwd: Path | None = None,
 ) -> Shallow:
-    """Start one, and do not wait; whoever calls kills it in the end."""
+    """Start one, and do not wait; whoever calls kills it in the end. A `program` of another environment starts cold."""
+    start = partial(warm.Popen, kind="serving") if program is None else subprocess.Popen
     port, log = free_port(), scratch / f"serve-{time.time_ns()}.log"
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     words = ["serve", "--base", str(base.path), "--port", str(port), "--"]
     words += [*exact.OPTIONS, "--max-model-len", "256", "--max-num-seqs", "16"]
     with log.open("wb") as sink:
-        process = warm.Popen(
-            [warm.LORADOCK, *words],
-            kind="serving",
+        process = start(
+            [program or warm.LORADOCK, *words],
+            cwd=cwd,
             env=inherited | SETTINGS | {"LORADOCK_HOME": str(home)} | (environ or {}),
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -129,10 +138,15 @@ def launch(
 
 @contextmanager
 def shallow(
-    home: Path, base: LocalBase, store: Store, scratch: Path, environ: Mapping[str, str] | None = None
+    home: Path,
+    base: LocalBase,
+    store: Store,
+    scratch: Path,
+    environ: Mapping[str, str] | None = None,
+    **how: Path,
 ) -> Iterator[Shallow]:
-    """A running one."""
-    server = launch(home, base, store, scratch, environ)
+    """A running one; what else `launch` takes is handed on."""
+    server = launch(home, base, store, scratch, environ, **how)
     try:
         server.until_ready()
         yield server
