@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from loradock.registry.errors import BadInput
+from loradock.registry.replica_status import KeysView
 from loradock.serving import access, keyfile, refusals
 from loradock.serving.calls import Call
 from loradock.serving.keyfile import OWN, Key, KeyFile
@@ -207,13 +208,9 @@ class Keys:
             log.error("%s; the keys that were in force stay so", text)
         self.error = text
 
-    def status(self) -> dict[str, Any]:
-        """What a replica says of its keys; not their names, since every caller may ask for it."""
-        return {
-            "file": str(self._file) if self._file else None,
-            "count": len(self._known),
-            "error": self.error,
-        }
+    def status(self) -> KeysView:
+        """What a replica reports of its keys."""
+        return KeysView(file=str(self._file) if self._file else None, count=len(self._known), error=self.error)
 
 
 def _secret(headers: Mapping[str, str], path: str) -> str:

@@ -13,18 +13,21 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, TypeVar, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from loradock.registry.errors import DigestMismatch, NotServable, Unreachable, WrongBase
-from loradock.registry.refs import PRODUCTION, VersionRef, parse_version
+from loradock.registry.refs import PRODUCTION, VersionRef
+from loradock.registry.replica_status import ReplicaStatus
 from loradock.serving.calls import Call, Outcome
 
 OTHER: Final = "_other"
 """The adapter label of all that have none of their own; no adapter's name begins so."""
+
+T = TypeVar("T")
 
 Kind = Literal["unreachable", "damaged", "unfit", "failed"]
 """Why a version is held back: it could not be fetched, its bytes are not the registered ones, it cannot be served here
@@ -132,8 +135,8 @@ class Metrics:
             for metric in (self._flips, self._load, self._held):
                 metric.remove_by_labels({"adapter": ref.name})
 
-    def watch(self, status: Callable[[], Mapping[str, Any]], cache: Path) -> None:
-        """Show a replica's state, too, as its `status` tells it; call this on the event loop that changes it."""
+    def watch(self, status: Callable[[], ReplicaStatus], cache: Path) -> None:
+        """Show a replica's state, too, as its `status` has it; call this on the event loop that changes it."""
         self._registry.register(_State(status, cache, self._shown, self._kinds, asyncio.get_running_loop()))
 
     @property
@@ -168,7 +171,7 @@ class _State(Collector):
 
     def __init__(
         self,
-        status: Callable[[], Mapping[str, Any]],
+        status: Callable[[], ReplicaStatus],
         cache: Path,
         shown: Callable[[str], bool],
         kinds: Mapping[VersionRef, Kind],
@@ -185,39 +188,35 @@ class _State(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every gauge, as the replica is now."""
         status, families = self._read(), _families()
-        registry = status["registry"]
-        families["ready"].add_metric([], status["ready"])
-        families["converged"].add_metric([], status["converged"])
-        families["registry_reachable"].add_metric([], registry["reachable"])
-        if registry["staleness_seconds"] is not None:
-            families["registry_staleness_seconds"].add_metric([], registry["staleness_seconds"])
-        families["histories_cut"].add_metric([], len(status.get("histories", {})))
-        families["keys_file_valid"].add_metric([], not status.get("keys", {}).get("error"))
+        registry = status.registry
+        families["ready"].add_metric([], status.ready)
+        families["converged"].add_metric([], status.converged)
+        families["registry_reachable"].add_metric([], registry.reachable)
+        if registry.staleness_seconds is not None:
+            families["registry_staleness_seconds"].add_metric([], registry.staleness_seconds)
+        families["histories_cut"].add_metric([], len(status.histories))
+        families["keys_file_valid"].add_metric([], not (status.keys and status.keys.error))
         families["cache_bytes"].add_metric([], self._bytes())
-        for ref, in_flight in self._of_versions(status["resident"]):
+        for ref, in_flight in self._of_versions(status.resident):
             families["adapter_resident"].add_metric([ref.name, str(ref.number)], 1)
             families["requests_in_flight"].add_metric([ref.name, str(ref.number)], in_flight)
-        for ref, _ in self._of_versions(dict.fromkeys({*status["loading"], *status["quarantined"]})):
+        for ref, _ in self._of_versions(dict.fromkeys({*status.loading, *status.quarantined})):
             families["adapter_resident"].add_metric([ref.name, str(ref.number)], 0)
-        for ref, _ in self._of_versions(status["quarantined"]):
+        for ref, _ in self._of_versions(status.quarantined):
             families["quarantined"].add_metric([ref.name, str(ref.number), self._kinds.get(ref, "failed")], 1)
-        for name, row in status["adapters"].items():
+        for name, row in status.adapters.items():
             family, _, alias = name.partition("@")
             if self._shown(family):
-                number = parse_version(row["version"]).number
-                families["answering_version"].add_metric([family, alias or PRODUCTION], number)
+                families["answering_version"].add_metric([family, alias or PRODUCTION], row.version.number)
         yield from families.values()
 
-    def _of_versions(self, rows: Mapping[str, Any]) -> Iterator[tuple[VersionRef, Any]]:
-        for text, row in rows.items():
-            ref = parse_version(text)
-            if self._shown(ref.name):
-                yield ref, row
+    def _of_versions(self, rows: Mapping[VersionRef, T]) -> Iterator[tuple[VersionRef, T]]:
+        return ((ref, row) for ref, row in rows.items() if self._shown(ref.name))
 
-    def _read(self) -> Mapping[str, Any]:
+    def _read(self) -> ReplicaStatus:
         if threading.get_ident() == self._thread:
             return self._status()
-        found: concurrent.futures.Future[Mapping[str, Any]] = concurrent.futures.Future()
+        found: concurrent.futures.Future[ReplicaStatus] = concurrent.futures.Future()
 
         def read() -> None:
             try:

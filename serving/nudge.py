@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -63,7 +64,7 @@ class Nudges:
     def __init__(
         self,
         keys: Keys,
-        secret: str,
+        secret: SecretStr,
         wake: Callable[[], None],
         *,
         refused: Callable[[str, int], None] = lambda _name, _status: None,
@@ -94,7 +95,7 @@ class Nudges:
         """
         if SIGNATURE in request.headers and self._secret:
             body = await _body(request)
-            if not signed(self._secret, request.headers, body, now=self._now()):
+            if not signed(self._secret.get_secret_value(), request.headers, body, now=self._now()):
                 raise refusals.unauthorized("The signature is not MLflow's with this secret, or is over 5 minutes old.")
             return self._is_first(request.headers[DELIVERY])
         self._count(self._sender(request))

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from loradock.registry.base import LocalBase
 from loradock.registry.check import read_shapes
 from loradock.registry.errors import BadInput
 from loradock.registry.records import TextSettings
+from loradock.registry.replica_status import ReplicaStatus
 from loradock.registry.settings import Settings
 from loradock.registry.text import settings_of
 from loradock.serving import access, refusals, report
@@ -81,8 +83,8 @@ async def _cards(request: Request) -> list[dict[str, Any]]:
 async def status(request: Request) -> JSONResponse:
     """What this replica holds, answers with, holds back and refuses, and how fresh its view of the registry is."""
     state, caller = request.app.state, request.scope[CALLER]
-    found = {**state.loradock.status(), **state.loradock_limits, "keys": state.loradock_keys.status()}
-    return JSONResponse(report.seen_by(caller, found) if caller.restricted else found)
+    found: ReplicaStatus = state.loradock.status(state.loradock_keys.status())
+    return JSONResponse((report.seen_by(caller, found) if caller.restricted else found).as_json())
 
 
 @router.get(access.READY)
@@ -100,7 +102,7 @@ async def ready(request: Request) -> JSONResponse:
 @router.get(access.SIGNALS)
 async def signals(request: Request, name: str, since: int = 0) -> JSONResponse:
     """What was measured on an adapter's calls that ended after a sequence number; no text."""
-    return JSONResponse(request.app.state.loradock_signals.page(name, since))
+    return JSONResponse(asdict(request.app.state.loradock_signals.page(name, since)))
 
 
 @router.post(access.NUDGE)
@@ -172,6 +174,8 @@ class Plugin:
             local.base,
             serving,
             capacity=engines.capacity(engine_client),
+            slots=engines.slots(engine_client),
+            max_rank=engines.max_lora_rank(engine_client),
             watcher=state.loradock_metrics,
             text=await asyncio.to_thread(_text, args, local),
         )
@@ -180,17 +184,12 @@ class Plugin:
         await replica.start()
         state.loradock, state.loradock_engine, state.loradock_base = replica, engine, local.base
         engine.readmit = replica.readmit
-        state.loradock_limits = {
-            "slots": engines.slots(engine_client),
-            "max_rank": engines.max_lora_rank(engine_client),
-            "aliases": sorted(serving.followed),
-        }
-        state.loradock_metrics.watch(
-            lambda: {**replica.status(), "keys": state.loradock_keys.status()}, settings.adapters
-        )
-        secret = serving.webhook_secret.get_secret_value()
+        state.loradock_metrics.watch(lambda: replica.status(state.loradock_keys.status()), settings.adapters)
         state.loradock_nudges = Nudges(
-            state.loradock_keys, secret, wake=replica.nudge, refused=state.loradock_metrics.refused
+            state.loradock_keys,
+            serving.webhook_secret,
+            wake=replica.nudge,
+            refused=state.loradock_metrics.refused,
         )
         state.loradock_tasks = [
             asyncio.create_task(replica.run()),

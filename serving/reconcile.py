@@ -235,7 +235,7 @@ def unmet(desired: Desired, observed: Observed, limits: Limits) -> dict[str, str
             continue
         held = observed.quarantined.get(version.ref)
         if held and (observed.now < held.until or name in observed.pointed):
-            reasons[name] = f"{version.ref} is held back: {held.reason}"
+            reasons[name] = f"{version.ref} is quarantined: {held.reason}"
         elif version.ref in observed.loading or room > (1 if name in observed.pointed else limits.left):
             reasons[name] = f"{version.ref} is being loaded"
         elif name in observed.pointed:

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from loradock.registry.errors import DigestMismatch, LoradockError, NotFound, NotServable, Unreachable
 from loradock.registry.records import Base, TextSettings, Version
 from loradock.registry.refs import VersionRef
+from loradock.registry.replica_status import KeysView, RegistryView, ReplicaStatus, ServedBase
 from loradock.registry.text import unlike
 from loradock.serving import reconcile, report
 from loradock.serving.admission import Admission
@@ -60,6 +61,8 @@ class Replica:
         settings: ServingSettings,
         *,
         capacity: int,
+        slots: int,
+        max_rank: int,
         watcher: Watcher,
         text: TextSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -68,6 +71,7 @@ class Replica:
         self._base, self._settings, self._clock = base, settings, clock
         self._text = text or TextSettings()
         self._limits = Limits(settings.drain_seconds, capacity)
+        self._slots, self._max_rank = slots, max_rank
         self._desired = Desired()
         self._error = ""
         self._read_at: float | None = None
@@ -366,36 +370,40 @@ class Replica:
         known |= {ref: held.version for ref, held in self._engine.resident.items()}
         return {ref: version.facts.digest for ref, version in known.items()}
 
-    def _unlike(self, desired: Desired) -> dict[str, str]:
+    def _unlike(self, desired: Desired) -> dict[VersionRef, str]:
         """Of each version that should be served and was trained with another tokenizer or template, words for it."""
-        found = {str(version.ref): unlike(version, self._text) for version in desired.targets.values()}
+        found = {version.ref: unlike(version, self._text) for version in desired.targets.values()}
         return {ref: words for ref, words in sorted(found.items()) if words}
 
-    def status(self) -> dict[str, Any]:
-        """All that this replica knows of itself, as JSON has it."""
+    def status(self, keys: KeysView | None = None) -> ReplicaStatus:
+        """All that this replica knows of itself, and of its keys what is given."""
         observed = self._observed()
         unmet = reconcile.unmet(self._desired, observed, self._limits)
-        return {
-            "base": {
-                "names": sorted(self._engine.served_as),
-                **self._base.model_dump(mode="json", exclude={"id"}),
-                "text": self._text.model_dump(mode="json"),
-            },
-            "ready": self.ready and not self.stopping,
-            "converged": not unmet,
-            "waiting": unmet,
-            "unlike": self._unlike(self._desired),
-            "histories": self._histories,
-            "stopping": self.stopping,
-            "capacity": self._limits.capacity,
-            "registry": {
-                "uri": self._registry.registry,
-                "reachable": not self._error,
-                "staleness_seconds": None if self._read_at is None else round(observed.now - self._read_at, 1),
-                "error": self._error,
-            },
-            **report.page(self._desired, observed, self._since, self._admission.proofs),
-        }
+        return ReplicaStatus(
+            base=ServedBase(
+                names=tuple(sorted(self._engine.served_as)),
+                text=self._text,
+                **self._base.model_dump(exclude={"id"}),
+            ),
+            ready=self.ready and not self.stopping,
+            converged=not unmet,
+            waiting=unmet,
+            unlike=self._unlike(self._desired),
+            histories=self._histories,
+            stopping=self.stopping,
+            capacity=self._limits.capacity,
+            slots=self._slots,
+            max_rank=self._max_rank,
+            aliases=tuple(sorted(self._settings.followed)),
+            registry=RegistryView(
+                uri=self._registry.registry,
+                reachable=not self._error,
+                staleness_seconds=None if self._read_at is None else round(observed.now - self._read_at, 1),
+                error=self._error,
+            ),
+            **report.parts(self._desired, observed, self._since, self._admission.proofs),
+            keys=keys,
+        )
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What a replica says of itself, as JSON has it: pure."""
+"""What a replica reports of its names and versions, and what of a status a caller sees: pure."""
 
 from __future__ import annotations
 
@@ -7,74 +7,76 @@ from datetime import datetime
 from typing import Any, Final
 
 from loradock.registry.refs import VersionRef
+from loradock.registry.replica_status import Answering, Quarantined, Refused, ReplicaStatus, Weight
 from loradock.serving.desired import Desired
 from loradock.serving.keys import Caller
 from loradock.serving.probe import Proof
 from loradock.serving.reconcile import Observed
 
 
-def page(
+def parts(
     desired: Desired, observed: Observed, since: Mapping[str, datetime], proofs: Mapping[VersionRef, Proof]
 ) -> dict[str, Any]:
-    """Names, versions and what holds them back."""
+    """The fields of a status that are by name or by version."""
     return {
-        "adapters": {name: _name(name, desired, observed, since) for name in sorted(observed.pointed)},
+        "adapters": {name: _answering(name, desired, observed, since) for name in sorted(observed.pointed)},
         "cold": {
-            name: str(version.ref)
+            name: version.ref
             for name, version in sorted(desired.targets.items())
             if name not in observed.pointed and version.ref not in {*observed.quarantined, *observed.loading}
         },
         "shares": {
-            name: {alias: {"version": f"{name}/{share.version}", "weight": share.weight} for alias, share in of.items()}
+            name: {
+                alias: Weight(version=VersionRef(name, share.version), weight=share.weight)
+                for alias, share in of.items()
+            }
             for name, of in sorted(desired.shares.items())
         },
-        "loading": sorted(map(str, observed.loading)),
+        "loading": tuple(sorted(observed.loading)),
         "quarantined": {
-            str(ref): {
-                "reason": held.reason,
-                "attempts": held.attempts,
-                "retry_in_seconds": round(max(0.0, held.until - observed.now), 1),
-            }
+            ref: Quarantined(
+                reason=held.reason,
+                attempts=held.attempts,
+                retry_in_seconds=round(max(0.0, held.until - observed.now), 1),
+            )
             for ref, held in sorted(observed.quarantined.items())
         },
         "refused": {
-            name: {"version": str(refusal.version.ref), "reason": refusal.reason}
+            name: Refused(version=refusal.version.ref, reason=refusal.reason)
             for name, refusal in sorted(desired.refused.items())
         },
-        "resident": {str(ref): held.in_flight for ref, held in sorted(observed.resident.items())},
-        "proofs": {str(ref): dict(proof.figures) for ref, proof in sorted(proofs.items())},
+        "resident": {ref: held.in_flight for ref, held in sorted(observed.resident.items())},
+        "proofs": {ref: proof.figures for ref, proof in sorted(proofs.items())},
     }
 
 
-_OF_ALL: Final = frozenset({"base", "ready", "stopping", "capacity", "slots", "max_rank", "aliases"})
-"""What of a page tells of no single adapter; all else is objects by name or version, or lists of them."""
+BY_NAME: Final = ("waiting", "histories", "adapters", "cold", "shares", "refused")
+BY_VERSION: Final = ("unlike", "quarantined", "resident", "proofs")
 
 
-def seen_by(caller: Caller, page: Mapping[str, Any]) -> dict[str, Any]:
-    """A page as a key that is for some models only sees it: its own adapters, and nothing of the machine's paths."""
+def seen_by(caller: Caller, status: ReplicaStatus) -> ReplicaStatus:
+    """A status as a key that is for some models only sees it: its own adapters, and nothing of the machine's paths."""
 
     def own(name: str) -> bool:
         return caller.may(name) or caller.may(name.partition("/")[0])
 
-    shown = {part: told for part, told in page.items() if part in _OF_ALL}
-    for part in page.keys() - _OF_ALL - {"registry", "converged", "keys"}:
-        told = page[part]
-        shown[part] = list(filter(own, told)) if isinstance(told, list) else {k: v for k, v in told.items() if own(k)}
-    shown["registry"] = {
-        **page["registry"],
-        "uri": "the registry",
-        "error": "out of reach" if page["registry"]["error"] else "",
+    shown: dict[str, Any] = {
+        part: {of: value for of, value in getattr(status, part).items() if own(str(of))}
+        for part in (*BY_NAME, *BY_VERSION)
     }
+    shown["loading"] = tuple(ref for ref in status.loading if own(str(ref)))
     shown["converged"] = not shown["waiting"]
-    return shown
+    error = "out of reach" if status.registry.error else ""
+    shown["registry"] = status.registry.model_copy(update={"uri": "the registry", "error": error})
+    return status.model_copy(update={**shown, "keys": None})
 
 
-def _name(name: str, desired: Desired, observed: Observed, since: Mapping[str, datetime]) -> dict[str, Any]:
+def _answering(name: str, desired: Desired, observed: Observed, since: Mapping[str, datetime]) -> Answering:
     ref = observed.pointed[name]
     held, target = observed.resident.get(ref), desired.targets.get(name)
-    return {
-        "version": str(ref),
-        "digest": held.version.facts.digest if held else "",
-        "since": since[name].isoformat(timespec="milliseconds"),
-        "promoted": str(target.ref) if target else None,
-    }
+    return Answering(
+        version=ref,
+        digest=held.version.facts.digest if held else "",
+        since=since[name],
+        promoted=target.ref if target else None,
+    )

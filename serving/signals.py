@@ -9,9 +9,9 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from loradock.serving.calls import Call, Outcome, Role
 
@@ -42,6 +42,19 @@ class Ended:
     prompt_tokens: int
     output_tokens: int
     """Of its longest answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An adapter's calls after a sequence number, and where the next page begins."""
+
+    process: str
+    oldest: int
+    """The first call that is still kept, of whatever adapter."""
+    next: int
+    more: bool
+    """Whether the next page is there already."""
+    rows: tuple[Ended, ...]
 
 
 class Signals:
@@ -79,18 +92,15 @@ class Signals:
         )
         self._next += 1
 
-    def page(self, name: str, since: int) -> dict[str, Any]:
-        """An adapter's calls after a sequence number, as JSON has them, and where the next page begins.
-
-        `more` says that it is there already; `oldest` is the first call that is still kept, of whatever adapter.
-        """
+    def page(self, name: str, since: int) -> Page:
+        """An adapter's calls after a sequence number."""
         oldest = self._next - len(self._rows)
         begin = min(max(0, since + 1 - oldest), len(self._rows))
         looked = list(islice(self._rows, begin, begin + _PAGE))
-        return {
-            "process": self.process,
-            "oldest": oldest,
-            "next": looked[-1].seq if looked else self._next - 1,
-            "more": begin + len(looked) < len(self._rows),
-            "rows": [asdict(row) for row in looked if row.name == name],
-        }
+        return Page(
+            process=self.process,
+            oldest=oldest,
+            next=looked[-1].seq if looked else self._next - 1,
+            more=begin + len(looked) < len(self._rows),
+            rows=tuple(row for row in looked if row.name == name),
+        )

@@ -7,14 +7,11 @@ is ended with it.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +19,8 @@ from types import FrameType
 from typing import Final
 
 from loradock.registry import base as bases
-from loradock.registry.errors import BadInput, LoradockError, NotFound
+from loradock.registry.errors import BadInput, LoradockError, NotFound, Unreachable
+from loradock.registry.replica_client import ReplicaClient
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 from loradock.serving.desired import Promoted, Source
@@ -34,6 +32,7 @@ UI: Final = "MLflow's UI"
 REPLICA: Final = "the replica"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STEP: Final = 0.1  # seconds between two looks at the parts
+_LOOK: Final = 2.0  # seconds that one look may take
 _GRACE: Final = 30.0  # seconds until a part that was told to end is killed; a replica has its `stop_seconds` more
 _REST: Final = 5.0  # seconds for what a part had started and left behind
 _LAST_LINES: Final = 12
@@ -214,24 +213,17 @@ def _until(true: Callable[[], bool], seconds: float) -> None:
 
 
 def _answers(part: Part) -> bool:
-    """Whether anything comes back over HTTP; a replica that holds a version back answers 503, and serves the others."""
+    """Whether anything comes back over HTTP; one with a quarantined version answers 503, and serves others."""
     try:
-        urllib.request.urlopen(part.url + part.probe, timeout=2).close()  # noqa: S310 - an address of ours
-    except urllib.error.HTTPError as error:
-        error.close()
-    except OSError:
+        ReplicaClient(part.url, seconds=_LOOK).send("GET", part.probe)
+    except Unreachable:
         return False
     return True
 
 
 def waiting_for(part: Part) -> list[str]:
     """The names whose promoted version a replica does not answer with yet."""
-    try:
-        with urllib.request.urlopen(part.url + part.probe, timeout=2) as answer:  # noqa: S310 - an address of ours
-            return list(json.load(answer)["waiting"])
-    except urllib.error.HTTPError as error:
-        with error:
-            return list(json.load(error)["waiting"])
+    return ReplicaClient(part.url, seconds=_LOOK).waiting()
 
 
 def _ended(part: Part, code: int) -> LoradockError:

@@ -30,7 +30,7 @@ def status(urls: tuple[str, ...], api_key: SecretStr, as_json: bool) -> None:
     urls = urls or Settings().replica_urls or (_HERE,)
     if len(urls) == 1:
         found = fetch_status(urls[0], api_key)
-        emit(found if as_json else fleet.page(found), as_json)
+        emit(found.as_json() if as_json else fleet.page(found), as_json)
         return
     asked = _ask(urls, api_key)
     if as_json:

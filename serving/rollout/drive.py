@@ -110,7 +110,7 @@ class Rollout:
             findings=findings,
             replicas=len(self._task.urls),
             answering=look.answering,
-            held_back=look.held_back,
+            quarantined=look.quarantined,
         )
 
     def _act(

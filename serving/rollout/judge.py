@@ -7,12 +7,9 @@ import math
 import random
 import re
 import threading
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +19,7 @@ from loradock.registry import functions
 from loradock.registry.errors import BadInput, LoradockError, first_line
 from loradock.registry.outside import printable
 from loradock.registry.refs import CANARY, PRODUCTION, VersionRef
-from loradock.registry.secret import bearer
+from loradock.registry.replica_client import NoAnswer, ReplicaClient
 from loradock.serving.front import VERSION_HEADER
 
 _FUNCTION: Final = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
@@ -62,7 +59,8 @@ class Judge:
     """Asks both versions the prompts, one after another and beside everything else, until it is stopped."""
 
     def __init__(self, case: Case, ref: VersionRef, production: int, urls: Sequence[str], api_key: SecretStr) -> None:
-        self._case, self._urls, self._api_key = case, urls, api_key
+        self._case = case
+        self._clients = [ReplicaClient(url, api_key, seconds=_TIMEOUT) for url in urls]
         self._wanted = {CANARY: str(ref), PRODUCTION: str(VersionRef(ref.name, production))}
         self._name = ref.name
         self._found: deque[tuple[float, float]] = deque()
@@ -100,12 +98,12 @@ class Judge:
         """Both answers' badness; it is asked again until both versions answer, and None where it was stopped."""
         turn = 0
         while not self._stop.is_set():
-            url = self._urls[turn % len(self._urls)]
+            client = self._clients[turn % len(self._clients)]
             turn += 1
             try:
-                said = {alias: self._ask(url, alias, prompt) for alias in (CANARY, PRODUCTION)}
-            except (OSError, HTTPException) as error:
-                self.problem = f"the judge gets no answer from {url}: {getattr(error, 'reason', error)}"
+                said = {alias: self._ask(client, alias, prompt) for alias in (CANARY, PRODUCTION)}
+            except NoAnswer as error:
+                self.problem = f"the judge gets no answer from {client.url}: {error.reason}"
                 self._stop.wait(_PAUSE)
                 continue
             wrong = {alias: version for alias, (version, _) in said.items() if version != self._wanted[alias]}
@@ -116,23 +114,18 @@ class Judge:
             self._stop.wait(_PAUSE)
         return None
 
-    def _ask(self, url: str, alias: str, prompt: Mapping[str, Any]) -> tuple[str, str]:
+    def _ask(self, client: ReplicaClient, alias: str, prompt: Mapping[str, Any]) -> tuple[str, str]:
         """Which version answered, and what."""
-        body = json.dumps({**_DEFAULTS, **prompt, "model": f"{self._name}@{alias}", "stream": False}).encode()
-        headers = {"Content-Type": "application/json", **bearer(self._api_key)}
+        body = {**_DEFAULTS, **prompt, "model": f"{self._name}@{alias}", "stream": False}
         path = "/v1/chat/completions" if "messages" in prompt else "/v1/completions"
-        request = urllib.request.Request(url.rstrip("/") + path, body, headers)  # noqa: S310 - looked at by Replicas
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
-                choice = json.load(answer)["choices"][0]
-                text = choice["message"]["content"] if "messages" in prompt else choice["text"]
-                return answer.headers.get(VERSION_HEADER, ""), text or ""
-        except urllib.error.HTTPError as error:
-            with error:
-                detail = error.read(500).decode(errors="replace")
-            if error.code in (400, 422):
-                raise BadInput(f"a prompt of the judge's is refused: {printable(detail)}") from error
-            raise
+        answer = client.send("POST", path, body)
+        if answer.status_code in (400, 422):
+            raise BadInput(f"a prompt of the judge's is refused: {printable(answer.text[:500])}")
+        if answer.is_error:  # a 404 too: this replica may not serve the canary yet
+            raise client.failed(answer)
+        choice = client.data(answer)["choices"][0]
+        text = choice["message"]["content"] if "messages" in prompt else choice["text"]
+        return answer.headers.get(VERSION_HEADER, ""), text or ""
 
     def _bad(self, prompt: Mapping[str, Any], answer: str, what: str) -> float:
         try:

@@ -51,7 +51,7 @@ class Seen:
     replicas: int
     answering: int
     """Of the replicas, those that told what they measured."""
-    held_back: str = ""
+    quarantined: str = ""
     """Why every replica that answers holds the canary back; empty where one does not."""
 
 
@@ -92,8 +92,8 @@ def decide(seen: Seen, rules: Rules) -> Action:
     """
     if alarmed := [finding for finding in seen.findings if finding.alarmed]:
         return Abort("; ".join(map(str, alarmed)))
-    if seen.held_back:
-        return Abort(f"every replica holds it back: {seen.held_back}")
+    if seen.quarantined:
+        return Abort(f"every replica has it quarantined: {seen.quarantined}")
     action = _onwards(seen, rules)
     if isinstance(action, Wait) and seen.in_all >= rules.within:
         return Abort(f"undecided after {rules.within:.0f} s: {action.why}")

@@ -28,7 +28,7 @@ from tests.support.adapters import NAME, aliases, log_adapter, make_version, put
 from tests.support.mlflow_server import MLflowServer
 from tests.support.registry.forgetful import Forgetful
 from tests.support.registry.killed import Killed, KilledAtCall
-from tests.support.serving.status import STATUS
+from tests.support.serving.status import STATUS, answering
 from tests.support.waiting import until
 from tests.support.web import running
 
@@ -327,7 +327,7 @@ def test_the_verb_says_what_would_go_and_why_and_deletes_at_a_yes(six: Store, mo
 
 
 def test_what_a_replica_holds_stays(six: Store, replica: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"version": f"{NAME}/1", "digest": "", "since": "", "promoted": f"{NAME}/2"}
+    row = answering(f"{NAME}/1", promoted=f"{NAME}/2")
     replica.status = STATUS | {"adapters": {NAME: row}, "resident": {f"{NAME}/4": 0}, "loading": [f"{NAME}/5"]}
     monkeypatch.setenv("VLLM_API_KEY", "key")
     monkeypatch.setenv("LORADOCK_REPLICAS", f" {replica.url}, ")
@@ -340,8 +340,8 @@ def test_a_replica_that_does_not_answer_or_is_none_stops_it_before_anything_goes
         run("--yes", "--replica", replica.url, "--replica", "http://127.0.0.1:9", "--api-key", "key")
     with pytest.raises(BadInput, match="asks for a key"):
         run("--yes", "--replica", replica.url)
-    replica.status = {"adapters": {}}
-    with pytest.raises(NotFound, match="not as a loradock replica of this version"):
+    replica.status = STATUS | {"format": 2}
+    with pytest.raises(NotFound, match="of another version of loradock"):
         run("--yes", "--replica", replica.url, "--api-key", "key")
     assert len(numbers(six)) == 6
 

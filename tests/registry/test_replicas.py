@@ -18,17 +18,9 @@ from loradock.registry import history, replicas
 from loradock.registry.errors import BadInput, GateFailed, Refused
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store
-from tests.support.adapters import NAME, SMOL, aliases, make_version
+from tests.support.adapters import NAME, aliases, make_version
+from tests.support.serving.status import NOTHING, answering
 from tests.support.web import running
-
-STATUS: dict[str, Any] = {
-    "base": {"config_digest": SMOL.config_digest, "weights_digest": SMOL.weights_digest},
-    "slots": 4,
-    "capacity": 8,
-    "max_rank": 16,
-    "adapters": {},
-    "cold": {},
-}
 
 
 class FakeReplicaHandler(BaseHTTPRequestHandler):
@@ -57,7 +49,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
 
     def started(meeting: threading.Barrier | None = None, **changes: Any) -> str:
         server: Any = ThreadingHTTPServer(("127.0.0.1", 0), FakeReplicaHandler)
-        server.status, server.meeting = STATUS | changes, meeting or threading.Barrier(1)
+        server.status, server.meeting = NOTHING | changes, meeting or threading.Barrier(1)
         stack.enter_context(running(server))
         return f"http://127.0.0.1:{server.server_port}"
 
@@ -115,7 +107,7 @@ def test_a_replica_that_does_not_answer_is_warned_of_and_decides_nothing(
 
 
 def test_a_full_replica_is_warned_of(high: Store, start: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd = {f"cat-{number}": {"version": f"cat-{number}/1", "promoted": None} for number in range(4)}
+    crowd = {f"cat-{number}": answering(f"cat-{number}/1") for number in range(4)}
     monkeypatch.setenv("LORADOCK_REPLICAS", start(max_rank=32, adapters=crowd))
     found = run()
     assert found.exit_code == 0

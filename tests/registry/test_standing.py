@@ -17,23 +17,16 @@ from loradock.cli.show import show
 from loradock.registry import replicas
 from loradock.registry.records import Version
 from loradock.registry.reference import Probe, Reference
+from loradock.registry.replica_status import read
 from loradock.registry.settings import Settings
 from loradock.registry.standing import standing
 from loradock.registry.store import Store
 from loradock.registry.store.references import EXPERIMENT
 from tests.support.adapters import NAME, SMOL, make_version
+from tests.support.serving.status import NOTHING, answering, quarantined
 from tests.support.web import running
 
 REF = f"{NAME}/1"
-NOTHING: dict[str, Any] = {
-    "adapters": {},
-    "cold": {},
-    "loading": [],
-    "quarantined": {},
-    "refused": {},
-    "resident": {},
-    "registry": {"uri": "http://mlflow:5000"},
-}
 
 
 @pytest.fixture
@@ -42,11 +35,11 @@ def version(store: Store, tmp_path: Path) -> Version:
 
 
 def answered(version: Version, digest: str | None = None) -> dict[str, Any]:
-    return {"version": str(version.ref), "digest": version.facts.digest if digest is None else digest}
+    return answering(str(version.ref), digest=version.facts.digest if digest is None else digest)
 
 
 def test_each_thing_that_a_replica_can_do_with_a_version(version: Version) -> None:
-    here, other = answered(version), {"version": f"{NAME}/2", "digest": "f" * 64}
+    here, other = answered(version), answering(f"{NAME}/2", digest="f" * 64)
     why = {"version": REF, "reason": "it was trained on another base"}
     for expected, status in {
         "not held": {"adapters": {NAME: other}, "resident": {f"{NAME}/2": 0}, "cold": {"cat": "cat/1"}},
@@ -59,8 +52,8 @@ def test_each_thing_that_a_replica_can_do_with_a_version(version: Version) -> No
             "adapters": {NAME: here, f"{NAME}@canary": answered(version, "f" * 64)}
         },
         "proven, answers nobody": {"resident": {REF: 0}},
-        "held back: its output is the base's": {
-            "quarantined": {REF: {"reason": "its output is the base's"}},
+        "quarantined: its output is the base's": {
+            "quarantined": {REF: quarantined("its output is the base's")},
             "loading": [REF],
         },
         "refused: it was trained on another base": {
@@ -69,12 +62,7 @@ def test_each_thing_that_a_replica_can_do_with_a_version(version: Version) -> No
         "loading": {"loading": [REF]},
         "cold": {"cold": {NAME: REF}},
     }.items():
-        assert standing(version, NOTHING | status) == expected
-
-
-@pytest.mark.parametrize("status", [{}, {"quarantined": []}, NOTHING | {"adapters": {NAME: "support-bot/1"}}])
-def test_a_status_of_another_loradock_is_no_error(version: Version, status: dict[str, Any]) -> None:
-    assert standing(version, status) == "it is of another version of loradock, and does not say"
+        assert standing(version, read(NOTHING | status, "http://a")) == expected
 
 
 class FakeReplicaHandler(BaseHTTPRequestHandler):
@@ -111,16 +99,16 @@ def shown(*words: str) -> Result:
 def test_every_replica_is_asked_and_one_that_does_not_answer_says_so(
     version: Version, start: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers, holds_back = (
+    answers, quarantines = (
         start(adapters={NAME: answered(version)}),
-        start(quarantined={REF: {"reason": "no reference"}}),
+        start(quarantined={REF: quarantined("no reference")}),
     )
     gone = "http://127.0.0.1:9"
-    monkeypatch.setenv("LORADOCK_REPLICAS", f"{answers}, {gone}, {holds_back}")
+    monkeypatch.setenv("LORADOCK_REPLICAS", f"{answers}, {gone}, {quarantines}")
     monkeypatch.setenv("VLLM_API_KEY", "k")
     found = json.loads(shown("--json").stdout)["replicas"]
-    assert list(found) == [answers, gone, holds_back]
-    assert (found[answers], found[holds_back]) == (f"answers as {NAME}", "held back: no reference")
+    assert list(found) == [answers, gone, quarantines]
+    assert (found[answers], found[quarantines]) == (f"answers as {NAME}", "quarantined: no reference")
     assert found[gone].startswith(f"no replica answers at {gone}: ")
     page = shown().stdout
     for url, words in found.items():

@@ -92,7 +92,15 @@ class ReadingHarness:
         self.admission = Admission(self.cache, FakeReferences(), self.engine, proof="effect", precision="float32")
         self.registry, self.store = FakeRegistry(*promoted), store
         self.replica = Replica(
-            self.registry, self.admission, self.engine, SMOL, FAST, capacity=4, watcher=FakeWatcher()
+            self.registry,
+            self.admission,
+            self.engine,
+            SMOL,
+            FAST,
+            capacity=4,
+            slots=4,
+            max_rank=16,
+            watcher=FakeWatcher(),
         )
         self.engine.readmit = self.replica.readmit
 

@@ -141,11 +141,11 @@ def test_requests_are_answered_while_the_status_tells_of_it(
     async def story() -> None:
         await harness.until(lambda: harness.engine.pointed == {NAME: ref(2)})
         cut(moved)
-        await harness.until(lambda: harness.replica.status()["histories"])
+        await harness.until(lambda: harness.replica.status().histories)
         assert (await harness.replica.acquire(harness.engine.pointed[NAME])).ref.name == NAME
         await harness.until(lambda: harness.engine.pointed == {NAME: ref(1)})  # MLflow's alias is followed
         status = harness.replica.status()
-        assert status["ready"]
+        assert status.ready
         assert "it ends with entry 0" in fleet.page(status)[f"{NAME} (history)"]
 
     harness.follow(story)

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from loradock.cli.status import status as command
 from loradock.registry.errors import DigestMismatch, Unreachable
 from loradock.registry.records import TextSettings, Version
+from loradock.registry.replica_status import ReplicaStatus, read
 from loradock.serving import fleet
 from loradock.serving.fleet import Asked
 from tests.support.adapters import SMOL
@@ -28,24 +29,23 @@ from tests.support.web import running
 
 NOBODY = "http://127.0.0.1:9"
 
-Start = Callable[[dict[str, Any]], str]
+Start = Callable[[ReplicaStatus], str]
 
 
-def status(*versions: Version, harness: ReplicaHarness | None = None) -> dict[str, Any]:
+def status(*versions: Version, harness: ReplicaHarness | None = None) -> ReplicaStatus:
     harness = harness or ReplicaHarness(*versions)
     asyncio.run(harness.replica.start())
-    found: dict[str, Any] = json.loads(json.dumps(harness.replica.status()))
-    return found
+    return read(json.loads(json.dumps(harness.replica.status().as_json())), "http://a")
 
 
-def behind() -> dict[str, Any]:
+def behind() -> ReplicaStatus:
     """Of a replica that answers with `bot/1`, and cannot take up `bot/2`, which is promoted."""
     harness = ReplicaHarness(ONE, CAT)
     harness.cache.errors[TWO.ref] = DigestMismatch("bot/2", expected="a", found="b")
 
     async def story() -> None:
         harness.registry.promote(TWO, CAT)
-        await harness.until(lambda: harness.replica.status()["quarantined"])
+        await harness.until(lambda: harness.replica.status().quarantined)
 
     harness.follow(story)
     return status(harness=harness)
@@ -63,9 +63,9 @@ def start() -> Iterator[Start]:
     """Starts a server that gives a status, and returns its URL."""
     stack = ExitStack()
 
-    def serve(found: dict[str, Any]) -> str:
+    def serve(found: ReplicaStatus) -> str:
         server: Any = ThreadingHTTPServer(("127.0.0.1", 0), FakeReplicaHandler)
-        server.asked, server.answer = [], (200, json.dumps(found).encode())
+        server.asked, server.answer = [], (200, json.dumps(found.as_json()).encode())
         stack.enter_context(running(server))
         return f"http://127.0.0.1:{server.server_port}"
 
@@ -95,9 +95,9 @@ def test_a_replica_that_is_behind_shows_as_drift_with_the_reason_and_as_a_differ
         ("cat/1", "all"),
     ]
     rows = {row["what"]: row for row in fleet.troubles(asked)}
-    assert rows.keys() == {"bot (waiting)", "bot/2 (held back)", "bot (differs)"}
+    assert rows.keys() == {"bot (waiting)", "bot/2 (quarantined)", "bot (differs)"}
     assert rows["bot (waiting)"]["replicas"] == ["b"]
-    assert "bot/1 answers it: bot/2 is held back" in rows["bot (waiting)"]["why"]
+    assert "bot/1 answers it: bot/2 is quarantined" in rows["bot (waiting)"]["why"]
     assert rows["bot (differs)"]["replicas"] == ["a", "b"]
 
 
@@ -105,7 +105,7 @@ def test_the_same_trouble_everywhere_is_told_once() -> None:
     rows = fleet.troubles([Asked("a", behind()), Asked("b", behind())])
     assert [(row["what"], row["replicas"]) for row in rows] == [
         ("bot (waiting)", ["a", "b"]),
-        ("bot/2 (held back)", ["a", "b"]),
+        ("bot/2 (quarantined)", ["a", "b"]),
     ]
 
 
@@ -113,14 +113,14 @@ def test_replicas_of_different_bases_do_not_differ() -> None:
     other = SMOL.model_copy(update={"id": "other/base", "weights_digest": "0" * 64})
     elsewhere = CAT.model_copy(update={"facts": CAT.facts.model_copy(update={"base": other})})
     both = [status(ONE, elsewhere), status(harness=ReplicaHarness(ONE, elsewhere, base=other))]
-    assert [list(found["adapters"]) for found in both] == [["bot"], ["cat"]]
+    assert [list(found.adapters) for found in both] == [["bot"], ["cat"]]
     assert fleet.differing([Asked("a", both[0]), Asked("b", both[1])]) == {}
 
 
 def test_a_version_that_is_cold_on_one_replica_is_no_difference() -> None:
     small = status(harness=ReplicaHarness(ONE, CAT, version("dog"), capacity=3))
     asked = [Asked("a", status(ONE, CAT, version("dog"))), Asked("b", small)]
-    assert len(small["cold"]) == 2
+    assert len(small.cold) == 2
     assert fleet.differing(asked) == {}
 
 
@@ -139,8 +139,10 @@ def test_what_else_makes_a_difference(change: Callable[[dict[str, Any]], Any]) -
     harness.registry.promoted = harness.registry.promoted.model_copy(
         update={"versions": {"bot": TWO, "bot@canary": canary}}
     )
-    one, two = status(harness=harness), status(harness=harness)
-    change(two)
+    one = status(harness=harness)
+    told = one.as_json()
+    change(told)
+    two = read(told, "http://b")
     assert fleet.differing([Asked("a", one), Asked("b", two)]).keys() <= {"bot", "bot@canary"}
     assert fleet.differing([Asked("a", one), Asked("b", two)])
     assert not fleet.differing([Asked("a", one), Asked("b", one)])
@@ -149,12 +151,12 @@ def test_what_else_makes_a_difference(change: Callable[[dict[str, Any]], Any]) -
 def test_one_url_gives_that_status_and_several_a_list(start: Start) -> None:
     good, bad = status(TWO, CAT), behind()
     one, two = start(good), start(bad)
-    assert json.loads(run("--replica", one, "--json").stdout) == good
+    assert json.loads(run("--replica", one, "--json").stdout) == good.as_json()
     done = run("--replica", one, "--replica", two, "--replica", NOBODY, "--json")
     assert done.exit_code == 0
     rows = json.loads(done.stdout)
     assert [row["url"] for row in rows] == [one, two, NOBODY]
-    assert [row["status"] for row in rows] == [good, bad, None]
+    assert [row["status"] for row in rows] == [good.as_json(), bad.as_json(), None]
     assert [row["differs"] for row in rows] == [["bot"], ["bot"], []]
     assert rows[0]["error"] is None
     assert "no replica answers" in rows[2]["error"]
@@ -163,7 +165,7 @@ def test_one_url_gives_that_status_and_several_a_list(start: Start) -> None:
 def test_the_page_of_several_shows_each_with_what_a_person_asks_for(start: Start) -> None:
     urls = (start(status(TWO, CAT)), start(behind()), NOBODY)
     text = run(*(word for url in urls for word in ("--replica", url))).stdout
-    for part in (*urls, "no replica answers", "of 32", "read 0 s ago", "held back", "differs", "bot/1", "bot/2"):
+    for part in (*urls, "no replica answers", "of 32", "read 0 s ago", "quarantined", "differs", "bot/1", "bot/2"):
         assert part in text
 
 

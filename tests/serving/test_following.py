@@ -22,7 +22,7 @@ def test_the_start_ends_when_all_that_is_promoted_answers() -> None:
     harness = ReplicaHarness(ONE, CAT)
     asyncio.run(harness.replica.start())
     assert harness.engine.pointed == {"bot": ONE.ref, "cat": CAT.ref}
-    assert harness.replica.status()["converged"]
+    assert harness.replica.status().converged
 
 
 def test_a_version_that_is_asked_for_while_another_is_unloaded_stays() -> None:
@@ -66,8 +66,8 @@ def test_a_version_of_another_template_answers_and_is_told_once(caplog: pytest.L
 
     harness.follow(story)
     status = harness.replica.status()
-    assert status["unlike"] == {"bot/1": words}
-    assert status["converged"]
+    assert status.unlike == {ONE.ref: words}
+    assert status.converged
     assert caplog.messages.count(words) == 1
 
 
@@ -93,8 +93,8 @@ def test_a_version_without_effect_takes_no_traffic_is_unloaded_and_does_not_stop
     assert harness.engine.pointed == {"bot": ONE.ref}
     assert CAT.ref not in harness.engine.loaded
     status = harness.replica.status()
-    assert (status["ready"], status["converged"]) == (False, False)
-    assert "no effect" in status["quarantined"]["cat/1"]["reason"]
+    assert (status.ready, status.converged) == (False, False)
+    assert "no effect" in status.quarantined[CAT.ref].reason
     assert harness.replica.unmet().keys() == {"cat"}
 
 
@@ -104,8 +104,8 @@ def test_what_failed_is_tried_again_later_and_not_at_every_turn() -> None:
     harness.engine.without_effect.add(TWO.ref)
 
     def tried(attempts: int) -> bool:
-        found = harness.replica.status()["quarantined"].get("bot/2")
-        return bool(found and found["attempts"] == attempts)
+        found = harness.replica.status().quarantined.get(TWO.ref)
+        return bool(found and found.attempts == attempts)
 
     async def story() -> None:
         nonlocal now
@@ -119,7 +119,7 @@ def test_what_failed_is_tried_again_later_and_not_at_every_turn() -> None:
                 harness.engine.without_effect.clear()
             now += attempts * FAST.retry_seconds
         await harness.until(lambda: harness.engine.pointed == {"bot": TWO.ref})
-        assert not harness.replica.status()["quarantined"]
+        assert not harness.replica.status().quarantined
 
     harness.follow(story)
 
@@ -130,11 +130,11 @@ def test_a_quarantine_is_forgotten_when_the_name_moves_on() -> None:
 
     async def story() -> None:
         harness.registry.promote(TWO)
-        await harness.until(lambda: harness.replica.status()["quarantined"])
+        await harness.until(lambda: harness.replica.status().quarantined)
         assert TWO.ref in harness.registry.forgotten
         harness.registry.promote(ONE)
-        await harness.until(lambda: not harness.replica.status()["quarantined"])
-        assert harness.replica.status()["converged"]
+        await harness.until(lambda: not harness.replica.status().quarantined)
+        assert harness.replica.status().converged
 
     harness.follow(story)
 
@@ -145,12 +145,12 @@ def test_no_error_of_the_registry_ends_the_following(error: Exception) -> None:
 
     async def story() -> None:
         harness.registry.error = error
-        await harness.until(lambda: not harness.replica.status()["registry"]["reachable"])
+        await harness.until(lambda: not harness.replica.status().registry.reachable)
         assert harness.engine.pointed == {"bot": ONE.ref}
         harness.registry.error = None
         harness.registry.promote(TWO)
         await harness.until(lambda: harness.engine.pointed == {"bot": TWO.ref})
-        assert harness.replica.status()["registry"]["reachable"]
+        assert harness.replica.status().registry.reachable
 
     harness.follow(story)
 
@@ -161,7 +161,7 @@ def test_no_error_of_the_engine_ends_the_following() -> None:
     async def story() -> None:
         harness.engine.fail_add = RuntimeError("no room")
         harness.registry.promote(TWO)
-        await harness.until(lambda: "no room" in str(harness.replica.status()["quarantined"]))
+        await harness.until(lambda: "no room" in str(harness.replica.status().quarantined))
         harness.engine.fail_add = None
         await harness.until(lambda: harness.engine.pointed == {"bot": TWO.ref})
 
@@ -174,9 +174,9 @@ def test_a_long_download_holds_up_no_other_name() -> None:
     async def story() -> None:
         harness.cache.gate.clear()
         harness.registry.promote(TWO, CAT)
-        await harness.until(lambda: harness.replica.status()["loading"] == ["bot/2", "cat/1"])
+        await harness.until(lambda: harness.replica.status().loading == (TWO.ref, CAT.ref))
         harness.registry.promote(ONE)
-        await harness.until(lambda: harness.replica.status()["converged"])
+        await harness.until(lambda: harness.replica.status().converged)
         harness.registry.promote()
         await harness.until(lambda: harness.engine.pointed == {})
         harness.cache.gate.set()
@@ -190,11 +190,11 @@ def test_a_version_that_was_loaded_for_nothing_is_unloaded_again() -> None:
     async def story() -> None:
         harness.cache.gate.clear()
         harness.registry.promote(TWO)
-        await harness.until(lambda: harness.replica.status()["loading"])
+        await harness.until(lambda: harness.replica.status().loading)
         harness.registry.promote(ONE)
-        await harness.until(lambda: harness.replica.status()["converged"])
+        await harness.until(lambda: harness.replica.status().converged)
         harness.cache.gate.set()
-        await harness.until(lambda: not harness.replica.status()["loading"])
+        await harness.until(lambda: not harness.replica.status().loading)
         await harness.until(lambda: harness.engine.loaded.keys() == {ONE.ref})
         assert harness.engine.pointed == {"bot": ONE.ref}
 
@@ -208,9 +208,9 @@ def test_another_base_is_refused_and_what_was_served_stays() -> None:
 
     async def story() -> None:
         harness.registry.promote(moved)
-        await harness.until(lambda: "bot" in harness.replica.status()["refused"])
+        await harness.until(lambda: "bot" in harness.replica.status().refused)
         assert harness.engine.pointed == {"bot": ONE.ref}
-        assert harness.replica.status()["converged"]
+        assert harness.replica.status().converged
         assert TWO.ref not in harness.cache.asked
 
     harness.follow(story)
@@ -276,7 +276,7 @@ def test_a_cold_version_is_loaded_when_it_is_asked_for_and_then_another_makes_ro
         for _, ref in sorted(cold):
             assert (await harness.replica.acquire(ref)).ref == ref
         assert set(harness.engine.loaded) == {ref for _, ref in cold}, "one place is left for moves"
-        assert harness.replica.status()["converged"]
+        assert harness.replica.status().converged
         for _, ref in sorted(cold):
             harness.replica.release(ref)
 

@@ -27,6 +27,7 @@ from starlette.types import Receive, Scope, Send
 from loradock.cli.keys import keys as command
 from loradock.registry.errors import BadInput, NotFound
 from loradock.registry.refs import VersionRef
+from loradock.registry.replica_status import KeysView
 from loradock.serving import keyfile, refusals
 from loradock.serving.calls import Asked, Call, Role
 from loradock.serving.guard import CALLER, Guard
@@ -306,7 +307,7 @@ def test_a_changed_file_is_read_and_what_was_counted_stays(file: Path, clock: Fa
     keyfile.remove(file, "first")
     keys.refresh()
     assert denied(keys, f"Bearer {first}").status == 401
-    assert keys.status() == {"file": str(file), "count": 1, "error": ""}
+    assert keys.status() == KeysView(file=str(file), count=1, error="")
 
 
 def left(keys: Keys, name: str = "ci") -> tuple[str, str]:
@@ -352,7 +353,7 @@ def test_a_server_that_runs_follows_its_file(file: Path) -> None:
     async def story() -> None:
         following = asyncio.create_task(keys.follow())
         secret = keyfile.add(file, "second", may=["bot"])
-        await asyncio.to_thread(until, lambda: keys.status()["count"] == 2)
+        await asyncio.to_thread(until, lambda: keys.status().count == 2)
         assert keys.caller(bearer(secret)).name == "second"
         following.cancel()
 
@@ -396,14 +397,14 @@ def test_a_broken_file_stops_a_start_and_later_leaves_the_last_good_keys(found: 
     file.write_text(text)
     keys.refresh()
     assert keys.caller(bearer(secret)).name == "ci"
-    assert str(file) in keys.status()["error"]
+    assert str(file) in keys.status().error
     file.unlink()
     keys.refresh()
     assert keys.caller(bearer(secret)).name == "ci"
     assert "No such file" in keys.error
     keyfile.add(file, "new", may=["**"])
     keys.refresh()
-    assert keys.status() == {"file": str(file), "count": 1, "error": ""}
+    assert keys.status() == KeysView(file=str(file), count=1, error="")
     assert denied(keys, f"Bearer {secret}").status == 401
 
 
@@ -460,7 +461,7 @@ def test_a_link_to_the_file_stays_one(file: Path, tmp_path: Path) -> None:
     keyfile.add(file, "second", may=["**"])
     keys.refresh()
     assert file.is_symlink()
-    assert keys.status()["count"] == 2
+    assert keys.status().count == 2
 
 
 def run(*arguments: str) -> Any:
@@ -506,7 +507,8 @@ def test_the_verb_needs_a_file_that_is_there_to_list_it(file: Path) -> None:
 
 
 def test_importing_the_verb_loads_no_server() -> None:
-    code = "import sys, loradock.cli.keys; print([m for m in ('starlette', 'pydantic', 'mlflow') if m in sys.modules])"
+    heavy = {"starlette", "pydantic", "mlflow"}
+    code = f"import sys, loradock.cli.keys; print([*{heavy} & {{*sys.modules}}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

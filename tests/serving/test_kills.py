@@ -124,7 +124,9 @@ def _live(settings: Settings, dies_at: str, out: Connection) -> None:
     cache.steps = steps
     engine = DyingEngine(steps, out)
     admission = Admission(cache, FakeReferences(), engine, proof="effect", precision="float32")
-    replica = Replica(source, admission, engine, SMOL, SERVING, capacity=32, watcher=FakeWatcher())
+    replica = Replica(
+        source, admission, engine, SMOL, SERVING, capacity=32, slots=4, max_rank=16, watcher=FakeWatcher()
+    )
 
     async def live() -> None:
         await replica.start()

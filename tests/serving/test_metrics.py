@@ -15,25 +15,30 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from loradock.registry.errors import DigestMismatch, LoradockError, NotServable, Unreachable
+from loradock.registry.errors import DigestMismatch, LoradockError, NotFound, NotServable, Unreachable
 from loradock.registry.refs import VersionRef
+from loradock.registry.replica_status import ReplicaStatus, read
 from loradock.serving.calls import Asked, Call, Outcome, Role
 from loradock.serving.metrics import OTHER, Metrics, kind_of
+from tests.support.serving.status import NOTHING, answering, quarantined
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "dashboards" / "loradock.json").read_text(encoding="utf-8"))
 ALERTS = yaml.safe_load((ROOT / "dashboards" / "alerts.yml").read_text(encoding="utf-8"))
 
-STATUS: dict[str, Any] = {
-    "ready": True,
+STATUS: dict[str, Any] = NOTHING | {
     "converged": False,
-    "registry": {"reachable": False, "staleness_seconds": 12.5},
-    "keys": {"error": "broken"},
-    "adapters": {"bot": {"version": "bot/3"}, "bot@canary": {"version": "bot/4"}},
+    "registry": {"uri": "http://mlflow", "reachable": False, "staleness_seconds": 12.5, "error": "gone"},
+    "keys": {"file": "keys.json", "count": 1, "error": "broken"},
+    "adapters": {"bot": answering("bot/3"), "bot@canary": answering("bot/4")},
     "loading": ["cat/1"],
-    "quarantined": {"bot/5": {"reason": "no effect"}},
+    "quarantined": {"bot/5": quarantined("no effect")},
     "resident": {"bot/3": 2, "bot/4": 0},
 }
+
+
+def status(**changes: Any) -> ReplicaStatus:
+    return read(STATUS | changes, "http://a")
 
 
 def call(
@@ -67,7 +72,7 @@ def simulate(registry: CollectorRegistry, cache: Path) -> None:
     metrics.held_back(VersionRef("bot", 5), "unfit")
     metrics.poll_failed()
     metrics.refused("ci", 429)
-    metrics.watch(lambda: STATUS, cache)
+    metrics.watch(status, cache)
 
 
 def samples(registry: CollectorRegistry) -> dict[str, float]:
@@ -143,11 +148,11 @@ def test_the_state_is_read_on_the_loop_that_changes_it(registry: CollectorRegist
     async def story() -> None:
         threads = set()
 
-        def status() -> dict[str, Any]:
+        def noted() -> ReplicaStatus:
             threads.add(threading.get_ident())
-            return STATUS
+            return status()
 
-        Metrics(registry).watch(status, tmp_path)
+        Metrics(registry).watch(noted, tmp_path)
         await asyncio.to_thread(samples, registry)
         samples(registry)
         assert threads == {threading.get_ident()}
@@ -157,8 +162,8 @@ def test_the_state_is_read_on_the_loop_that_changes_it(registry: CollectorRegist
 
 def test_a_status_that_fails_fails_the_scrape_and_not_the_loop(registry: CollectorRegistry, tmp_path: Path) -> None:
     async def story() -> None:
-        Metrics(registry).watch(lambda: {}["ready"], tmp_path)
-        with pytest.raises(KeyError):
+        Metrics(registry).watch(lambda: status(ready="perhaps"), tmp_path)
+        with pytest.raises(NotFound):
             await asyncio.to_thread(samples, registry)
 
     asyncio.run(story())
@@ -194,8 +199,9 @@ def test_a_thousand_adapters_make_no_more_series_than_are_allowed(registry: Coll
             metrics.loaded(VersionRef(name, number), 1.0)
             metrics.held_back(VersionRef(name, number), "failed")
         many = {f"bot-{number}/{number}": 1 for number in range(1, 1001)}
-        named = {f"bot-{number}": {"version": f"bot-{number}/{number}"} for number in range(1, 1001)}
-        metrics.watch(lambda: {**STATUS, "resident": many, "quarantined": many, "adapters": named}, tmp_path)
+        named = {f"bot-{number}": answering(f"bot-{number}/{number}") for number in range(1, 1001)}
+        held = dict.fromkeys(many, quarantined("no effect"))
+        metrics.watch(lambda: status(resident=many, quarantined=held, adapters=named), tmp_path)
         found = samples(registry)
         adapters = {match[1] for name in found if (match := re.search(r'adapter="([^"]*)"', name))}
         assert adapters == {OTHER, *(f"bot-{number}" for number in range(1, 11))}

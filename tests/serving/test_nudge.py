@@ -11,6 +11,7 @@ import httpx
 import pytest
 from mlflow.entities.webhook import Webhook, WebhookAction, WebhookEntity, WebhookEvent
 from mlflow.webhooks import delivery
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.routing import Route
 
@@ -72,7 +73,7 @@ class NudgeHarness:
         self.refused: list[tuple[str, int]] = []
         self.nudges = Nudges(
             keys,
-            secret,
+            SecretStr(secret),
             self.wake,
             refused=lambda name, status: self.refused.append((name, status)),
             now=lambda: now,

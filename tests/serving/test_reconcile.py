@@ -247,7 +247,7 @@ def test_unmet_says_why_for_each_name_and_leaves_out_what_is_refused() -> None:
     desired = Desired({"bot": ONE, "cat": version("cat")}, {"dog": Refusal(version("dog"), "another base")})
     observed = Observed(now=0, quarantined={ONE.ref: Quarantine(ONE, "no effect", 1, 9.0)})
     assert unmet(desired, observed, ROOMY) == {
-        "bot": "bot/1 is held back: no effect",
+        "bot": "bot/1 is quarantined: no effect",
         "cat": "cat/1 is being loaded",
     }
     assert unmet(Desired({"bot": ONE}), Observed(now=0, pointed={"bot": ONE.ref}), ROOMY) == {}

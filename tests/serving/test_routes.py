@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from loradock.serving import access, keyfile
@@ -63,7 +64,7 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoutesHarness]
         patch.setenv("VLLM_TARGET_DEVICE", os.environ.get("VLLM_TARGET_DEVICE", "cpu"))
         patch.setenv("LORADOCK_SERVE_KEYS", str(file))
         app = build(["--api-key", "vllms-own"])
-        app.state.loradock_nudges = Nudges(app.state.loradock_keys, "of-the-webhook", wake=lambda: None)
+        app.state.loradock_nudges = Nudges(app.state.loradock_keys, SecretStr("of-the-webhook"), wake=lambda: None)
         yield RoutesHarness(app, plain=plain, admin="vllms-own")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -30,8 +31,8 @@ def call(
 def test_a_call_is_told_with_what_was_measured_and_nothing_else() -> None:
     kept = Signals(now=lambda: 1000.0)
     kept.ended(call())
-    (row,) = kept.page("bot", 0)["rows"]
-    assert row == {
+    (row,) = kept.page("bot", 0).rows
+    assert asdict(row) == {
         "seq": 1,
         "name": "bot",
         "version": 3,
@@ -45,7 +46,7 @@ def test_a_call_is_told_with_what_was_measured_and_nothing_else() -> None:
         "prompt_tokens": 7,
         "output_tokens": 5,
     }
-    assert json.loads(json.dumps(row)) == row
+    assert json.loads(json.dumps(asdict(row))) == asdict(row)
 
 
 @pytest.mark.parametrize(
@@ -59,24 +60,24 @@ def test_a_call_is_told_with_what_was_measured_and_nothing_else() -> None:
 def test_what_a_call_did_not_come_to_is_not_measured(ended: Call, first: float | None, per: float | None) -> None:
     kept = Signals()
     kept.ended(ended)
-    (row,) = kept.page("bot", 0)["rows"]
-    assert (row["first_token"], row["per_token"], row["outcome"]) == (first, per, ended.outcome)
+    (row,) = kept.page("bot", 0).rows
+    assert (row.first_token, row.per_token, row.outcome) == (first, per, ended.outcome)
 
 
 def test_the_bases_own_calls_are_not_kept() -> None:
     kept = Signals()
     kept.ended(call("smol", None))
-    assert kept.page("smol", 0)["rows"] == []
+    assert kept.page("smol", 0).rows == ()
 
 
 def read(kept: Signals, name: str, since: int = 0) -> tuple[list[Any], int, int]:
     rows, pages = [], 0
     while True:
         page = kept.page(name, since)
-        rows += page["rows"]
-        since, pages = page["next"], pages + 1
-        if not page["more"]:
-            return [row["seq"] for row in rows], since, pages
+        rows += page.rows
+        since, pages = page.next, pages + 1
+        if not page.more:
+            return [row.seq for row in rows], since, pages
 
 
 def test_pages_lose_nothing_and_tell_of_one_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +96,7 @@ def test_the_ring_is_bounded_and_says_what_it_forgot() -> None:
     kept = Signals(kept=4)
     for _ in range(10):
         kept.ended(call())
-    assert kept.page("bot", 3)["oldest"] == 7
+    assert kept.page("bot", 3).oldest == 7
     assert read(kept, "bot", 3)[0] == [7, 8, 9, 10]
 
 
@@ -103,5 +104,5 @@ def test_a_place_that_another_process_gave_is_not_taken_for_ours() -> None:
     first, second = Signals(), Signals()
     assert first.process != second.process
     second.ended(call())
-    assert second.page("bot", 500)["rows"] == []
-    assert second.page("bot", 500)["next"] == 1
+    assert second.page("bot", 500).rows == ()
+    assert second.page("bot", 500).next == 1

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
-import httpx
 from pydantic import SecretStr
 
-from loradock.registry.errors import BadInput, Conflict, DigestMismatch, LoradockError, NotFound, Unreachable
+from loradock.registry.errors import Conflict, DigestMismatch, LoradockError, NotFound
 from loradock.registry.evidence import Subject
 from loradock.registry.records import Version
-from loradock.registry.secret import NO_KEY, bearer
+from loradock.registry.replica_client import ReplicaClient
+from loradock.registry.secret import NO_KEY
 from loradock.trainer.evaluation.heldout import Item, messages
 from loradock.trainer.evaluation.scorer import Step
 
@@ -51,22 +51,10 @@ class Endpoint:
     """
 
     def __init__(self, url: str, key: SecretStr = NO_KEY, stops: Iterable[int] = ()) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise BadInput(f"{url!r} is not a URL", hint="write it as http://HOST:PORT")
         self._stops = sorted(stops)
-        self._url = url.rstrip("/").removesuffix("/v1")
-        self._client = httpx.Client(
-            headers=bearer(key),
-            timeout=httpx.Timeout(_TIMEOUT, connect=10),
-            limits=httpx.Limits(max_connections=_AT_ONCE),
-        )
+        self._client = ReplicaClient(url.rstrip("/").removesuffix("/v1"), key, seconds=_TIMEOUT, what="endpoint")
+        self._url = self._client.url
         self._names: dict[Subject, Served] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
 
     def measures(self, subject: Subject, version: Version | None) -> Served:
         """Take a version, or the base for None, for a subject.
@@ -146,19 +134,8 @@ class Endpoint:
             return list(told(pool.map(measure, items)))
 
     def _ask(self, method: str, route: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        try:
-            answer = self._client.request(method, self._url + route, json=body)
-            found = answer.json() if answer.content else {}
-        except httpx.InvalidURL as error:
-            raise BadInput(f"{self._url!r} is not a URL: {error}", hint="write it as http://HOST:PORT") from error
-        except httpx.TransportError as error:
-            raise Unreachable(
-                f"no endpoint answers at {self._url}: {error}", hint="start one with `loradock serve`"
-            ) from error
-        except ValueError as error:
-            raise NotFound(f"{self._url} answers, but not as a loradock endpoint") from error
-        if answer.status_code == 401:
-            raise BadInput(f"{self._url} asks for a key", hint="give --api-key, or set VLLM_API_KEY")
+        answer = self._client.send(method, route, body)
+        found = self._client.data(answer) if answer.content else {}
         if answer.status_code != 200 or not isinstance(found, dict):
             raise LoradockError(f"{self._url}{route} answers with {answer.status_code}: {_said(found)}")
         return found

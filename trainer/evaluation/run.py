@@ -74,7 +74,7 @@ def evaluate(case: Case, say: Say) -> Outcome:
         endpoint = None
         if task.endpoint:
             ends = stops(case.local.path, tokenizer)
-            endpoint = stack.enter_context(Endpoint(task.endpoint, task.api_key, ends))
+            endpoint = Endpoint(task.endpoint, task.api_key, ends)
             found = contestants.served(found, endpoint, say)
         directories = {} if endpoint else contestants.fetch(store, found, stack)
         # One token is left for the answer that vLLM gives to every request.

@@ -24,6 +24,7 @@ from loradock.registry.store.rollouts import EXPERIMENT
 from tests.support import warm
 from tests.support.adapters import NAME, aliases, make_version, ref
 from tests.support.serving.fake_replica import FakeReplica, replica
+from tests.support.serving.status import quarantined
 
 pytestmark = pytest.mark.slow
 
@@ -133,10 +134,10 @@ def test_production_without_traffic_gives_no_limits_and_no_share(versions: Store
     assert told(versions) == [("canary", 2)]
 
 
-def test_a_version_that_every_replica_holds_back_is_rolled_back(versions: Store, settings: Settings) -> None:
-    held = {"support-bot/2": {"reason": "it has no effect", "attempts": 1, "retry_in_seconds": 9.0}}
-    with replica(settings, {1: USUAL}, held_back=held, requests=100) as running:
-        assert "every replica holds it back: it has no effect" in str(failed(roll(running.url), Refused))
+def test_a_version_that_every_replica_has_quarantined_is_rolled_back(versions: Store, settings: Settings) -> None:
+    found = {"support-bot/2": quarantined("it has no effect")}
+    with replica(settings, {1: USUAL}, quarantined=found, requests=100) as running:
+        assert "every replica has it quarantined: it has no effect" in str(failed(roll(running.url), Refused))
     assert (aliases(versions)["production"], share(versions)) == (1, None)
 
 
@@ -169,6 +170,15 @@ def test_a_judge_that_likes_both_lets_it_through(versions: Store, settings: Sett
     assert (canary["model"], production["model"]) == ("support-bot@canary", "support-bot@production")
     assert canary["prompt"] == production["prompt"]
     assert (canary["max_tokens"], canary["temperature"]) == (8, 0)
+
+
+def test_a_judge_waits_for_a_replica_that_does_not_serve_the_canary_yet(
+    versions: Store, settings: Settings, tmp_path: Path
+) -> None:
+    with replica(settings, {}, unserved=2) as running:
+        found = roll(running.url, options=judged(tmp_path, "True"))
+    assert found.exit_code == 0, found.output
+    assert f"the judge gets no answer from {running.url}: it answers with 404 Not Found" in found.stderr
 
 
 def test_a_judge_that_likes_only_productions_answers_ends_it(

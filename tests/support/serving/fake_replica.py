@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -18,6 +18,7 @@ from loradock.registry.store import Store
 from loradock.serving.calls import Asked, Call, Role
 from loradock.serving.signals import Signals
 from tests.support.adapters import NAME
+from tests.support.serving.status import NOTHING
 from tests.support.web import running
 
 Kind = Mapping[str, float]
@@ -36,11 +37,13 @@ class FakeReplica:
     status: int = 200
     before: Callable[[FakeReplica], None] = lambda _: None
     """Called before each look."""
-    held_back: dict[str, Any] = field(default_factory=dict)
+    quarantined: dict[str, Any] = field(default_factory=dict)
     signals: Signals = field(init=False)
     url: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    unserved: int = 0
+    """So many prompts are refused at first, as by a replica that does not serve the version yet."""
 
     def __post_init__(self) -> None:
         self.store = Store(self.settings)
@@ -91,9 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
             query = {key: values[0] for key, values in parse_qs(parts.query).items()}
             if replica.status == 200:
                 replica.serve()
-            self.answer(replica.status, replica.signals.page(query["name"], int(query["since"])))
+            self.answer(replica.status, asdict(replica.signals.page(query["name"], int(query["since"]))))
         elif parts.path == "/loradock/status":
-            self.answer(replica.status, {"quarantined": replica.held_back})
+            self.answer(replica.status, NOTHING | {"quarantined": replica.quarantined})
         else:
             self.answer(404, {})
 
@@ -104,6 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, {})
             return
         replica.asked.append(body)
+        if len(replica.asked) <= replica.unserved:
+            self.answer(404, {"error": {"message": "no such model"}})
+            return
         alias = body["model"].partition("@")[2]
         number = replica.store.family(NAME).aliases[alias]
         text = {"choices": [{"text": f"{alias} says"}]}

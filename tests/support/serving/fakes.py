@@ -197,6 +197,8 @@ class ReplicaHarness:
             base,
             FAST,
             capacity=capacity,
+            slots=4,
+            max_rank=16,
             watcher=self.told,
             text=text,
             clock=clock,
