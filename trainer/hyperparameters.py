@@ -40,7 +40,11 @@ def faults(method: Method, quantization: Quantization | None) -> Iterator[tuple[
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
             rest = f"did you mean {near[0]}?" if near else f"`loradock methods {method.type}` lists what is"
             yield key, f"is no hyper-parameter of {method.type}; {rest}"
-        elif fault := _fault(_typed(known[key], method.peft_type), value) or _by_module_fault(known[key], value) or _no_token(key, value):
+        elif (
+            fault := _fault(_typed(known[key], method.peft_type), value)
+            or _by_module_fault(known[key], value)
+            or _no_token(key, value)
+        ):
             yield key, fault
     yield from _start_faults(method.settings, quantization)
     yield from _pattern_faults(method)

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from loradock.cli.methods import methods
 from loradock.trainer import catalogue, declared
-from loradock.trainer.methods_cli import methods
 
 AXOLOTL = """\
 base_model: org/name
