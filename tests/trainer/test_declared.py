@@ -97,7 +97,7 @@ def test_the_verb_prints_what_it_prints_with_peft_itself(as_json: bool, monkeypa
 def test_translate_and_methods_import_neither_torch_nor_peft_nor_transformers(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "axolotl.yml").write_text(AXOLOTL)
     code = (
-        "import sys; from loradock.registry.cli import cli; cli.main(sys.argv[1:], standalone_mode=False); "
+        "import sys; from loradock.cli import cli; cli.main(sys.argv[1:], standalone_mode=False); "
         "print(*sorted({'torch', 'peft', 'transformers', 'mlflow'} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run(

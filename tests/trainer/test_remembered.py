@@ -29,7 +29,7 @@ def recipe(directory: Path, method: dict[str, Any], **training: Any) -> Path:
 def cold_plan(path: Path, cache: Path, *options: str) -> tuple[dict[str, Any], list[str]]:
     """The plan in a fresh interpreter, and what of the heavy libraries it imported."""
     code = (
-        "import sys; from loradock.registry.cli import cli; cli.main(sys.argv[1:], standalone_mode=False); "
+        "import sys; from loradock.cli import cli; cli.main(sys.argv[1:], standalone_mode=False); "
         "print(*sorted({'torch', 'peft', 'transformers', 'mlflow'} & set(sys.modules)), file=sys.stderr)"
     )
     environ = {"LORADOCK_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
