@@ -56,4 +56,4 @@ def attempt(store: Store, version: Version, say: Say, base: str | None = None) -
         text, hint = (str(error), error.hint) if isinstance(error, LoradockError) else (first_line(error), "")
         say(f"warning: {version.ref} has no reference, without which no replica serves it: {text}")
         first = f"{hint}; then" if hint else "to record it, which may download its base"
-        say(f"  -> {first}: loradock record {version.ref}")
+        say(f"  -> {first}: loradock reference {version.ref}")

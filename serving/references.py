@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def missing(version: Version) -> NotServable:
     """That nobody recorded what PEFT says with a version, and how to."""
     return NotServable(
-        str(version.ref), [f"no reference to hold it against; record one: loradock record {version.ref}"]
+        str(version.ref), [f"no reference to hold it against; record one: loradock reference {version.ref}"]
     )
 
 

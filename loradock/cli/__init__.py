@@ -32,7 +32,7 @@ VERBS: Final = {
     "import": Verb(
         "Registry", "loradock.cli.import_:import_", "Make a version of an adapter that was trained elsewhere."
     ),
-    "record": Verb("Registry", "loradock.cli.record:record", "Record what PEFT says with a version."),
+    "reference": Verb("Registry", "loradock.cli.reference:reference", "Record the PEFT reference of a version."),
     "check": Verb("Registry", "loradock.cli.check:check", "Say whether vLLM can serve an adapter, and why not."),
     "evaluate": Verb(
         "Registry",

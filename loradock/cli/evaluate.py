@@ -9,9 +9,10 @@ from pydantic import SecretStr
 
 from loradock.cli.completion import complete_ref
 from loradock.cli.openmp import quieten
-from loradock.cli.options import json_option, key_option, limit_option, no_samples_option, trained_on_option
+from loradock.cli.options import is_typed, json_option, key_option, limit_option, no_samples_option, trained_on_option
 from loradock.cli.output import emit
 from loradock.registry import refs
+from loradock.registry.errors import BadInput
 from loradock.registry.evidence import PERPLEXITY, Interval, Subject
 from loradock.registry.output import say
 from loradock.registry.settings import Settings
@@ -40,9 +41,7 @@ _SUBJECTS: tuple[Subject, ...] = ("candidate", "incumbent", "base")
 @trained_on_option
 @click.option("--replica", metavar="URL", help="Ask this serving replica instead of loading the model here.")
 @key_option("The replica's key, if it has one.")
-@click.option(
-    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Tokens of the longest answer."
-)
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Tokens of the longest answer.  [default: 256]")
 @limit_option
 @no_samples_option
 @json_option
@@ -54,7 +53,7 @@ def evaluate(
     base: str | None,
     replica: str | None,
     api_key: SecretStr,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     limit: int | None,
     no_samples: bool,
     as_json: bool,
@@ -65,10 +64,14 @@ def evaluate(
     evidence, by which a policy lets a version through or not. Loss is told in nats a token of the completions.
     """
     wanted = metrics.parse(names)
+    if max_new_tokens and all(metric.score is None for metric in wanted):
+        raise BadInput("--max-new-tokens does nothing with --metric loss", hint="no answer is generated for it")
+    if is_typed("api_key") and not replica:
+        raise BadInput("--api-key does nothing without --replica")
     version = refs.parse_ref(ref)
     alias = refs.parse_alias(against) if against else None
     quieten()
-    task = Task(version, data, wanted, alias, base, replica, api_key, max_new_tokens, limit, not no_samples)
+    task = Task(version, data, wanted, alias, base, replica, api_key, max_new_tokens or 256, limit, not no_samples)
     case = prepare(task, Settings(), say)
     from loradock.trainer.evaluation import run
 

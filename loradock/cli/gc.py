@@ -10,10 +10,11 @@ import click
 from pydantic import SecretStr
 
 from loradock.cli.completion import complete_name
-from loradock.cli.options import json_option, key_option, reason_option, replicas_option
+from loradock.cli.options import is_typed, json_option, key_option, reason_option, replicas_option
 from loradock.cli.output import emit
 from loradock.registry import gc as cleanup
 from loradock.registry import refs, replicas
+from loradock.registry.errors import BadInput
 from loradock.registry.gc import Go, Rules, Stay
 from loradock.registry.output import say
 from loradock.registry.refs import VersionRef
@@ -76,6 +77,8 @@ def gc(
         window=timedelta(days=since),
         min_age=timedelta(days=min_age),
     )
+    if is_typed("api_key") and not (urls or settings.replica_urls):
+        raise BadInput("--api-key does nothing without --replica or LORADOCK_REPLICAS")
     reported = replicas.held(urls or settings.replica_urls, api_key)
     names = [refs.parse_name(name)] if name else sorted(family.name for family in store.families())
     rows = [row for one in names for row in _planned(store, one, rules, reported)]

@@ -8,6 +8,7 @@ import click
 
 from loradock.cli.options import base_option, json_option
 from loradock.cli.output import emit
+from loradock.registry.errors import BadInput
 from loradock.registry.output import say
 from loradock.registry.settings import Settings
 
@@ -64,7 +65,7 @@ from loradock.registry.settings import Settings
     help="Adapters in one batch.  [default: as many as are asked for, up to 16]",
 )
 @click.option("--retry-failed", is_flag=True, help="Answer the rows again whose line is an error.")
-@click.option("--restart", is_flag=True, help="Delete what an earlier run left at --output, and answer every row.")
+@click.option("--overwrite", is_flag=True, help="Delete what an earlier run left at --output, and answer every row.")
 @json_option
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def generate(
@@ -79,7 +80,7 @@ def generate(
     stop: tuple[str, ...],
     max_loras: int | None,
     retry_failed: bool,
-    restart: bool,
+    overwrite: bool,
     as_json: bool,
     vllm_args: tuple[str, ...],
 ) -> None:
@@ -91,11 +92,13 @@ def generate(
     from loradock.serving.batch import Job, Sampling, run
     from loradock.serving.settings import ServingSettings
 
+    if overwrite and retry_failed:
+        raise BadInput("--retry-failed does nothing with --overwrite", hint="--overwrite answers every row")
     sampling = Sampling(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=list(stop) if stop else None
     )
     job = Job(
-        base, prompts, output, model, sampling, max_loras, restart, retry_failed, vllm_args, ServingSettings().proof
+        base, prompts, output, model, sampling, max_loras, overwrite, retry_failed, vllm_args, ServingSettings().proof
     )
     done = run(job, Settings())
     if done.failed:

@@ -47,13 +47,13 @@ def history(
     store, name = Store(settings), refs.parse_name(name)
     if adopt and restore:
         raise BadInput("--adopt and --restore exclude each other")
+    if reason and not (accept or adopt or restore):
+        raise BadInput("--reason does nothing without --accept, --adopt or --restore")
     if accept and entries.accept(store, name, actor=settings.actor, reason=reason) is None:
         say(f"the history of {name} has all that was seen of it")
-    if adopt:
-        promotion.adopt(store, name, actor=settings.actor, reason=reason)
-    if restore:
-        promotion.restore(store, name, actor=settings.actor, reason=reason)
     if adopt or restore:
+        settle = promotion.adopt if adopt else promotion.restore
+        settle(store, name, actor=settings.actor, reason=reason)
         card.refresh(store, name)
     past = histories.read(store, name)
     try:

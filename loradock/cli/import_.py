@@ -40,7 +40,7 @@ def import_(
 
     DIR is what PEFT, Axolotl, LLaMA-Factory, Unsloth or a Trainer has written; HUB-ID is ORG/NAME or
     ORG/NAME@REVISION on the Hugging Face Hub. Only adapter_config.json and the adapter's weights are taken. The
-    tensors are held against the base first. Then what PEFT says with it is recorded, as `register` does.
+    tensors are held against the base first. Then its PEFT reference is recorded.
     """
     settings, name = Settings(), refs.parse_name(name)
     directory, origin = _located(source, convert_pickle)

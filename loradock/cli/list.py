@@ -23,25 +23,28 @@ _COLUMNS = ("version", "aliases", "method", "rank", "base", "created", "servable
 
 @click.command("list")
 @click.argument("name", required=False, shell_complete=complete_name)
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Versions on a page.")
+@click.option("--page-size", type=click.IntRange(1, 1000), metavar="NUMBER", help="Versions on a page.  [default: 50]")
 @click.option("--before", type=click.IntRange(1), metavar="NUMBER", help="The page of versions below this one.")
 @click.option("--after", type=click.IntRange(0), metavar="NUMBER", help="The page of versions above this one.")
 @json_option
-def list_(name: str | None, limit: int, before: int | None, after: int | None, as_json: bool) -> None:
+def list_(name: str | None, page_size: int | None, before: int | None, after: int | None, as_json: bool) -> None:
     """List adapters with their aliases, or one adapter's versions, newest first."""
     store = Store(Settings())
     if name is None:
-        if before or after is not None:
-            raise BadInput("--before and --after need a NAME", hint="they are pages of one adapter's versions")
+        if page_size or before or after is not None:
+            raise BadInput(
+                "--page-size, --before and --after need a NAME", hint="they are pages of one adapter's versions"
+            )
         rows = [{"name": family.name, "aliases": dict(family.aliases)} for family in store.families()]
         emit(rows, as_json, columns=("name", "aliases"))
         return
     if before is not None and after is not None:
         raise BadInput("--before and --after exclude each other")
+    size = page_size or 50
     family = owned(store.family(refs.parse_name(name)))
-    page = store.page(family.name, limit=limit, before=before, after=after)
+    page = store.page(family.name, limit=size, before=before, after=after)
     emit([_row(family, version) for version in page], as_json, columns=_COLUMNS)
-    if len(page) == limit and page[-1].ref.number > 1 and after is None:
+    if len(page) == size and page[-1].ref.number > 1 and after is None:
         say(f"older ones: loradock list {family.name} --before {page[-1].ref.number}")
 
 

@@ -30,6 +30,8 @@ def methods(method: str | None, base: str | None, as_json: bool) -> None:
         columns = ["method", "what_it_is", "vLLM_serves_it", "base_in_4_bits", "learning_rate"]
         emit(rows, as_json, columns=[*columns, *(["trainable", "share"] if base else []), "paper"])
         return
+    if base:
+        raise BadInput("--base does nothing with a METHOD", hint="without METHOD it counts what each method trains")
     if method not in catalogue.ENTRIES:
         raise NotFound(f"there is no method {method!r}", hint="`loradock methods` lists them")
     emit(_settings(method), as_json, columns=["hyper_parameter", "default", "help"])

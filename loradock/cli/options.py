@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from pydantic import SecretStr
 
 from loradock.registry import check, refs
@@ -21,6 +22,11 @@ def base_option(*, required: bool) -> Callable[[Any], Any]:
 
 
 alias_option = click.option("--alias", default=refs.PRODUCTION, show_default=True, help="The alias to move.")
+
+
+def is_typed(name: str) -> bool:
+    """Whether an option of the verb that runs was given on its command line, and not by a variable or a default."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 class _Secret(click.ParamType[SecretStr]):
@@ -95,7 +101,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON t
 reference_option = click.option(
     "--no-reference",
     is_flag=True,
-    help="Do not load the base to record what PEFT says; no replica serves the version before `loradock record` does.",
+    help="Do not load the base to record the PEFT reference; no replica serves the version without one.",
 )
 
 rank_limit_option = click.option(

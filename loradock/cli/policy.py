@@ -13,7 +13,7 @@ from loradock.cli.rows import moment
 from loradock.registry import entries, refs
 from loradock.registry import history as histories
 from loradock.registry import policy as policies
-from loradock.registry.errors import NotFound
+from loradock.registry.errors import BadInput, NotFound
 from loradock.registry.output import say
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store
@@ -35,6 +35,8 @@ def policy(name: str, file: Path | None, reason: str, as_json: bool) -> None:
     A policy is written in YAML, by alias. It is part of the adapter's history, and `loradock history` tells who set it,
     when and why.
     """
+    if reason and not file:
+        raise BadInput("--reason does nothing without --set")
     settings = Settings()
     store, name = Store(settings), refs.parse_name(name)
     if file:

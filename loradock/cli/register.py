@@ -21,7 +21,7 @@ def register(run_id: str, name: str, no_reference: bool, as_json: bool) -> None:
     """Make an immutable version of a run's adapter.
 
     RUN_ID is an MLflow run that `loradock train` finished. Its bytes are hashed again first; the same bytes
-    registered twice are one version. Then what PEFT says with it is recorded, for replicas to hold theirs against.
+    registered twice are one version. Then its PEFT reference is recorded, which replicas compare theirs with.
     """
     store, name = Store(Settings()), refs.parse_name(name)
     own = versions.own_shapes(store.adapter_of(run_id)[1].base, store.settings)

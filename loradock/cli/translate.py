@@ -15,8 +15,8 @@ from loradock.registry.output import say
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Write the recipe to this path, not to stdout.")
-@click.option("--yes", is_flag=True, help="Write over a file that is there.")
-def translate(file: Path, output: Path | None, yes: bool) -> None:
+@click.option("--overwrite", is_flag=True, help="Write over a file at --output.")
+def translate(file: Path, output: Path | None, overwrite: bool) -> None:
     """Write another trainer's recipe as ours.
 
     FILE is an Axolotl YAML or a LLaMA-Factory SFT YAML. Every key is honoured, or named with the reason. To stdout,
@@ -24,10 +24,12 @@ def translate(file: Path, output: Path | None, yes: bool) -> None:
     """
     from loradock.trainer import dialects
 
+    if overwrite and not output:
+        raise BadInput("--overwrite does nothing without --output")
     if not file.is_file():
         raise NotFound(f"there is no recipe {file}", hint="give the path of a YAML recipe")
-    if output and output.exists() and not (yes and output.is_file()):
-        raise BadInput(f"{output} is there already", hint="give another path, or --yes to write over a file")
+    if output and output.exists() and not (overwrite and output.is_file()):
+        raise BadInput(f"{output} is there already", hint="give another path, or --overwrite to write over a file")
     try:
         text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

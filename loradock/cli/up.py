@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from loradock.registry.errors import BadInput
 from loradock.registry.settings import Settings
 
 _PORT = click.IntRange(1, 65535)
@@ -22,6 +23,8 @@ def up(base: str | None, port: int, ui_port: int, no_serve: bool, vllm_args: tup
     promoted, there is nothing to serve, and the UI comes up alone. VLLM_ARGS, after a `--`, are handed to vLLM as they
     are.
     """
+    if no_serve and (base or vllm_args):
+        raise BadInput("--base and VLLM_ARGS do nothing with --no-serve")
     from contextlib import nullcontext
 
     from rich.console import Console

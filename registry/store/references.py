@@ -13,7 +13,7 @@ EXPERIMENT: Final = "loradock-references"
 """The experiment that references go to."""
 
 _SHELF: Final = Shelf(
-    Reference, "reference", EXPERIMENT, "delete that run in MLflow, and record the reference again: loradock record"
+    Reference, "reference", EXPERIMENT, "delete that run in MLflow, and record the reference again: loradock reference"
 )
 
 

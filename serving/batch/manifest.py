@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from loradock.registry.errors import BadInput
 from loradock.registry.records import Base, Record, TextSettings, Version
 
-RESTART: Final = "--restart answers every row anew; or give another --output"
+RESTART: Final = "--overwrite answers every row again; or give another --output"
 _ANYHOW: Final = frozenset(
     {
         *("--block-size", "--cpu-offload-gb", "--enforce-eager", "--gpu-memory-utilization", "--kv-cache-memory-bytes"),

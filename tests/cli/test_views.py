@@ -59,20 +59,20 @@ def test_a_page_is_the_newest_or_next_below_or_above(seven: Store) -> None:
 def test_pages_leave_out_what_is_deleted_and_what_is_not_ours(seven: Store) -> None:
     seven.client.delete_model_version(NAME, "6")
     seven.client.create_model_version(NAME, "s3://bucket/of-somebody-else", await_creation_for=0)
-    assert numbers(answer(list_, NAME, "--limit", "3")) == [7, 5, 4]
+    assert numbers(answer(list_, NAME, "--page-size", "3")) == [7, 5, 4]
     assert [version.ref.number for version in seven.page(NAME, limit=2, after=5)] == [7]
 
 
 def test_list_shows_a_page_newest_first_and_says_how_to_go_on(seven: Store) -> None:
-    rows = answer(list_, NAME, "--limit", "5")
+    rows = answer(list_, NAME, "--page-size", "5")
     assert numbers(rows) == [7, 6, 5, 4, 3]
     assert [row["aliases"] for row in rows] == [[], [], [], [], ["production"]]
     assert (rows[0]["rank"], rows[1]["rank"]) == (2, 4)
     assert (rows[0]["servable"], rows[0]["findings"], rows[0]["method"]) == ("unknown", [], "lora")
-    first = said(list_, NAME, "--limit", "5")
+    first = said(list_, NAME, "--page-size", "5")
     assert f"loradock list {NAME} --before 3" in first.stderr
     assert "support-bot/7" in first.stdout
-    last = said(list_, NAME, "--limit", "5", "--before", "3")
+    last = said(list_, NAME, "--page-size", "5", "--before", "3")
     assert last.stderr == ""
     assert "support-bot/1" in last.stdout
 
@@ -91,7 +91,7 @@ def test_list_without_a_name_has_every_family(seven: Store, tmp_path: Path) -> N
 
 
 def test_pages_that_cannot_be_meant(seven: Store) -> None:
-    for words in (["--before", "3"], [NAME, "--before", "3", "--after", "1"]):
+    for words in (["--before", "3"], ["--page-size", "3"], [NAME, "--before", "3", "--after", "1"]):
         with pytest.raises(BadInput):
             said(list_, *words)
     with pytest.raises(NotFound, match="nobody"):

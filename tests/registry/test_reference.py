@@ -79,7 +79,7 @@ def test_one_that_was_changed_is_refused(content: str | None, store: Store, sett
     file.unlink() if content is None else file.write_text(content)
     with pytest.raises(DigestMismatch) as caught:
         store.find_reference(ADAPTER, SMOL)
-    assert "loradock record" in caught.value.hint
+    assert "loradock reference" in caught.value.hint
 
 
 def with_recorder(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
@@ -99,7 +99,7 @@ def test_a_machine_without_torch_is_told_what_to_do(
     with_recorder(monkeypatch, "no_such_library:record")
     recording.attempt(store, version, said)
     assert "no_such_library is not installed" in said[0]
-    assert said[1].endswith("then: loradock record support-bot/1")
+    assert said[1].endswith("then: loradock reference support-bot/1")
     with_recorder(monkeypatch, "")
     with pytest.raises(LoradockError, match="not installed as a package"):
         recording.record(store, (version,), said)
@@ -121,7 +121,7 @@ def test_registering_where_the_base_is_another_says_so_and_makes_the_version(sto
     done = loradock("register", run_id, "--name", "second", "--json")
     assert (done.exit_code, '"version": "second/1"' in done.out) == (0, True)
     assert "warning: second/1 has no reference" in done.err
-    assert "loradock record second/1" in done.err
+    assert "loradock reference second/1" in done.err
     assert "reference" not in loradock("register", run_id, "--name", "third", "--no-reference").err
 
 
@@ -133,7 +133,7 @@ def test_registering_downloads_no_base_from_a_package_index(settings: Settings, 
     said = RecordingSay()
     recording.attempt(Store(cache), version, said)
     assert "is not on this machine" in said[0]
-    assert said[1] == "  -> to record it, which may download its base: loradock record support-bot/1"
+    assert said[1] == "  -> to record it, which may download its base: loradock reference support-bot/1"
     assert not cache.cache.exists()
 
 
@@ -142,7 +142,7 @@ def test_a_base_that_was_a_directory_is_asked_for(store: Store, tmp_path: Path) 
     said = RecordingSay()
     recording.attempt(store, version, said)
     assert "no base model 'my-own-base'" in said[0]
-    assert "say where it is with --base DIR; then: loradock record support-bot/1" in said[1]
+    assert "say where it is with --base DIR; then: loradock reference support-bot/1" in said[1]
 
 
 @pytest.mark.slow
@@ -157,9 +157,9 @@ def test_registering_asks_the_hub_for_nothing_and_recording_fetches_the_base(
         done = loradock("register", runs[0], "--name", "first", **environment)
         assert done.exit_code == 0, done.err
         assert "the model 'org/base' of the Hub is not on this machine" in done.err
-        assert "to record it, which may download its base: loradock record first/1" in done.err
+        assert "to record it, which may download its base: loradock reference first/1" in done.err
         assert holding.asked == []
-        done = loradock("record", "first/1", **environment)
+        done = loradock("reference", "first/1", **environment)
         assert done.exit_code == 0, done.err
         assert "model.safetensors" in holding.fetched()
         holding.asked.clear()
@@ -172,11 +172,11 @@ def test_registering_asks_the_hub_for_nothing_and_recording_fetches_the_base(
 def test_recording_names_what_is_wrong(store: Store, tmp_path: Path) -> None:
     make_version(store, tmp_path / "one")
     make_version(store, tmp_path / "dora", config={"use_dora": True})
-    assert loradock("record", "support-bot/1").exit_code == 3  # another base
-    assert loradock("record", "support-bot/1", "--base", str(tmp_path)).exit_code == BadInput.exit_code
-    done = loradock("record", "support-bot/2")
+    assert loradock("reference", "support-bot/1").exit_code == 3  # another base
+    assert loradock("reference", "support-bot/1", "--base", str(tmp_path)).exit_code == BadInput.exit_code
+    done = loradock("reference", "support-bot/2")
     assert (done.exit_code, "cannot be served" in done.err) == (3, True)
-    assert loradock("record", "nobody/1").exit_code == 5
+    assert loradock("reference", "nobody/1").exit_code == 5
 
 
 def test_one_that_is_recorded_stays_and_needs_no_base(store: Store, tmp_path: Path) -> None:
@@ -184,6 +184,6 @@ def test_one_that_is_recorded_stays_and_needs_no_base(store: Store, tmp_path: Pa
     kept = reference(adapter=version.facts.digest)
     store.record_reference(kept)
     make_version(store, tmp_path / "dora", config={"use_dora": True})
-    done = loradock("record", "support-bot", "--all", "--json")
+    done = loradock("reference", "support-bot", "--all", "--json")
     assert (done.exit_code, kept.digest in done.out, "support-bot/2" in done.out) == (0, True, False)
     assert store.find_reference(version.facts.digest, SMOL) == kept

@@ -140,4 +140,4 @@ def test_the_reference_is_shown_by_its_digest(store: Store, settings: Settings, 
     changed = shown("--json")
     assert json.loads(changed.stdout)["reference"] is None
     assert "reference.json cannot be read" in changed.stderr
-    assert "loradock record" in changed.stderr
+    assert "loradock reference" in changed.stderr

@@ -235,7 +235,7 @@ def test_what_happens_is_told() -> None:
 def test_without_a_reference_a_version_takes_no_traffic_and_the_reason_says_what_to_do() -> None:
     harness = ReplicaHarness()
     admission = Admission(harness.cache, FakeReferences(), harness.engine, proof="parity", precision="float32")
-    with pytest.raises(NotServable, match="loradock record bot/1"):
+    with pytest.raises(NotServable, match="loradock reference bot/1"):
         asyncio.run(admission.admit(ONE))
     assert not harness.engine.loaded
 

@@ -164,7 +164,7 @@ def test_a_reference_of_another_base_is_told_as_that(server: Server) -> None:
 
 
 def test_a_version_without_a_reference_waits_for_one(server: Server) -> None:
-    assert "loradock record unknown/1" in server.status()["quarantined"]["unknown/1"]["reason"]
+    assert "loradock reference unknown/1" in server.status()["quarantined"]["unknown/1"]["reason"]
     recording.record(server.store, (server.store.version(VersionRef("unknown", 1)),), print)
     server.until(lambda status: status["adapters"].get("unknown", {}).get("version") == "unknown/1")
 

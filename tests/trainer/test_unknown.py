@@ -104,4 +104,4 @@ def test_a_base_without_a_tokenizer_gives_a_version_and_a_warning(
     said: list[str] = []
     recording.attempt(store, version, said.append, str(bare))
     assert said[-2].startswith("warning: support-bot/1 has no reference")
-    assert "loradock record support-bot/1" in said[-1]
+    assert "loradock reference support-bot/1" in said[-1]

@@ -154,7 +154,7 @@ class Stack:
         """A version of each, with what PEFT says with it; their base is a directory, which nobody finds by its name."""
         for run in runs:
             self.say("register", run, "--name", NAME, "--no-reference")
-        self.say("record", NAME, "--all", "--base", str(self.base_dir))
+        self.say("reference", NAME, "--all", "--base", str(self.base_dir))
 
     @property
     def promoted(self) -> int:

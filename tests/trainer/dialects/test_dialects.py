@@ -328,7 +328,7 @@ def test_translate_writes_a_file_whole_and_not_over_another(home: Path) -> None:
     with pytest.raises(BadInput, match="is there already"):
         run.invoke(translate, [str(source), "--output", str(output)], catch_exceptions=False)
     assert output.read_text() == "mine"
-    run.invoke(translate, [str(source), "--output", str(output), "--yes"], catch_exceptions=False)
+    run.invoke(translate, [str(source), "--output", str(output), "--overwrite"], catch_exceptions=False)
     assert recipe_file.load(output).recipe.base == "org/base"
     assert sorted(path.name for path in home.iterdir()) == ["data", "other.yml", "recipe.yaml", "rows.jsonl"]
 

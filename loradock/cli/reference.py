@@ -1,4 +1,4 @@
-"""The verb that records what PEFT says with a version: parse, call, print."""
+"""The `reference` verb: parse, call, print."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from loradock.registry.store import Store
 @click.option("--all", "every", is_flag=True, help="REF is a name: every version of that adapter that can be served.")
 @trained_on_option
 @json_option
-def record(ref: str, every: bool, base: str | None, as_json: bool) -> None:
-    """Record what PEFT says with a version.
+def reference(ref: str, every: bool, base: str | None, as_json: bool) -> None:
+    """Record the PEFT reference of a version.
 
-    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. Before a replica serves a version, it holds
-    its own answers against this. `register` and `import` record it themselves; this is for versions that were made
-    without, as on a machine that has no torch. One that is recorded already stays as it is.
+    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. The reference holds the log-probabilities
+    that PEFT computes with the version on fixed prompts. A replica compares its own with them before it serves the
+    version. `register` and `import` record it; this verb is for versions that were made without one, for example on a
+    machine without torch. A reference that exists stays as it is.
     """
     store = Store(Settings())
     found = _every(store, refs.parse_name(ref)) if every else (_servable(store, ref),)
