@@ -18,6 +18,7 @@ from mkdocs.structure.pages import Page
 from loradock import registry, trainer
 from loradock.cli import VERBS, cli
 from loradock.cli import settings as settings_verb
+from loradock.cli.command import Command
 from loradock.registry import errors, secret
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,7 +81,10 @@ def _command(root: click.Context, name: str) -> Iterator[str]:
     with click.Context(command, info_name=name, parent=root) as context:
         yield f"### loradock {name}\n"
         yield f"```text\n{' '.join(['loradock', name, *command.collect_usage_pieces(context)])}\n```\n"
-        yield f"{_marked(inspect.cleandoc(command.help or ''))}\n"
+        assert isinstance(command, Command), name  # noqa: S101 - a test holds it
+        yield f"{_marked(command.first)}\n"
+        yield "\n".join(["```console", *(f"$ {example}" for example in command.examples), "```\n"])
+        yield f"{_marked(command.text)}\n"
         options = [param for param in command.get_params(context) if isinstance(param, click.Option)]
         if rows := [row for option in options if (row := option.get_help_record(context))]:
             yield "| Option | Meaning |\n|---|---|"

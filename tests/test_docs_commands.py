@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from loradock.cli import VERBS, cli
+from loradock.cli.command import Command
 from loradock.registry import policy
 from loradock.trainer.recipe import Recipe
 from tests.support.docs.commands import fault
@@ -62,6 +63,19 @@ def test_every_command_of_the_documents_is_understood() -> None:
 )
 def test_a_command_that_is_wrong_is_found(wrong: str) -> None:
     assert any(fault(words) for words in simple(wrong)), wrong
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_help_of_every_verb_opens_with_an_example_that_is_understood(name: str) -> None:
+    with click.Context(cli) as context:
+        command = cli.get_command(context, name)
+        assert isinstance(command, Command)
+        assert command.examples
+        assert command.get_help(context).index("Example:") < command.get_help(context).index("Options:")
+    for example in command.examples:
+        found = list(simple(example))
+        assert ("loradock", name) in {words[:2] for words in found}
+        assert [said for words in found if (said := fault(words))] == []
 
 
 def test_every_block_is_of_a_language_whose_commands_are_looked_at() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_ref
 from loradock.cli.options import base_option, json_option, rank_limit_option
 from loradock.cli.output import emit
@@ -26,7 +27,7 @@ from loradock.registry.store import Store
 _NO_BASE: Final = {"base-not-given", "copy-unread", "shape-unheld"}
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("target", metavar="REF|DIR", shell_complete=complete_ref)
 @base_option(required=False)
 @rank_limit_option
@@ -34,6 +35,9 @@ _NO_BASE: Final = {"base-not-given", "copy-unread", "shape-unheld"}
 @json_option
 def check(target: str, base: str | None, max_lora_rank: int, fix: Path | None, as_json: bool) -> None:
     """Say whether vLLM can serve an adapter, and why not: servable, not servable, or unknown.
+
+    Example:
+      loradock check outputs/lora --base Qwen/Qwen2.5-0.5B-Instruct
 
     Its configuration and its tensors' headers are read, and its values for NaN and zeros; no model is loaded. It is
     servable only where each tensor and each setting was understood and held against --base, which for a version is by

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_ref
 from loradock.cli.openmp import quieten
 from loradock.cli.options import data_option, json_option, limit_option, rank_limit_option, trained_on_option
@@ -29,7 +30,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
             self.fail(f"{value!r} is not numbers with commas between", param, ctx)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("references", metavar="REF REF...", nargs=-1, required=True, shell_complete=complete_ref)
 @click.option("--name", required=True, help="The adapter to add the result to; made when there is none.")
 @trained_on_option
@@ -45,6 +46,9 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 @json_option
 def combine(references: tuple[str, ...], name: str, as_json: bool, **options: Any) -> None:
     """Combine several versions into one.
+
+    Example:
+      loradock combine support-bot/3 tone/2 --name polite-support
 
     REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. All are plain LoRA on one base. The result is
     a new version; its error against the weighted sum of their changes is printed. `loradock merge` folds one version

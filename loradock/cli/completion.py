@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
 
+from loradock.cli.command import Command
 from loradock.registry.errors import BadInput
 from loradock.registry.output import say
 from loradock.registry.settings import Settings
@@ -19,17 +20,16 @@ VARIABLE: Final = "_LORADOCK_COMPLETE"
 SHELLS: Final = ("bash", "zsh", "fish")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the script by which a shell completes verbs and refs, and options.
 
-    For bash, add to ~/.bashrc:  eval "$(loradock completion bash)"
-
-    For zsh, add to ~/.zshrc:  eval "$(loradock completion zsh)"
-
-    For fish:  loradock completion fish > ~/.config/fish/completions/loradock.fish
+    Example:
+      eval "$(loradock completion bash)"  # in ~/.bashrc
+      eval "$(loradock completion zsh)"   # in ~/.zshrc
+      loradock completion fish > ~/.config/fish/completions/loradock.fish
     """
     found = get_completion_class(shell)
     assert found is not None, shell  # noqa: S101 - the choice above has only those that click knows

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_ref
 from loradock.cli.openmp import quieten
 from loradock.cli.options import data_option, json_option, limit_option, trained_on_option
@@ -16,7 +17,7 @@ from loradock.registry.output import say
 from loradock.registry.settings import Settings
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("--rank", type=click.IntRange(1, check.MAX_RANK), help="The rank of the result.")
 @click.option(
@@ -38,6 +39,9 @@ from loradock.registry.settings import Settings
 @json_option
 def convert(ref: str, as_json: bool, limit: int | None, **options: Any) -> None:
     """Make plain LoRA of an adapter of another method.
+
+    Example:
+      loradock convert support-bot/3 --rank 32
 
     REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. What the adapter changes in each weight is cut
     to the directions that matter most. The error by layer, the divergence on probe texts, and with --data the held-out

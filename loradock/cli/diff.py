@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_ref
 from loradock.cli.options import json_option
 from loradock.cli.output import emit
@@ -18,12 +19,15 @@ from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("a", shell_complete=complete_ref)
 @click.argument("b", shell_complete=complete_ref)
 @json_option
 def diff(a: str, b: str, as_json: bool) -> None:
     """Show what two versions differ in, and how far apart they are.
+
+    Example:
+      loradock diff support-bot/2 support-bot/3
 
     A and B are versions or aliases, of one adapter or of two. The bytes of both are hashed first. A distance is the
     Frobenius norm of the difference between what the two add to the base, relative to what A adds.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import SecretStr
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_ref
 from loradock.cli.openmp import quieten
 from loradock.cli.options import is_typed, json_option, key_option, limit_option, no_samples_option, trained_on_option
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _SUBJECTS: tuple[Subject, ...] = ("candidate", "incumbent", "base")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("--data", required=True, help="Rows that it never saw: a file, a directory, or ORG/NAME on the Hub.")
 @click.option(
@@ -59,6 +60,9 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure a version, the incumbent and the base on the same rows.
+
+    Example:
+      loradock evaluate support-bot/3 --data heldout.jsonl --metric loss --metric rouge
 
     REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. What was found, row by row, goes to MLflow as
     evidence, by which a policy lets a version through or not. Loss is told in nats a token of the completions.

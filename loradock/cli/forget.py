@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_name
 from loradock.cli.options import json_option
 from loradock.cli.output import emit
@@ -16,7 +17,7 @@ from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", required=False, shell_complete=complete_name)
 @click.option(
     "--older-than",
@@ -30,6 +31,9 @@ from loradock.registry.store import Store
 @json_option
 def forget(name: str | None, older_than: float, yes: bool, as_json: bool) -> None:
     """Delete the prompts and answers that evaluations and trainings keep, by age.
+
+    Example:
+      loradock forget support-bot --older-than 90
 
     NAME is one adapter: its evaluations, and the trainings of its versions. Without it, all of this registry's.
     Figures, digests and evidence stay, count as before, and still verify. Without --yes it only says what it would

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from pydantic import SecretStr
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_name
 from loradock.cli.options import is_typed, json_option, key_option, reason_option, replicas_option
 from loradock.cli.output import emit
@@ -24,7 +25,7 @@ from loradock.registry.store import Store
 _DAYS = click.FloatRange(min=0)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", required=False, shell_complete=complete_name)
 @click.option(
     "--keep",
@@ -66,6 +67,9 @@ def gc(
     as_json: bool,
 ) -> None:
     """Delete the versions that nothing needs, and their bytes.
+
+    Example:
+      loradock gc support-bot --keep 5
 
     NAME is one adapter; without it, all are cleaned up. Without --yes it only says what it would delete, and why the
     rest stays. A replica that does not answer stops it before anything is deleted.

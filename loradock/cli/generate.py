@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.options import base_option, json_option
 from loradock.cli.output import emit
 from loradock.registry.errors import BadInput
@@ -13,7 +14,7 @@ from loradock.registry.output import say
 from loradock.registry.settings import Settings
 
 
-@click.command()
+@click.command(cls=Command)
 @base_option(required=True)
 @click.option(
     "--input",
@@ -85,6 +86,9 @@ def generate(
     vllm_args: tuple[str, ...],
 ) -> None:
     """Answer a file of prompts with many adapters, offline.
+
+    Example:
+      loradock generate --base Qwen/Qwen2.5-0.5B-Instruct --input prompts.jsonl --output answers.jsonl
 
     VLLM_ARGS, after a `--`, are handed to vLLM as they are. Each name in the input is resolved once, and the manifest
     beside the output says to which version. Killed at any moment, the same command goes on where it stood.

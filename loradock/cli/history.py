@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_name
 from loradock.cli.options import json_option, reason_option
 from loradock.cli.output import emit
@@ -23,7 +24,7 @@ from loradock.registry.store import Store
 _TIMES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", shell_complete=complete_name)
 @click.option(
     "--at", type=click.DateTime(_TIMES), metavar="TIME", help="Show instead where each alias stood then, UTC."
@@ -39,6 +40,9 @@ def history(
     name: str, at: datetime | None, accept: bool, adopt: bool, restore: bool, reason: str, as_json: bool
 ) -> None:
     """Show who moved an adapter's aliases, when and why, oldest first.
+
+    Example:
+      loradock history support-bot --at 2026-01-31
 
     A move that was made past loradock, in MLflow itself, is told on stderr until --adopt or --restore settles it. So is
     a history that was cut, or is another one than before, until --accept says why it is right.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.options import base_option, json_option, reference_option
 from loradock.cli.versions import report
 from loradock.registry import base as bases
@@ -16,7 +17,7 @@ from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 
 
-@click.command("import")
+@click.command("import", cls=Command)
 @click.argument("source", metavar="DIR|HUB-ID")
 @click.option("--name", required=True, help="The adapter to add a version to; made when there is none.")
 @base_option(required=True)
@@ -37,6 +38,9 @@ def import_(
     source: str, name: str, base: str, checkpoint: str, convert_pickle: bool, no_reference: bool, as_json: bool
 ) -> None:
     """Make a version of an adapter that was trained elsewhere.
+
+    Example:
+      loradock import outputs/lora --name support-bot --base Qwen/Qwen2.5-0.5B-Instruct
 
     DIR is what PEFT, Axolotl, LLaMA-Factory, Unsloth or a Trainer has written; HUB-ID is ORG/NAME or
     ORG/NAME@REVISION on the Hugging Face Hub. Only adapter_config.json and the adapter's weights are taken. The

@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.options import json_option
 from loradock.cli.output import emit
 from loradock.registry.errors import BadInput
 from loradock.registry.output import say
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--file",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -51,6 +52,9 @@ def keys(
     as_json: bool,
 ) -> None:
     """List, add or remove the API keys of serving replicas.
+
+    Example:
+      loradock keys --file keys.json --add web --may 'support-*' --requests 60/m
 
     A key's secret goes to stdout once, when it is made; the file has its hash. Limits count what each replica serves.
     """

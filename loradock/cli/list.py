@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_name
 from loradock.cli.options import json_option
 from loradock.cli.output import emit
@@ -21,14 +22,18 @@ from loradock.registry.store.families import owned
 _COLUMNS = ("version", "aliases", "method", "rank", "base", "created", "servable")
 
 
-@click.command("list")
+@click.command("list", cls=Command)
 @click.argument("name", required=False, shell_complete=complete_name)
 @click.option("--page-size", type=click.IntRange(1, 1000), metavar="NUMBER", help="Versions on a page.  [default: 50]")
 @click.option("--before", type=click.IntRange(1), metavar="NUMBER", help="The page of versions below this one.")
 @click.option("--after", type=click.IntRange(0), metavar="NUMBER", help="The page of versions above this one.")
 @json_option
 def list_(name: str | None, page_size: int | None, before: int | None, after: int | None, as_json: bool) -> None:
-    """List adapters with their aliases, or one adapter's versions, newest first."""
+    """List adapters with their aliases, or one adapter's versions, newest first.
+
+    Example:
+      loradock list support-bot --page-size 10
+    """
     store = Store(Settings())
     if name is None:
         if page_size or before or after is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_ref
 from loradock.cli.openmp import quieten
 from loradock.cli.options import data_option, force_option, json_option, limit_option, trained_on_option
@@ -17,7 +18,7 @@ from loradock.registry.output import say
 from loradock.registry.settings import Settings
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", shell_complete=complete_ref)
 @trained_on_option
 @click.option("--name", help="The adapter whose version the model becomes.  [default: NAME-merged]")
@@ -39,6 +40,9 @@ from loradock.registry.settings import Settings
 @json_option
 def merge(ref: str, as_json: bool, **options: Any) -> None:
     """Fold one version into its base.
+
+    Example:
+      loradock merge support-bot/3 --out merged/
 
     REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. It becomes a model of its own, which is
     compared with base and adapter before it is registered. `loradock combine` makes one adapter of several.

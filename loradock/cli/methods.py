@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.options import json_option
 from loradock.cli.output import emit
 from loradock.registry.errors import BadInput, NotFound
@@ -15,12 +16,15 @@ from loradock.registry.settings import Settings
 from loradock.trainer import catalogue
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("method", required=False)
 @click.option("--base", help="Tell the share of this base's weights that each method trains, by its defaults.")
 @json_option
 def methods(method: str | None, base: str | None, as_json: bool) -> None:
     """List the methods that a recipe can name, or METHOD's hyper-parameters.
+
+    Example:
+      loradock methods dora
 
     With --base, of which only the configuration is read, the weights that each method trains are counted.
     """

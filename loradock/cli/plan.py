@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.options import json_option
 from loradock.cli.output import emit
 from loradock.registry import base as bases
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _PARTS: Final = ("weights", "adapter", "gradients", "optimizer", "activations", "loss", "runtime", "needed")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
     "--gpu",
@@ -38,6 +39,9 @@ _PARTS: Final = ("weights", "adapter", "gradients", "optimizer", "activations", 
 @json_option
 def plan(recipe: Path, gpu_name: str | None, as_json: bool) -> None:
     """Say what a training needs before it runs, and whether it fits.
+
+    Example:
+      loradock plan recipe.yaml --gpu 'RTX 4090'
 
     RECIPE is a YAML file: ours, Axolotl's or LLaMA-Factory's. The base's configuration is read, and none of its
     weights. Weights are counted exactly; memory is estimated: docs/plan.md says how, and how well. When the training

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_name
 from loradock.cli.options import json_option, reason_option
 from loradock.cli.output import emit
@@ -19,7 +20,7 @@ from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", shell_complete=complete_name)
 @click.option(
     "--set",
@@ -31,6 +32,9 @@ from loradock.registry.store import Store
 @json_option
 def policy(name: str, file: Path | None, reason: str, as_json: bool) -> None:
     """Show or set what versions must show to be promoted.
+
+    Example:
+      loradock policy support-bot --set policy.yaml --reason 'measure first'
 
     A policy is written in YAML, by alias. It is part of the adapter's history, and `loradock history` tells who set it,
     when and why.

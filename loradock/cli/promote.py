@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_ref
 from loradock.cli.moves import report
 from loradock.cli.options import alias_option, json_option, reason_option
@@ -16,7 +17,7 @@ from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", shell_complete=complete_ref)
 @alias_option
 @click.option("--expect", type=int, metavar="NUMBER", help="Move only when the alias is at this version now.")
@@ -40,6 +41,10 @@ def promote(
     as_json: bool,
 ) -> None:
     """Move an alias to a version.
+
+    Example:
+      loradock promote support-bot/3 --reason 'fewer refusals'
+      loradock promote support-bot/4 --alias canary --weight 10%
 
     REF is NAME/NUMBER. The move is a compare-and-set: when somebody else moves the alias meanwhile, it exits with 4 and
     says who. Where the adapter has a policy for the alias, a version that does not pass it exits with 3. So does one

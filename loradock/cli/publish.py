@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_ref
 from loradock.cli.options import force_option, json_option
 from loradock.cli.output import emit
@@ -15,7 +16,7 @@ from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 
 
-@click.command("publish")
+@click.command("publish", cls=Command)
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("--repo", required=True, metavar="ORG/NAME", help="The model repository; made when there is none.")
 @click.option("--public", is_flag=True, help="Let everybody see it; without, a new repository is private.")
@@ -30,6 +31,9 @@ def publish_(
     ref: str, repo: str, public: bool, merged: bool, licence: str, base_model: str, forced: str, as_json: bool
 ) -> None:
     """Publish a version to the Hugging Face Hub.
+
+    Example:
+      loradock publish support-bot/3 --repo my-org/support-bot
 
     Its bytes are hashed again, and go there as they are, with a model card, in one commit. What is there already is
     not committed again. It takes a token that may write, in HF_TOKEN or from `hf auth login`.

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.options import json_option, trained_on_option
 from loradock.cli.output import emit
 from loradock.registry import promotion, recording, refs
@@ -16,13 +17,16 @@ from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref")
 @click.option("--all", "every", is_flag=True, help="REF is a name: every version of that adapter that can be served.")
 @trained_on_option
 @json_option
 def reference(ref: str, every: bool, base: str | None, as_json: bool) -> None:
     """Record the PEFT reference of a version.
+
+    Example:
+      loradock reference support-bot/3
 
     REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. The reference holds the log-probabilities
     that PEFT computes with the version on fixed prompts. A replica compares its own with them before it serves the

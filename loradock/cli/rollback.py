@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_name
 from loradock.cli.moves import report
 from loradock.cli.options import alias_option, json_option, reason_option
@@ -13,14 +14,18 @@ from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", shell_complete=complete_name)
 @alias_option
 @click.option("--to", type=int, metavar="NUMBER", help="An earlier version of this alias.  [default: the one before]")
 @reason_option
 @json_option
 def rollback(name: str, alias: str, to: int | None, reason: str, as_json: bool) -> None:
-    """Move an alias back to where it stood before."""
+    """Move an alias back to where it stood before.
+
+    Example:
+      loradock rollback support-bot --reason 'slow answers'
+    """
     settings = Settings()
     store, name = Store(settings), refs.parse_name(name)
     move = promotion.rollback(store, name, refs.parse_alias(alias), actor=settings.actor, reason=reason, to=to)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.options import json_option, key_option, replicas_option
 from loradock.cli.output import emit
 from loradock.registry import refs
@@ -39,7 +40,7 @@ def _time(name: str, *more: str, default: str, text: str) -> Callable[[F], F]:
     return click.option(name, *more, default=default, show_default=True, metavar="TIME", callback=_seconds, help=text)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref")
 @click.option("--steps", default="5%,25%,50%", show_default=True, help="The shares, rising; then comes production.")
 @click.option("--min-requests", default=100, show_default=True, type=click.IntRange(1), help="Answers at each step.")
@@ -83,6 +84,9 @@ def _time(name: str, *more: str, default: str, text: str) -> Callable[[F], F]:
 @json_option
 def rollout(ref: str, steps: str, margins: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Shift traffic to a canary by steps, and promote it or roll it back by its live signals.
+
+    Example:
+      loradock rollout support-bot/4 --steps 10%,50% --for 30m
 
     REF is NAME/NUMBER. Its share of the bare name's requests rises while no signal shows that it does worse than
     production; it is promoted once all signals show that it does not. Otherwise its share is 0 again, production was

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.options import base_option
 from loradock.registry.settings import Settings
 
 
-@click.command()
+@click.command(cls=Command)
 @base_option(required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="The port to listen on.")
@@ -41,6 +42,9 @@ def serve(
     vllm_args: tuple[str, ...],
 ) -> None:
     """Serve the promoted adapters on vLLM's OpenAI endpoint, and follow every move of an alias.
+
+    Example:
+      loradock serve --base Qwen/Qwen2.5-0.5B-Instruct -- --max-model-len 4096
 
     VLLM_ARGS, after a `--`, are handed to vLLM as they are. Each adapter answers under its own name, the base under
     the last part of its own. Nothing needs a restart: promote, and the next request gets the new version.

@@ -13,6 +13,7 @@ import click
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from loradock.cli.command import Command
 from loradock.cli.options import json_option
 from loradock.cli.output import emit
 from loradock.registry import secret
@@ -67,10 +68,13 @@ class Setting(NamedTuple):
         return f"| `{self.variable}` | {self.meaning.rstrip('.')} | {self.default and f'`{self.default}`'} |"
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 def settings(as_json: bool) -> None:
     """Show every setting: its value, where that comes from, its meaning.
+
+    Example:
+      loradock settings --json
 
     Settings come from the environment; each has a default. Keys and passwords are not shown. What cannot be meant is
     told at the end, and exits with 2.

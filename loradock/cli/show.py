@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_ref
 from loradock.cli.options import json_option
 from loradock.cli.output import emit, emit_tree
@@ -16,11 +17,14 @@ from loradock.registry.standing import standing
 from loradock.registry.store import Store
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", shell_complete=complete_ref)
 @json_option
 def show(ref: str, as_json: bool) -> None:
     """Show all that is known of one version, where it comes from and what became of it.
+
+    Example:
+      loradock show support-bot@production
 
     REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. The replicas in LORADOCK_REPLICAS are asked
     what they do with it.

@@ -8,6 +8,7 @@ from typing import Final
 import click
 from pydantic import SecretStr
 
+from loradock.cli.command import Command
 from loradock.cli.options import json_option, key_option, replicas_option
 from loradock.cli.output import emit
 from loradock.registry.errors import LoradockError, Unreachable
@@ -18,12 +19,15 @@ from loradock.serving import fleet
 _HERE: Final = "http://127.0.0.1:8000"
 
 
-@click.command()
+@click.command(cls=Command)
 @replicas_option("A serving replica; give each.  [default: LORADOCK_REPLICAS, else port 8000 here]")
 @key_option("The replicas' key, if they have one.")
 @json_option
 def status(urls: tuple[str, ...], api_key: SecretStr, as_json: bool) -> None:
     """Show what serving replicas hold and answer with.
+
+    Example:
+      loradock status --replica http://127.0.0.1:8000
 
     What they hold back is shown too, and where they differ.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.openmp import quieten
 from loradock.cli.options import json_option, no_samples_option
 from loradock.cli.output import emit
@@ -17,7 +18,7 @@ from loradock.registry.settings import Settings
 from loradock.trainer import data, dialects
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--resume", is_flag=True, help="Go on with a run of this recipe that was interrupted on this machine.")
 @click.option(
@@ -51,6 +52,9 @@ def train(
     **given: int | str | None,
 ) -> None:
     """Train an adapter from a recipe and log the run to MLflow.
+
+    Example:
+      loradock train recipe.yaml
 
     RECIPE is a YAML file: ours, Axolotl's or LLaMA-Factory's. It and its data are checked whole before anything is
     loaded. The run that comes of it holds the adapter; `loradock register RUN --name NAME` makes a version of it.

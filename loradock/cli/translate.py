@@ -8,16 +8,20 @@ from pathlib import Path
 
 import click
 
+from loradock.cli.command import Command
 from loradock.registry.errors import BadInput, NotFound
 from loradock.registry.output import say
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Write the recipe to this path, not to stdout.")
 @click.option("--overwrite", is_flag=True, help="Write over a file at --output.")
 def translate(file: Path, output: Path | None, overwrite: bool) -> None:
     """Write another trainer's recipe as ours.
+
+    Example:
+      loradock translate axolotl.yaml --output recipe.yaml
 
     FILE is an Axolotl YAML or a LLaMA-Factory SFT YAML. Every key is honoured, or named with the reason. To stdout,
     paths are absolute; with --output they are relative to where the recipe stands.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from loradock.cli.command import Command
 from loradock.registry.errors import BadInput
 from loradock.registry.settings import Settings
 
 _PORT = click.IntRange(1, 65535)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--base", help="The base model to serve.  [default: the one that what is promoted was trained on]")
 @click.option("--port", default=8000, show_default=True, type=_PORT, help="The replica's port.")
 @click.option("--ui-port", default=5000, show_default=True, type=_PORT, help="The port of MLflow's UI.")
@@ -18,6 +19,9 @@ _PORT = click.IntRange(1, 65535)
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def up(base: str | None, port: int, ui_port: int, no_serve: bool, vllm_args: tuple[str, ...]) -> None:
     """Bring up MLflow's UI and a serving replica on this machine's store, until Ctrl-C.
+
+    Example:
+      loradock up --base Qwen/Qwen2.5-0.5B-Instruct
 
     Both listen on this machine only, and write their logs to LORADOCK_HOME/logs. Without --base, and with nothing
     promoted, there is nothing to serve, and the UI comes up alone. VLLM_ARGS, after a `--`, are handed to vLLM as they

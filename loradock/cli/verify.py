@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from loradock.cli.command import Command
 from loradock.cli.completion import complete_ref
 from loradock.cli.options import json_option
 from loradock.cli.output import emit
@@ -22,7 +23,7 @@ from loradock.registry.store import Store
 _MENDS: Final = "restore files from a backup; `loradock history NAME --adopt` or `--restore` settles a moved alias"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("ref", required=False, shell_complete=complete_ref)
 @click.option(
     "--all", "every", is_flag=True, help="REF is a name: verify every version of it; without REF, of every adapter."
@@ -30,6 +31,9 @@ _MENDS: Final = "restore files from a backup; `loradock history NAME --adopt` or
 @json_option
 def verify(ref: str | None, every: bool, as_json: bool) -> None:
     """Hash a version's stored bytes again.
+
+    Example:
+      loradock verify support-bot --all
 
     They are held against its digest; a file that changed, is missing or extra is named. Its adapter's history is
     checked, too: no entry was edited, none is missing, and it goes on from what was seen of it. With --all so are
