@@ -49,7 +49,7 @@ VERBS: Final = {
     "rollback": Verb("Registry", "loradock.cli.rollback:rollback", "Move an alias back to where it stood before."),
     "merge": Verb("Registry", "loradock.cli.merge:merge", "Fold one version into its base."),
     "combine": Verb("Registry", "loradock.cli.combine:combine", "Combine several versions into one."),
-    "convert": Verb("Registry", "loradock.cli.convert:convert", "Make plain LoRA of an adapter of another method."),
+    "convert": Verb("Registry", "loradock.cli.convert:convert", "Convert an adapter of another method to plain LoRA."),
     "publish": Verb("Registry", "loradock.cli.publish:publish_", "Publish a version to the Hugging Face Hub."),
     "gc": Verb("Registry", "loradock.cli.gc:gc", "Delete the versions that nothing needs, and their bytes."),
     "forget": Verb(
@@ -58,11 +58,13 @@ VERBS: Final = {
         "Delete the prompts and answers that evaluations and trainings keep, by age.",
     ),
     "serve": Verb("Serve", "loradock.cli.serve:serve", "Serve the promoted adapters on vLLM's OpenAI endpoint."),
-    "status": Verb("Serve", "loradock.cli.status:status", "Show what serving replicas hold and answer with."),
+    "status": Verb(
+        "Serve", "loradock.cli.status:status", "Show the versions that serving replicas hold and answer with."
+    ),
     "settings": Verb(
         "Setup",
         "loradock.cli.settings:settings",
-        "Show every setting: its value, where that comes from, its meaning.",
+        "Show every setting: its value, its source, its meaning.",
     ),
     "completion": Verb(
         "Setup",

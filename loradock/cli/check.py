@@ -31,7 +31,9 @@ _NO_BASE: Final = {"base-not-given", "copy-unread", "shape-unheld"}
 @click.argument("target", metavar="REF|DIR", shell_complete=complete_ref)
 @base_option(required=False)
 @rank_limit_option
-@click.option("--fix", type=click.Path(path_type=Path), metavar="OUT", help="Mend what can be, into a new directory.")
+@click.option(
+    "--fix", type=click.Path(path_type=Path), metavar="OUT", help="Write a repaired copy into this new directory."
+)
 @json_option
 def check(target: str, base: str | None, max_lora_rank: int, fix: Path | None, as_json: bool) -> None:
     """Say whether vLLM can serve an adapter, and why not: servable, not servable, or unknown.
@@ -39,10 +41,10 @@ def check(target: str, base: str | None, max_lora_rank: int, fix: Path | None, a
     Example:
       loradock check outputs/lora --base Qwen/Qwen2.5-0.5B-Instruct
 
-    Its configuration and its tensors' headers are read, and its values for NaN and zeros; no model is loaded. It is
-    servable only where each tensor and each setting was understood and held against --base, which for a version is by
-    default its own, where that is on this machine. It exits with 0 for servable alone, else with 3. --fix writes a
-    mended copy, reads it as PEFT does, and shows how far each layer's B·A is from what was meant.
+    The configuration, the tensors' headers and their values are read; no model is loaded. An adapter is servable
+    only if each tensor and each setting was understood and checked against the base. A version's own base is the
+    default for --base. The exit code is 0 for servable, else 3. --fix writes a repaired copy, loads it as PEFT
+    does, and prints the difference of B·A for each layer.
     """
     settings = Settings()
     if max_lora_rank not in checks.RANKS:

@@ -23,29 +23,29 @@ from loradock.registry.settings import Settings
 @click.option(
     "--energy",
     type=click.FloatRange(0, 1, min_open=True),
-    help="The smallest rank that keeps this share of the squared change of weights. [default: 0.9999, to rank 64]",
+    help="The smallest rank that keeps this share of the squared change of weights.  [default: 0.9999, to rank 64]",
 )
-@click.option("--name", help="The family of the result.  [default: NAME-lora]")
+@click.option("--name", help="The adapter to add the result to.  [default: NAME-lora]")
 @click.option(
     "--bound",
     type=click.FloatRange(0, 1),
     default=0.05,
     show_default=True,
-    help="The share of the adapter's effect that may be lost, by the divergence of the next token on probe texts.",
+    help="The largest loss of the adapter's effect, measured by the divergence of the next token on probe texts.",
 )
 @trained_on_option
 @data_option
 @limit_option
 @json_option
 def convert(ref: str, as_json: bool, limit: int | None, **options: Any) -> None:
-    """Make plain LoRA of an adapter of another method.
+    """Convert an adapter of another method to plain LoRA.
 
     Example:
       loradock convert support-bot/3 --rank 32
 
-    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. What the adapter changes in each weight is cut
-    to the directions that matter most. The error by layer, the divergence on probe texts, and with --data the held-out
-    loss are told. Methods that change no weight, such as prompt tuning, are refused.
+    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. The change of each weight is truncated to
+    its largest singular directions. The error by layer, the divergence on probe texts and, with --data, the
+    held-out loss are printed. Methods that change no weight, such as prompt tuning, are refused.
     """
     if options["rank"] and options["energy"]:
         raise BadInput("--rank and --energy exclude each other")

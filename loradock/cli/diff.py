@@ -30,7 +30,7 @@ def diff(a: str, b: str, as_json: bool) -> None:
       loradock diff support-bot/2 support-bot/3
 
     A and B are versions or aliases, of one adapter or of two. The bytes of both are hashed first. A distance is the
-    Frobenius norm of the difference between what the two add to the base, relative to what A adds.
+    Frobenius norm of the difference between the weight changes of A and B, relative to that of A.
     """
     store = Store(Settings())
     one, other = (promotion.resolve(store, refs.parse_ref(ref)) for ref in (a, b))

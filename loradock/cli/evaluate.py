@@ -28,7 +28,7 @@ _SUBJECTS: tuple[Subject, ...] = ("candidate", "incumbent", "base")
 
 @click.command(cls=Command)
 @click.argument("ref", shell_complete=complete_ref)
-@click.option("--data", required=True, help="Rows that it never saw: a file, a directory, or ORG/NAME on the Hub.")
+@click.option("--data", required=True, help="Held-out rows: a file, a directory, or ORG/NAME on the Hub.")
 @click.option(
     "--metric",
     "names",
@@ -36,13 +36,13 @@ _SUBJECTS: tuple[Subject, ...] = ("candidate", "incumbent", "base")
     default=("loss",),
     show_default=True,
     metavar="NAME",
-    help="loss, perplexity, exact_match, rouge, or FILE.py:FUNCTION[:lower]; may be given several times.",
+    help="loss, perplexity, exact_match, rouge, or FILE.py:FUNCTION[:lower]; [repeatable]",
 )
-@click.option("--against", metavar="ALIAS", help="The incumbent: the version under this alias.  [default: production]")
+@click.option("--against", metavar="ALIAS", help="The alias of the incumbent.  [default: production]")
 @trained_on_option
 @click.option("--replica", metavar="URL", help="Ask this serving replica instead of loading the model here.")
 @key_option("The replica's key, if it has one.")
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Tokens of the longest answer.  [default: 256]")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="The longest answer, in tokens.  [default: 256]")
 @limit_option
 @no_samples_option
 @json_option
@@ -64,8 +64,8 @@ def evaluate(
     Example:
       loradock evaluate support-bot/3 --data heldout.jsonl --metric loss --metric rouge
 
-    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. What was found, row by row, goes to MLflow as
-    evidence, by which a policy lets a version through or not. Loss is told in nats a token of the completions.
+    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. The results, row by row, are logged to
+    MLflow as evidence for the adapter's policy. Loss is in nats per token of the completions.
     """
     wanted = metrics.parse(names)
     if max_new_tokens and all(metric.score is None for metric in wanted):

@@ -25,9 +25,9 @@ from loradock.registry.store import Store
     default=30,
     show_default=True,
     metavar="DAYS",
-    help="Texts of runs that began within so many days stay.",
+    help="Keep the texts of runs that started within DAYS.",
 )
-@click.option("--yes", is_flag=True, help="Delete; without it, nothing is.")
+@click.option("--yes", is_flag=True, help="Delete. The default is a dry run.")
 @json_option
 def forget(name: str | None, older_than: float, yes: bool, as_json: bool) -> None:
     """Delete the prompts and answers that evaluations and trainings keep, by age.
@@ -35,9 +35,8 @@ def forget(name: str | None, older_than: float, yes: bool, as_json: bool) -> Non
     Example:
       loradock forget support-bot --older-than 90
 
-    NAME is one adapter: its evaluations, and the trainings of its versions. Without it, all of this registry's.
-    Figures, digests and evidence stay, count as before, and still verify. Without --yes it only says what it would
-    delete.
+    NAME is one adapter: its evaluations, and the trainings of its versions. Without it, all runs of this registry
+    are looked at. Figures, digests and evidence stay valid. The default is a dry run.
     """
     store = Store(Settings())
     runs = None

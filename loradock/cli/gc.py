@@ -31,7 +31,7 @@ _DAYS = click.FloatRange(min=0)
     "--keep",
     type=click.IntRange(0),
     metavar="NUMBER",
-    help="So many of the newest versions stay, and so many that each alias could be rolled back to.  "
+    help="Keep the newest NUMBER versions, and as many for each alias to roll back to.  "
     "[default: LORADOCK_KEEP, or 10]",
 )
 @click.option(
@@ -40,7 +40,7 @@ _DAYS = click.FloatRange(min=0)
     default=30,
     show_default=True,
     metavar="DAYS",
-    help="What an alias stood at within so many days stays.",
+    help="Keep versions that an alias was at within DAYS.",
 )
 @click.option(
     "--min-age",
@@ -48,12 +48,12 @@ _DAYS = click.FloatRange(min=0)
     default=1,
     show_default=True,
     metavar="DAYS",
-    help="What is younger stays, and what an alias left within that time.",
+    help="Keep versions created, or last aliased, within DAYS.",
 )
 @replicas_option("A serving replica; the versions that it holds stay. Give each.  [default: LORADOCK_REPLICAS]")
 @key_option("The replicas' key, if they have one.")
 @reason_option
-@click.option("--yes", is_flag=True, help="Delete; without it, nothing is.")
+@click.option("--yes", is_flag=True, help="Delete. The default is a dry run.")
 @json_option
 def gc(
     name: str | None,
@@ -71,8 +71,8 @@ def gc(
     Example:
       loradock gc support-bot --keep 5
 
-    NAME is one adapter; without it, all are cleaned up. Without --yes it only says what it would delete, and why the
-    rest stays. A replica that does not answer stops it before anything is deleted.
+    NAME is one adapter; without it, all are cleaned up. The default is a dry run, which prints the verdict and its
+    reason for each version. A replica that does not answer stops it before anything is deleted.
     """
     settings = Settings()
     store = Store(settings)

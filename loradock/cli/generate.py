@@ -27,46 +27,46 @@ from loradock.registry.settings import Settings
     "--output",
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the answers go, in the input's order, once every row has its line.",
+    help="The file of answers, in the order of the input; written once every row is answered.",
 )
-@click.option("--model", default="", metavar="REF", help="Who answers rows that name nobody.  [default: the base]")
+@click.option("--model", default="", metavar="REF", help="The model for rows that name none.  [default: the base]")
 @click.option(
     "--max-tokens",
     default=256,
     show_default=True,
     type=click.IntRange(1),
     metavar="NUMBER",
-    help="The longest answer, where a row sets none.",
+    help="The longest answer, for rows that set none.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(0, 2),
     metavar="NUMBER",
-    help="Where a row sets none.  [default: the base's own]",
+    help="For rows that set none.  [default: the base's]",
 )
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="NUMBER",
-    help="Where a row sets none.  [default: the base's own]",
+    help="For rows that set none.  [default: the base's]",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
     metavar="NUMBER",
-    help="Where a row sets none; the same for all of them.",
+    help="For rows that set none.",
 )
 @click.option(
-    "--stop", multiple=True, metavar="TEXT", help="Ends an answer, where a row sets none; can be given again."
+    "--stop", multiple=True, metavar="TEXT", help="A text that ends an answer, for rows that set none.  [repeatable]"
 )
 @click.option(
     "--max-loras",
     type=click.IntRange(1),
     metavar="NUMBER",
-    help="Adapters in one batch.  [default: as many as are asked for, up to 16]",
+    help="Adapters in one batch.  [default: as many as the input names, up to 16]",
 )
-@click.option("--retry-failed", is_flag=True, help="Answer the rows again whose line is an error.")
-@click.option("--overwrite", is_flag=True, help="Delete what an earlier run left at --output, and answer every row.")
+@click.option("--retry-failed", is_flag=True, help="Answer the rows again that ended in an error.")
+@click.option("--overwrite", is_flag=True, help="Delete the output of an earlier run, and answer every row.")
 @json_option
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def generate(
@@ -90,8 +90,8 @@ def generate(
     Example:
       loradock generate --base Qwen/Qwen2.5-0.5B-Instruct --input prompts.jsonl --output answers.jsonl
 
-    VLLM_ARGS, after a `--`, are handed to vLLM as they are. Each name in the input is resolved once, and the manifest
-    beside the output says to which version. Killed at any moment, the same command goes on where it stood.
+    VLLM_ARGS, after a `--`, are passed to vLLM unchanged. Each name in the input is resolved once; the manifest
+    beside the output lists the versions. After an interruption, the same command continues where it stopped.
     """
     from loradock.serving.batch import Job, Sampling, run
     from loradock.serving.settings import ServingSettings

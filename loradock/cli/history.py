@@ -27,13 +27,14 @@ _TIMES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.
 @click.command(cls=Command)
 @click.argument("name", shell_complete=complete_name)
 @click.option(
-    "--at", type=click.DateTime(_TIMES), metavar="TIME", help="Show instead where each alias stood then, UTC."
+    "--at",
+    type=click.DateTime(_TIMES),
+    metavar="TIME",
+    help="Show the version of each alias at this time instead, in UTC.",
 )
-@click.option(
-    "--accept", is_flag=True, help="First go on with a history that lacks what was seen of it; needs --reason."
-)
-@click.option("--adopt", is_flag=True, help="First write down the moves that were made past loradock.")
-@click.option("--restore", is_flag=True, help="First take back the moves that were made past loradock.")
+@click.option("--accept", is_flag=True, help="First accept a history that lacks entries seen before. Needs --reason.")
+@click.option("--adopt", is_flag=True, help="First record the moves that were made out of band.")
+@click.option("--restore", is_flag=True, help="First undo the moves that were made out of band.")
 @reason_option
 @json_option
 def history(
@@ -44,8 +45,8 @@ def history(
     Example:
       loradock history support-bot --at 2026-01-31
 
-    A move that was made past loradock, in MLflow itself, is told on stderr until --adopt or --restore settles it. So is
-    a history that was cut, or is another one than before, until --accept says why it is right.
+    A move that was made out of band, in MLflow itself, is reported on stderr until --adopt or --restore settles it.
+    A history that was cut or replaced is reported until --accept records why it is right.
     """
     settings = Settings()
     store, name = Store(settings), refs.parse_name(name)

@@ -25,12 +25,12 @@ from loradock.registry.store import Store
     "--checkpoint",
     default="",
     metavar="N|best|last",
-    help="Which checkpoint-N/ of DIR to take; `best` is what trainer_state.json says.",
+    help="The checkpoint-N/ of DIR to take; `best` is the one that trainer_state.json names.",
 )
 @click.option(
     "--convert-pickle",
     is_flag=True,
-    help="Take adapter_model.bin where there is no safetensors: its tensors alone are read, and no code is run.",
+    help="Read adapter_model.bin where there is no safetensors file; only tensors are read, and no code runs.",
 )
 @reference_option
 @json_option
@@ -42,9 +42,9 @@ def import_(
     Example:
       loradock import outputs/lora --name support-bot --base Qwen/Qwen2.5-0.5B-Instruct
 
-    DIR is what PEFT, Axolotl, LLaMA-Factory, Unsloth or a Trainer has written; HUB-ID is ORG/NAME or
-    ORG/NAME@REVISION on the Hugging Face Hub. Only adapter_config.json and the adapter's weights are taken. The
-    tensors are held against the base first. Then its PEFT reference is recorded.
+    DIR is the output of PEFT, Axolotl, LLaMA-Factory, Unsloth or a Trainer; HUB-ID is ORG/NAME or ORG/NAME@REVISION
+    on the Hugging Face Hub. Only adapter_config.json and the adapter's weights are taken. The tensors are checked
+    against the base first. Then the PEFT reference is recorded.
     """
     settings, name = Settings(), refs.parse_name(name)
     directory, origin = _located(source, convert_pickle)

@@ -21,24 +21,25 @@ from loradock.registry.output import say
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="LORADOCK_SERVE_KEYS",
     show_envvar=True,
-    help="The file of keys, which replicas read again when it changes.",
+    help="The file of keys; replicas reload it when it changes.",
 )
-@click.option("--add", metavar="NAME", help="Make a key, and print its secret this once.")
-@click.option("--remove", metavar="NAME", help="Take a key away, within a second on every replica.")
+@click.option("--add", metavar="NAME", help="Add a key, and print its secret once.")
+@click.option("--remove", metavar="NAME", help="Remove a key; every replica follows within a second.")
 @click.option(
     "--may",
     multiple=True,
     metavar="MODELS",
-    help="What it may call: support-*, support-*@canary, support-bot/3, @base for the base, ** for all.  [repeatable]",
+    help="Models to call: support-*, support-*@canary, support-bot/3, @base for the base, ** for any.  [repeatable]",
 )
+@click.option("--requests", multiple=True, metavar="LIMIT", help="The limit of requests: 60/m, 1000/d.  [repeatable]")
+@click.option("--tokens", multiple=True, metavar="LIMIT", help="The limit of tokens: 100000/d.  [repeatable]")
+@click.option("--admin", is_flag=True, help="Let it call every model and the routes that change the server.")
 @click.option(
-    "--requests", multiple=True, metavar="LIMIT", help="At most so many requests: 60/m, 1000/d.  [repeatable]"
+    "--expires",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"]),
+    metavar="TIME",
+    help="When the key expires, in UTC.",
 )
-@click.option("--tokens", multiple=True, metavar="LIMIT", help="At most so many tokens: 100000/d.  [repeatable]")
-@click.option(
-    "--admin", is_flag=True, help="Let it call everything, and ask the routes that change how the server runs."
-)
-@click.option("--expires", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"]), metavar="TIME", help="Until then, UTC.")
 @json_option
 def keys(
     file: Path | None,
@@ -56,7 +57,8 @@ def keys(
     Example:
       loradock keys --file keys.json --add web --may 'support-*' --requests 60/m
 
-    A key's secret goes to stdout once, when it is made; the file has its hash. Limits count what each replica serves.
+    The secret of a new key is printed to stdout once; the file holds its hash. Each replica counts the limits for
+    itself.
     """
     from loradock.serving import keyfile
 

@@ -25,8 +25,8 @@ _COLUMNS = ("version", "aliases", "method", "rank", "base", "created", "servable
 @click.command("list", cls=Command)
 @click.argument("name", required=False, shell_complete=complete_name)
 @click.option("--page-size", type=click.IntRange(1, 1000), metavar="NUMBER", help="Versions on a page.  [default: 50]")
-@click.option("--before", type=click.IntRange(1), metavar="NUMBER", help="The page of versions below this one.")
-@click.option("--after", type=click.IntRange(0), metavar="NUMBER", help="The page of versions above this one.")
+@click.option("--before", type=click.IntRange(1), metavar="NUMBER", help="Versions below this number.")
+@click.option("--after", type=click.IntRange(0), metavar="NUMBER", help="Versions above this number.")
 @json_option
 def list_(name: str | None, page_size: int | None, before: int | None, after: int | None, as_json: bool) -> None:
     """List adapters with their aliases, or one adapter's versions, newest first.

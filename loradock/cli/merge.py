@@ -24,12 +24,12 @@ from loradock.registry.settings import Settings
 @click.option("--name", help="The adapter whose version the model becomes.  [default: NAME-merged]")
 @data_option
 @limit_option
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Keep the model there too.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Write the model to this directory too.")
 @click.option(
     "--into",
     type=click.Choice(["full", "dequantized", "quantized"]),
-    help="After training on a quantised base: into the base's own weights, into those as they were in training, or "
-    "into the quantised layers, which needs --force.",
+    help="For a version trained on a quantised base: merge into the base's original weights, into the dequantised "
+    "weights of the training, or into the quantised layers, which needs --force.",
 )
 @click.option(
     "--dtype",
@@ -44,7 +44,7 @@ def merge(ref: str, as_json: bool, **options: Any) -> None:
     Example:
       loradock merge support-bot/3 --out merged/
 
-    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. It becomes a model of its own, which is
+    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. The result is a model of its own, which is
     compared with base and adapter before it is registered. `loradock combine` makes one adapter of several.
     """
     if options["limit"] and not options["data"]:

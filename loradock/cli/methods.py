@@ -18,7 +18,7 @@ from loradock.trainer import catalogue
 
 @click.command(cls=Command)
 @click.argument("method", required=False)
-@click.option("--base", help="Tell the share of this base's weights that each method trains, by its defaults.")
+@click.option("--base", help="Count the parameters of this base that each method trains with its defaults.")
 @json_option
 def methods(method: str | None, base: str | None, as_json: bool) -> None:
     """List the methods that a recipe can name, or METHOD's hyper-parameters.
@@ -26,7 +26,7 @@ def methods(method: str | None, base: str | None, as_json: bool) -> None:
     Example:
       loradock methods dora
 
-    With --base, of which only the configuration is read, the weights that each method trains are counted.
+    With --base, the parameters that each method trains are counted; of the base only its configuration is read.
     """
     if method is None:
         count = _counter(base) if base else None

@@ -57,7 +57,7 @@ def replicas_option(text: str) -> Callable[[Any], Any]:
     return click.option("--replica", "urls", multiple=True, metavar="URL", help=text)
 
 
-reason_option = click.option("--reason", default="", help="Why; kept in the history.")
+reason_option = click.option("--reason", default="", help="The reason, kept in the history.")
 
 
 def force_option(what: str, *, kept: str) -> Callable[[Any], Any]:
@@ -75,25 +75,23 @@ def force_option(what: str, *, kept: str) -> Callable[[Any], Any]:
                 raise BadInput("--reason does nothing without --force")
             return verb(*args, forced=reason, **given)
 
-        with_reason = click.option("--reason", default="", help=f"Why it is forced; kept in {kept}.")(with_reason)
+        with_reason = click.option("--reason", default="", help=f"The reason for --force, kept in {kept}.")(with_reason)
         return click.option("--force", is_flag=True, help=f"{what} Needs --reason.")(with_reason)
 
     return decorate
 
 
-no_samples_option = click.option("--no-samples", is_flag=True, help="Keep no text of a row, and no answer, in MLflow.")
+no_samples_option = click.option("--no-samples", is_flag=True, help="Log no prompt and no answer to MLflow.")
 
-trained_on_option = click.option("--base", help="Where the base is, when the version was trained on a directory.")
+trained_on_option = click.option("--base", help="Where the base is, if the version was trained on a local directory.")
 
 
 data_option = click.option(
-    "--data", help="Held-out rows, to tell the loss on: a file, a directory, or ORG/NAME on the Hub."
+    "--data", help="Held-out rows to measure the loss on: a file, a directory, or ORG/NAME on the Hub."
 )
 
 
-limit_option = click.option(
-    "--limit", type=click.IntRange(1), metavar="ROWS", help="Use so many rows, from the first on."
-)
+limit_option = click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="Use the first ROWS rows only.")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 """The option of every verb that gives data."""

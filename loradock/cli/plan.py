@@ -44,8 +44,8 @@ def plan(recipe: Path, gpu_name: str | None, as_json: bool) -> None:
       loradock plan recipe.yaml --gpu 'RTX 4090'
 
     RECIPE is a YAML file: ours, Axolotl's or LLaMA-Factory's. The base's configuration is read, and none of its
-    weights. Weights are counted exactly; memory is estimated: docs/plan.md says how, and how well. When the training
-    does not fit, the cheapest lines to change follow.
+    weights. Parameters are counted exactly; memory is estimated (docs/plan.md describes the method and its error).
+    When the training does not fit, the cheapest changes to the recipe are listed.
     """
     source = dialects.load(recipe, say)
     wanted = gpus.find(gpu_name) if gpu_name else None

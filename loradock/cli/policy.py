@@ -26,7 +26,7 @@ from loradock.registry.store import Store
     "--set",
     "file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Make this YAML file the policy from now on.",
+    help="Set the policy to this YAML file.",
 )
 @reason_option
 @json_option
@@ -36,7 +36,7 @@ def policy(name: str, file: Path | None, reason: str, as_json: bool) -> None:
     Example:
       loradock policy support-bot --set policy.yaml --reason 'measure first'
 
-    A policy is written in YAML, by alias. It is part of the adapter's history, and `loradock history` tells who set it,
+    A policy is written in YAML, by alias. It is part of the adapter's history: `loradock history` shows who set it,
     when and why.
     """
     if reason and not file:

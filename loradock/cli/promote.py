@@ -20,15 +20,15 @@ from loradock.registry.store import Store
 @click.command(cls=Command)
 @click.argument("ref", shell_complete=complete_ref)
 @alias_option
-@click.option("--expect", type=int, metavar="NUMBER", help="Move only when the alias is at this version now.")
+@click.option("--expect", type=int, metavar="NUMBER", help="Move only if the alias is at this version now.")
 @click.option(
     "--weight",
     metavar="SHARE",
-    help="Of the bare name's requests: those that a canary answers, or that a shadow gets a copy of, as 10% or 0.1.",
+    help="The share of the bare name's requests that a canary answers or a shadow gets a copy of: 10% or 0.1.",
 )
 @reason_option
-@click.option("--force", is_flag=True, help="Promote what a check or the policy refuses; needs --reason.")
-@click.option("--dry-run", is_flag=True, help="Move nothing; print what the policy says of it, rule by rule.")
+@click.option("--force", is_flag=True, help="Promote what a check or the policy refuses. Needs --reason.")
+@click.option("--dry-run", is_flag=True, help="Move nothing; print the policy's verdict, rule by rule.")
 @json_option
 def promote(
     ref: str,
@@ -46,13 +46,14 @@ def promote(
       loradock promote support-bot/3 --reason 'fewer refusals'
       loradock promote support-bot/4 --alias canary --weight 10%
 
-    REF is NAME/NUMBER. The move is a compare-and-set: when somebody else moves the alias meanwhile, it exits with 4 and
-    says who. Where the adapter has a policy for the alias, a version that does not pass it exits with 3. So does one
-    whose rank is above the limit of every replica in LORADOCK_REPLICAS; one that some of them cannot hold, or that
-    crowds them, is warned of.
+    REF is NAME/NUMBER. The move is a compare-and-set: if somebody else moves the alias meanwhile, the exit code is
+    4 and the error names the winner. A version that does not pass the adapter's policy for the alias is refused
+    (exit code 3). So is one whose rank is above the limit of every replica in LORADOCK_REPLICAS; a warning names
+    replicas that have no room for it.
 
-    `--alias canary --weight 10%` lets the version answer a tenth of the bare name's requests, the same users each time;
-    `--alias shadow --weight 10%` gives it a copy of them, and answers nobody. The share ends when the alias moves on.
+    `--alias canary --weight 10%` lets the version answer a tenth of the requests for the bare name, always for the
+    same users. `--alias shadow --weight 10%` sends it a copy of them and discards its answers. The weight ends when
+    the alias moves on.
     """
     settings = Settings()
     share = None if weight is None else traffic.parse_weight(weight)

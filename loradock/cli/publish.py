@@ -19,11 +19,13 @@ from loradock.registry.store import Store
 @click.command("publish", cls=Command)
 @click.argument("ref", shell_complete=complete_ref)
 @click.option("--repo", required=True, metavar="ORG/NAME", help="The model repository; made when there is none.")
-@click.option("--public", is_flag=True, help="Let everybody see it; without, a new repository is private.")
+@click.option("--public", is_flag=True, help="Publish in public; a new repository is private by default.")
 @click.option("--merged", is_flag=True, help="Publish the newest model that `loradock merge REF` made.")
-@click.option("--license", "licence", default="", metavar="ID", help="Its id on the Hub.  [default: the base's own]")
 @click.option(
-    "--base-model", default="", metavar="ORG/NAME", help="The base's name on the Hub, where it was loaded from a copy."
+    "--license", "licence", default="", metavar="ID", help="The licence's id on the Hub.  [default: the base's]"
+)
+@click.option(
+    "--base-model", default="", metavar="ORG/NAME", help="The base's name on the Hub, if it was loaded from a copy."
 )
 @force_option("Write into a repository whose newest commit is somebody else's.", kept="the version's lineage")
 @json_option
@@ -35,8 +37,8 @@ def publish_(
     Example:
       loradock publish support-bot/3 --repo my-org/support-bot
 
-    Its bytes are hashed again, and go there as they are, with a model card, in one commit. What is there already is
-    not committed again. It takes a token that may write, in HF_TOKEN or from `hf auth login`.
+    The bytes are hashed again, and published unchanged with a model card in one commit. A repository that has the
+    version already gets no commit. It needs a token with write access, in HF_TOKEN or from `hf auth login`.
     """
     store = Store(Settings())
     version = promotion.resolve(store, refs.parse_ref(ref))

@@ -19,7 +19,7 @@ from loradock.registry.store import Store
 
 @click.command(cls=Command)
 @click.argument("ref")
-@click.option("--all", "every", is_flag=True, help="REF is a name: every version of that adapter that can be served.")
+@click.option("--all", "every", is_flag=True, help="REF is a name: record every servable version of that adapter.")
 @trained_on_option
 @json_option
 def reference(ref: str, every: bool, base: str | None, as_json: bool) -> None:

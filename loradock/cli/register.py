@@ -24,8 +24,9 @@ def register(run_id: str, name: str, no_reference: bool, as_json: bool) -> None:
     Example:
       loradock register $RUN --name support-bot
 
-    RUN_ID is an MLflow run that `loradock train` finished. Its bytes are hashed again first; the same bytes
-    registered twice are one version. Then its PEFT reference is recorded, which replicas compare theirs with.
+    RUN_ID is an MLflow run that `loradock train` finished. The bytes are hashed again first; the same bytes
+    registered twice are one version. Then the PEFT reference is recorded, which replicas compare their own output
+    with.
     """
     store, name = Store(Settings()), refs.parse_name(name)
     own = versions.own_shapes(store.adapter_of(run_id)[1].base, store.settings)

@@ -25,6 +25,8 @@ def rollback(name: str, alias: str, to: int | None, reason: str, as_json: bool) 
 
     Example:
       loradock rollback support-bot --reason 'slow answers'
+
+    Without --to, it moves to the version that it was at before. Replicas follow at once.
     """
     settings = Settings()
     store, name = Store(settings), refs.parse_name(name)

@@ -42,45 +42,59 @@ def _time(name: str, *more: str, default: str, text: str) -> Callable[[F], F]:
 
 @click.command(cls=Command)
 @click.argument("ref")
-@click.option("--steps", default="5%,25%,50%", show_default=True, help="The shares, rising; then comes production.")
-@click.option("--min-requests", default=100, show_default=True, type=click.IntRange(1), help="Answers at each step.")
-@_time("--for", "step_seconds", default="10m", text="Time at each step, at least.")
-@_time("--within", default="1d", text="Time for all of it; what is not shown by then is rolled back.")
+@click.option(
+    "--steps",
+    default="5%,25%,50%",
+    show_default=True,
+    help="The shares of the requests, rising; production follows the last.",
+)
+@click.option(
+    "--min-requests",
+    default=100,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Minimum of answers at each step.",
+)
+@_time("--for", "step_seconds", default="10m", text="Minimum of time at each step.")
+@_time("--within", default="1d", text="Time limit for the rollout; a canary without a verdict by then is rolled back.")
 @click.option(
     "--margin",
     "margins",
     multiple=True,
     metavar="SIGNAL=SHARE",
-    help="How much more often than production: error=2%, unstopped, slow, long, judge=5%; or SIGNAL=off.  [repeatable]",
+    help="Allowed excess over production: error=2%, unstopped, slow, long, judge=5%; or SIGNAL=off.  [repeatable]",
 )
 @click.option(
     "--alpha",
     default=0.01,
     show_default=True,
     type=click.FloatRange(0, 0.5, min_open=True),
-    help="The chance of a false alarm, over all signals and the whole time; and of promoting one that is not within.",
+    help="Error rate of the whole test, over all signals: the probability of rolling back a good canary, and of "
+    "promoting one beyond its margin.",
 )
 @click.option(
     "--baseline",
     default=200,
     show_default=True,
     type=click.IntRange(1),
-    help="Answers of production that say what is slow and long: what one in twenty is beyond.",
+    help="Production responses sampled to set the latency and length thresholds (95th percentile).",
 )
-@click.option("--slow-first", type=click.FloatRange(0), metavar="SECONDS", help="A first token is slow from here on.")
-@click.option("--slow-token", type=click.FloatRange(0), metavar="SECONDS", help="A token is slow from here on.")
-@click.option("--long-tokens", type=click.IntRange(1), metavar="NUMBER", help="An answer is long from here on.")
+@click.option("--slow-first", type=click.FloatRange(0), metavar="SECONDS", help="The threshold for a slow first token.")
+@click.option("--slow-token", type=click.FloatRange(0), metavar="SECONDS", help="The threshold for a slow token.")
 @click.option(
-    "--judge", metavar="FILE.py:FUNCTION", help="A function of a prompt and its answer: True where it is good."
+    "--long-tokens", type=click.IntRange(1), metavar="NUMBER", help="The threshold for a long answer, in tokens."
+)
+@click.option(
+    "--judge", metavar="FILE.py:FUNCTION", help="A function of a prompt and its answer; True if the answer is good."
 )
 @click.option(
     "--judge-prompts",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Prompts as JSONL, which both versions are asked.",
+    help="Prompts for --judge as JSONL; both versions answer them.",
 )
 @replicas_option("A serving replica; give each.  [default: LORADOCK_REPLICAS, else port 8000 here]")
 @key_option("The replicas' admin key, if they have one.")
-@_time("--every", default="2s", text="Time between two looks at the replicas.")
+@_time("--every", default="2s", text="Time between two polls of the replicas.")
 @json_option
 def rollout(ref: str, steps: str, margins: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Shift traffic to a canary by steps, and promote it or roll it back by its live signals.
@@ -88,9 +102,9 @@ def rollout(ref: str, steps: str, margins: tuple[str, ...], as_json: bool, **opt
     Example:
       loradock rollout support-bot/4 --steps 10%,50% --for 30m
 
-    REF is NAME/NUMBER. Its share of the bare name's requests rises while no signal shows that it does worse than
-    production; it is promoted once all signals show that it does not. Otherwise its share is 0 again, production was
-    never touched, and the command exits with 3 and says what was found. Ctrl-C takes the share away, too.
+    REF is NAME/NUMBER. Its share of the requests rises while no signal shows that it is worse than production. It
+    is promoted once all signals show that it is not worse. Otherwise its share is set back to 0, the exit code is
+    3, and the reason is printed; production never moves. Ctrl-C sets the share to 0, too.
     """
     from loradock.serving.rollout import drive
     from loradock.serving.rollout.moves import Moves

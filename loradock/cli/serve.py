@@ -17,19 +17,20 @@ from loradock.registry.settings import Settings
     "--max-loras",
     type=click.IntRange(1),
     metavar="NUMBER",
-    help="Adapters in one batch, old and new version of a move counted.  [default: by what is promoted, 4 to 16]",
+    help="Adapters in one batch; during a move, the old and the new version both count.  "
+    "[default: 4 to 16, by what is promoted]",
 )
 @click.option(
     "--adapter-memory",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GIB",
-    help="Memory for adapters, those in batches and those kept loaded.  [default: an eighth of the machine's]",
+    help="Memory for adapters, in batches and in CPU cache slots.  [default: an eighth of the machine's]",
 )
 @click.option(
     "--open",
     "open_",
     is_flag=True,
-    help="Serve other machines without any key: whoever reaches --host may call every model.",
+    help="Serve without API keys: whoever reaches --host may call every model.",
 )
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def serve(
@@ -46,9 +47,9 @@ def serve(
     Example:
       loradock serve --base Qwen/Qwen2.5-0.5B-Instruct -- --max-model-len 4096
 
-    VLLM_ARGS, after a `--`, are handed to vLLM as they are. Each adapter answers under its own name, the base under
-    the last part of its own. Nothing needs a restart: promote, and the next request gets the new version.
-    With a --host that other machines reach, it starts with keys only (`loradock keys`), or with --open.
+    VLLM_ARGS, after a `--`, are passed to vLLM unchanged. Each adapter answers under its own name, the base under
+    the last part of its own. After a promotion, the next request gets the new version, without a restart. With a
+    --host that other machines can reach, it starts only with API keys (`loradock keys`) or --open.
     """
     from loradock.serving.launch import ServeOptions, serve
 

@@ -71,13 +71,13 @@ class Setting(NamedTuple):
 @click.command(cls=Command)
 @json_option
 def settings(as_json: bool) -> None:
-    """Show every setting: its value, where that comes from, its meaning.
+    """Show every setting: its value, its source, its meaning.
 
     Example:
       loradock settings --json
 
-    Settings come from the environment; each has a default. Keys and passwords are not shown. What cannot be meant is
-    told at the end, and exits with 2.
+    Settings come from the environment; each has a default. Keys and passwords are masked. Invalid values are
+    reported at the end, with exit code 2.
     """
     rows = [row for target in OURS for row in ours(load(target), os.environ)]
     rows += [foreign(variable, os.environ) for variable in FOREIGN]

@@ -26,8 +26,8 @@ def show(ref: str, as_json: bool) -> None:
     Example:
       loradock show support-bot@production
 
-    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. The replicas in LORADOCK_REPLICAS are asked
-    what they do with it.
+    REF is NAME/NUMBER, NAME@ALIAS, or NAME, which means NAME@production. The state of the version on each replica
+    in LORADOCK_REPLICAS is shown too.
     """
     settings = Settings()
     store = Store(settings)

@@ -24,12 +24,12 @@ _HERE: Final = "http://127.0.0.1:8000"
 @key_option("The replicas' key, if they have one.")
 @json_option
 def status(urls: tuple[str, ...], api_key: SecretStr, as_json: bool) -> None:
-    """Show what serving replicas hold and answer with.
+    """Show the versions that serving replicas hold and answer with.
 
     Example:
       loradock status --replica http://127.0.0.1:8000
 
-    What they hold back is shown too, and where they differ.
+    Quarantined versions are shown too, and differences between the replicas.
     """
     urls = urls or Settings().replica_urls or (_HERE,)
     if len(urls) == 1:

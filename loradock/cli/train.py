@@ -20,25 +20,27 @@ from loradock.trainer import data, dialects
 
 @click.command(cls=Command)
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--resume", is_flag=True, help="Go on with a run of this recipe that was interrupted on this machine.")
+@click.option("--resume", is_flag=True, help="Continue a run of this recipe that was interrupted on this machine.")
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
-    help="Train in so many processes, those of all machines together; a step keeps its rows.",
+    help="Total processes across all machines; the global batch size is unchanged.",
 )
 @click.option(
     "--accelerate-config",
     type=click.Path(path_type=Path),
     help="A file of `accelerate config` for --processes: FSDP or DeepSpeed over GPUs.",
 )
-@click.option("--num-machines", type=click.IntRange(min=1), help="How many machines start this command.  [default: 1]")
+@click.option(
+    "--num-machines", type=click.IntRange(min=1), help="Number of machines that start this command.  [default: 1]"
+)
 @click.option("--machine-rank", type=click.IntRange(min=0), help="This machine's number, from 0.")
-@click.option("--main-process-ip", metavar="HOST", help="Where the others reach machine 0.")
+@click.option("--main-process-ip", metavar="HOST", help="Address of machine 0, as the others reach it.")
 @click.option(
     "--main-process-port",
     type=click.IntRange(1, 65535),
     metavar="PORT",
-    help="The port at which they do.  [default: 29500]",
+    help="Port of machine 0.  [default: 29500]",
 )
 @no_samples_option
 @json_option
@@ -56,8 +58,8 @@ def train(
     Example:
       loradock train recipe.yaml
 
-    RECIPE is a YAML file: ours, Axolotl's or LLaMA-Factory's. It and its data are checked whole before anything is
-    loaded. The run that comes of it holds the adapter; `loradock register RUN --name NAME` makes a version of it.
+    RECIPE is a YAML file: ours, Axolotl's or LLaMA-Factory's. The recipe and its data are checked before the base
+    is loaded. The run holds the adapter; `loradock register RUN --name NAME` makes a version of it.
     """
     source = dialects.load(recipe, say)
     if no_samples:

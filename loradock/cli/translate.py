@@ -16,15 +16,15 @@ from loradock.registry.output import say
 @click.command(cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Write the recipe to this path, not to stdout.")
-@click.option("--overwrite", is_flag=True, help="Write over a file at --output.")
+@click.option("--overwrite", is_flag=True, help="Replace the file at --output.")
 def translate(file: Path, output: Path | None, overwrite: bool) -> None:
     """Write another trainer's recipe as ours.
 
     Example:
       loradock translate axolotl.yaml --output recipe.yaml
 
-    FILE is an Axolotl YAML or a LLaMA-Factory SFT YAML. Every key is honoured, or named with the reason. To stdout,
-    paths are absolute; with --output they are relative to where the recipe stands.
+    FILE is an Axolotl YAML or a LLaMA-Factory SFT YAML. Each key is translated, or reported with the reason why
+    not. On stdout, paths are absolute; with --output, they are relative to the recipe's directory.
     """
     from loradock.trainer import dialects
 

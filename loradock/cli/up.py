@@ -12,10 +12,10 @@ _PORT = click.IntRange(1, 65535)
 
 
 @click.command(cls=Command)
-@click.option("--base", help="The base model to serve.  [default: the one that what is promoted was trained on]")
+@click.option("--base", help="The base model to serve.  [default: that of the promoted adapters]")
 @click.option("--port", default=8000, show_default=True, type=_PORT, help="The replica's port.")
 @click.option("--ui-port", default=5000, show_default=True, type=_PORT, help="The port of MLflow's UI.")
-@click.option("--no-serve", is_flag=True, help="MLflow's UI alone.")
+@click.option("--no-serve", is_flag=True, help="Start MLflow's UI alone.")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def up(base: str | None, port: int, ui_port: int, no_serve: bool, vllm_args: tuple[str, ...]) -> None:
     """Bring up MLflow's UI and a serving replica on this machine's store, until Ctrl-C.
@@ -24,8 +24,7 @@ def up(base: str | None, port: int, ui_port: int, no_serve: bool, vllm_args: tup
       loradock up --base Qwen/Qwen2.5-0.5B-Instruct
 
     Both listen on this machine only, and write their logs to LORADOCK_HOME/logs. Without --base, and with nothing
-    promoted, there is nothing to serve, and the UI comes up alone. VLLM_ARGS, after a `--`, are handed to vLLM as they
-    are.
+    promoted, the UI starts alone. VLLM_ARGS, after a `--`, are passed to vLLM unchanged.
     """
     if no_serve and (base or vllm_args):
         raise BadInput("--base and VLLM_ARGS do nothing with --no-serve")

@@ -35,10 +35,10 @@ def verify(ref: str | None, every: bool, as_json: bool) -> None:
     Example:
       loradock verify support-bot --all
 
-    They are held against its digest; a file that changed, is missing or extra is named. Its adapter's history is
-    checked, too: no entry was edited, none is missing, and it goes on from what was seen of it. With --all so are
-    references, evaluations, where MLflow's aliases stand, and the history back from its newest part. It exits with 3
-    when anything is wrong.
+    The files are compared with the digest; one that changed, is missing or extra is named. The adapter's history is
+    checked too: no entry was edited, none is missing, and it continues what was seen before. --all also checks
+    references, evaluations, MLflow's aliases, and the history from its first entry. The exit code is 3 when
+    anything is wrong.
     """
     if not (ref or every):
         raise click.UsageError("say which: NAME/3, NAME@ALIAS, NAME --all, or --all")
