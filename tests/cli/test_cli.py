@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from loradock.cli import VERBS, cli, main
-from loradock.registry.errors import NotServable
+from loradock.registry.errors import NotFound, NotServable
 from loradock.registry.store import Store
 from tests.support import warm
 from tests.support.adapters import log_adapter, make_version, write_adapter
@@ -112,6 +112,19 @@ def test_what_is_wrong_is_one_line_and_one_hint_and_its_exit_code(
     assert said in printed.err
     assert len(printed.err.strip().splitlines()) <= 4
     assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "raised"),
+    [("--debug show a/1", NotFound), ("show a/1", SystemExit), ("up --no-serve -- --debug", SystemExit)],
+)
+def test_an_error_has_its_traceback_where_loradock_itself_is_to_debug(
+    home: Path, monkeypatch: pytest.MonkeyPatch, words: str, raised: type[BaseException]
+) -> None:
+    """An argument for vLLM of the same name says nothing."""
+    monkeypatch.setattr(sys, "argv", ["loradock", *words.split()])
+    with pytest.raises(raised):
+        main()
 
 
 @pytest.mark.slow
