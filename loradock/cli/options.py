@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from pydantic import SecretStr
 
-from loradock.registry import check, refs
+from loradock.registry import refs
 from loradock.registry.errors import BadInput
-from loradock.registry.settings import Settings
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
 
 
 def base_option(*, required: bool) -> Callable[[Any], Any]:
@@ -29,23 +30,31 @@ def is_typed(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-class _Secret(click.ParamType[SecretStr]):
+class _Secret(click.ParamType["SecretStr"]):
     """A text that no repr shows."""
 
     name = "key"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> SecretStr:
         """Cover it."""
+        from pydantic import SecretStr
+
         return value if isinstance(value, SecretStr) else SecretStr(value)
 
 
 def key_option(text: str) -> Callable[[Any], Any]:
     """`--api-key`; by default what the settings say, who may have it from a file."""
+
+    def from_settings() -> SecretStr:
+        from loradock.registry.settings import Settings
+
+        return Settings().api_key
+
     return click.option(
         "--api-key",
         type=_Secret(),
         envvar="VLLM_API_KEY",
-        default=lambda: Settings().api_key,
+        default=from_settings,
         show_default=False,
         show_envvar=True,
         help=text,
@@ -102,10 +111,11 @@ reference_option = click.option(
     help="Do not load the base to record the PEFT reference; no replica serves the version without one.",
 )
 
-rank_limit_option = click.option(
-    "--max-lora-rank",
-    type=click.IntRange(1, check.MAX_RANK),
-    default=check.MAX_RANK,
-    show_default=True,
-    help="The rank limit that the server is started with.",
-)
+
+def rank_limit_option(verb: Any) -> Any:
+    """`--max-lora-rank`, up to what vLLM takes."""
+    from loradock.registry.check import MAX_RANK
+
+    text = "The rank limit that the server is started with."
+    kind = click.IntRange(1, MAX_RANK)
+    return click.option("--max-lora-rank", type=kind, default=MAX_RANK, show_default=True, help=text)(verb)
