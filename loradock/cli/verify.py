@@ -82,6 +82,8 @@ def _faults_of_history(store: Store, name: str) -> list[str]:
         heads.checked(store, past)
     except HistoryCut as error:
         faults.append(str(error))
+    if past.family.ledger and (command := store.binned(past.family)):
+        return [*faults, f"the experiment of its history is deleted, and `mlflow gc` would purge it: {command}"]
     for run in store.deleted(past.family) if past.family.ledger else ():
         told = f"run {run} of its history is deleted, and `mlflow gc` would purge it"
         faults.append(f"{told}: mlflow runs restore --run-id {run}")

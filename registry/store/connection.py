@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_plus
 
 from loradock.registry.errors import BadInput, LoradockError, NotFound, Refused, Unreachable
@@ -100,12 +100,15 @@ def _refuse_foreign(uri: str) -> None:
 
 
 def experiment_id(client: MlflowClient, settings: Settings, name: str) -> str:
-    """The id of the experiment called `name`, made when there is none."""
+    """The id of the experiment called `name`, made when there is none; raises Refused for one in MLflow's bin."""
     from mlflow.exceptions import MlflowException
 
     with translated(settings.store_uri):
         for _ in range(2):
             if found := client.get_experiment_by_name(name):
+                if command := restoring(found):
+                    what = f"experiment {name!r} was deleted in MLflow at {masked(settings.store_uri)}"
+                    raise Refused(what, hint=f"bring it back, and nothing is lost: {command}")
                 return str(found.experiment_id)
             location = None if settings.tracking_uri else (settings.artifacts / name).as_uri()
             try:
@@ -114,6 +117,12 @@ def experiment_id(client: MlflowClient, settings: Settings, name: str) -> str:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
     raise LoradockError(f"experiment {name!r} was deleted", hint="restore it in the MLflow UI, or choose another")
+
+
+def restoring(experiment: Any) -> str:
+    """The command that brings an experiment and its runs back out of MLflow's bin; empty where it is not there."""
+    binned = experiment.lifecycle_stage == "deleted"
+    return f"mlflow experiments restore --experiment-id {experiment.experiment_id}" if binned else ""
 
 
 def upsert(write: Callable[[], object]) -> None:

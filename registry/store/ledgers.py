@@ -29,7 +29,7 @@ from itertools import takewhile
 from typing import Final
 
 from loradock.registry.errors import Refused
-from loradock.registry.store.connection import experiment_id, translated, upsert
+from loradock.registry.store.connection import experiment_id, restoring, translated, upsert
 from loradock.registry.store.families import LEDGERS, Families, Family, ledger_title
 
 ENTRIES: Final = 100
@@ -95,12 +95,17 @@ class Ledgers(Families):
 
         `carry` are the entries that a new run begins with, where this one needs one.
         """
-        with translated(self.uri, f"history of {family.name!r}"):
-            run_id = ledger.run_id if ledger.room else self._next(family, ledger, carry)
-            if run_id != ledger.begun_at:
-                self._hand_on(family, run_id, end=seq)
-                upsert(partial(self.client.set_tag, family.ledger, _NEWEST, run_id))
-            return self._write_once(run_id, _key(seq), entry)
+        try:
+            with translated(self.uri, f"history of {family.name!r}"):
+                run_id = ledger.run_id if ledger.room else self._next(family, ledger, carry)
+                if run_id != ledger.begun_at:
+                    self._hand_on(family, run_id, end=seq)
+                    upsert(partial(self.client.set_tag, family.ledger, _NEWEST, run_id))
+                return self._write_once(run_id, _key(seq), entry)
+        except Refused as error:
+            if command := self.binned(family):  # its runs are there with it, and would be again
+                error.hint = f"bring all histories back, and nothing is lost: {command}"
+            raise
 
     def mark_applied(self, ledger: Ledger, seq: int) -> None:
         """Note that the writer of entry `seq` has set the alias, and sets it no more."""
@@ -137,6 +142,12 @@ class Ledgers(Families):
         runs = [run_id for run_id, _ in self._parts(family, whole=True)]
         with translated(self.uri, f"history of {family.name!r}"):
             return tuple(run for run in runs if self.client.get_run(run).info.lifecycle_stage == "deleted")
+
+    def binned(self, family: Family) -> str:
+        """The command that brings the experiment of all histories back out of MLflow's bin, whose `gc` purges it."""
+        with translated(self.uri, f"history of {family.name!r}"):
+            run = self.client.get_run(family.ledger)
+            return restoring(self.client.get_experiment(run.info.experiment_id))
 
     def strays(self, family: Family) -> tuple[str, ...]:
         """The runs that hold entries of a history called as a family's is, and that its parts do not lead to."""

@@ -23,6 +23,7 @@ from loradock.registry.records import Version
 from loradock.registry.refs import VersionRef
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store, candidates
+from loradock.registry.store.families import LEDGERS
 from tests.support.adapters import log_adapter, make_version, write_adapter
 
 
@@ -369,6 +370,33 @@ def test_verifying_all_versions_names_a_history_that_is_in_mlflows_bin(store: St
     assert problem.endswith(f"mlflow runs restore --run-id {run}")
     store.client.restore_run(run)
     assert CliRunner().invoke(cli, ["verify", "support-bot", "--all", "--json"]).exit_code == 0
+
+
+def test_an_experiment_in_mlflows_bin_is_told_with_the_command_that_brings_it_back(
+    store: Store, tmp_path: Path
+) -> None:
+    version = make_version(store, tmp_path / "one")
+    histories, trainings = (store.client.get_experiment_by_name(name) for name in (LEDGERS, "loradock"))
+    store.client.delete_experiment(histories.experiment_id)
+    command = f"mlflow experiments restore --experiment-id {histories.experiment_id}"
+    with pytest.raises(Refused, match="deleted in MLflow") as raised:
+        promotion.promote(store, version.ref, "production", actor="ann")
+    assert raised.value.hint.endswith(command)
+    # A run that was brought back alone can be written to, and goes with its experiment.
+    store.client.restore_run(store.family("support-bot").ledger)
+    answer = CliRunner().invoke(cli, ["verify", "support-bot", "--all", "--json"])
+    assert isinstance(answer.exception, Refused)
+    assert [problem.endswith(command) for problem in answer.exception.problems] == [True]
+    with pytest.raises(Refused) as raised:
+        store.create_family("another")
+    assert raised.value.hint.endswith(command)
+    store.client.restore_experiment(histories.experiment_id)
+    promotion.promote(store, version.ref, "production", actor="ann")
+    assert CliRunner().invoke(cli, ["verify", "support-bot", "--all", "--json"]).exit_code == 0
+    store.client.delete_experiment(trainings.experiment_id)
+    with pytest.raises(Refused) as raised, store.run("import", {}):
+        pass
+    assert raised.value.hint.endswith(f"--experiment-id {trainings.experiment_id}")
 
 
 def test_verifying_all_versions_that_are_whole(store: Store, tmp_path: Path) -> None:
