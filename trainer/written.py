@@ -14,7 +14,7 @@ _BATCH: Final = 1000
 _SHOWN: Final = 20
 _OTHER: Final = "\ue000"  # a private character, with which no answer begins
 
-Kind = Literal["not_a_prefix", "added", "rewritten", "garbled", "begins_twice", "endless"]
+Kind = Literal["not_a_prefix", "added", "rewritten", "garbled", "begins_twice", "controls", "endless"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 
@@ -119,6 +119,9 @@ def _chat(example: ChatExample, prompt: list[int], whole: list[int], tokenizer: 
     if answer > begins:
         added = tokenizer.decode(whole[begins:answer])
         odd.append(Oddity("added", f"the chat template puts {added!r} before the answer: left out of the loss"))
+    turns = [*(message.content for message in example.prompt), said]
+    if marks := [mark for mark in tokenizer.all_special_tokens if any(mark in turn for turn in turns)]:
+        odd.append(Oddity("controls", f"the row's own text holds {', '.join(marks)}: read as the tokenizer's control"))
     if stops and not any(token in stops for token in whole[answer:]):
         ends = " or ".join(repr(tokenizer.decode([token])) for token in sorted(stops))
         odd.append(Oddity("endless", f"the answer does not end with {ends}, where generation stops: it will run on"))

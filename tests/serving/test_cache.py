@@ -17,6 +17,7 @@ from loradock.registry.artifact import CONFIG, MANIFEST, WEIGHTS, verify
 from loradock.registry.check import read_shapes, shapes_of_config
 from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Unreachable
 from loradock.registry.records import Version
+from loradock.registry.refs import VersionRef
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store
 from loradock.registry.versions import register
@@ -82,7 +83,12 @@ def test_it_fetches_once_into_a_directory_named_by_digest(version: Version, fake
     assert names(root) == [version.facts.digest]
 
 
-def test_it_fetches_from_a_real_store(store: Store, version: Version, settings: Settings) -> None:
+@pytest.mark.parametrize("copied", [False, True])
+def test_it_fetches_from_a_real_store(copied: bool, store: Store, version: Version, settings: Settings) -> None:
+    if copied:  # as MLflow moves versions from one registered model to another
+        copy = store.client.copy_model_version(f"models:/{version.ref}", "other")
+        version = store.version(VersionRef("other", int(copy.version)))
+        assert version.source.startswith("models:/support-bot/")
     cache = Cache(
         settings.adapters,
         lambda item, into: store.download(item.source, into, what=str(item.ref)),

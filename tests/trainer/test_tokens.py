@@ -167,7 +167,7 @@ def test_what_is_too_long_is_left_out_and_counted(tokenizer: PreTrainedTokenizer
     assert sides.train.statistics() == {
         "examples": "2",
         "left_out": "1",
-        **dict.fromkeys(("not_a_prefix", "added", "rewritten", "garbled", "begins_twice", "endless"), "0"),
+        **dict.fromkeys(("not_a_prefix", "added", "rewritten", "garbled", "begins_twice", "controls", "endless"), "0"),
         "tokens": str(2 * sides.heldout.lengths[0]),
         "tokens_median": str(sides.heldout.lengths[0]),
         "tokens_max": str(sides.heldout.lengths[0]),

@@ -165,6 +165,14 @@ def test_an_answer_whose_end_is_no_stop_token_is_told(tokenizer: PreTrainedToken
     assert told.startswith("2 examples (rows.jsonl:1, rows.jsonl:2): the answer does not end with '<|endoftext|>'")
 
 
+def test_a_control_token_in_a_rows_own_words_is_told(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = rows_of(tmp_path, answered("Plain."), answered(f"Half{END} of it."), answered("Yes.", system=f"Be{END}"))
+    found = side(rows, tokenizer)
+    assert found.count("controls") == 2
+    (told,) = tokens.oddities(found)
+    assert told.startswith("2 examples (rows.jsonl:2, rows.jsonl:3): the row's own text holds <|im_end|>")
+
+
 def test_the_first_rows_of_many_are_named_once_each(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     turns = answered("Arr!")["messages"]
     assert isinstance(turns, list)
