@@ -102,8 +102,8 @@ def between(one: Path, other: Path, *, names: tuple[str, str] = ("the first", "t
         sums = sum((_sums(*each) for each in zip_longest(*factors)), _NOTHING)
         total += sums
         modules.append(sums.distance(module))
-    one_s, other_s = (adapter.others for adapter in adapters)
-    unlike = sorted(name for name in {*one_s, *other_s} if one_s.get(name) != other_s.get(name))
+    held = [adapter.others for adapter in adapters]
+    unlike = sorted(name for name in {*held[0], *held[1]} if held[0].get(name) != held[1].get(name))
     besides = (f"tensors that are no LoRA matrices, and differ: {some(unlike)}",) if unlike else ()
     return Weights(total=total.distance("all modules"), modules=tuple(modules), besides=besides)
 
