@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
 from loradock.trainer import catalogue, meta, methods
-from loradock.trainer.figures import Activations
 from loradock.trainer.recipe import Method, Recipe
+from loradock.trainer.sizes import Activations
 
 
 def follow(recipe: Recipe, config: PretrainedConfig, *, dtype: torch.dtype) -> Activations:

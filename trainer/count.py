@@ -18,8 +18,8 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from loradock.registry.errors import BadInput
 from loradock.trainer import catalogue, meta, methods, targets
-from loradock.trainer.figures import Counts
 from loradock.trainer.recipe import Recipe
+from loradock.trainer.sizes import Counts
 
 Shape = tuple[int, ...]
 _SHIRA: Final = "shira_weight"

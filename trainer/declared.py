@@ -7,22 +7,22 @@ importing that, and kept under `LORADOCK_CACHE`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
+import operator
 import types
 import typing
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, EnumType
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from loradock.registry import scratch
 from loradock.registry.settings import Settings
+from loradock.trainer import sealed
 
 _logger = logging.getLogger(__name__)
 
@@ -50,13 +50,13 @@ class Setting:
     help: str
 
 
-@cache
+@functools.cache
 def settings_of(peft_type: str) -> dict[str, Setting]:
     """Every hyper-parameter that a recipe can set for one of PEFT's types, by name."""
     return {name: _setting(name, *told) for kind, name, *told in _rows() if kind == peft_type}
 
 
-@cache
+@functools.cache
 def from_peft(peft_type: str) -> dict[str, Setting]:
     """The same, out of PEFT itself, which is imported."""
     from peft import PeftType
@@ -67,7 +67,7 @@ def from_peft(peft_type: str) -> dict[str, Setting]:
     return {
         field.name: Setting(
             field.name,
-            hints[field.name],
+            hints[field.name] if (told := _type_told(hints[field.name])) is None else _type(told),
             None if field.default is dataclasses.MISSING else field.default,
             _help(field.metadata.get("help", "")),
         )
@@ -96,7 +96,7 @@ def text() -> str:
     return f'{{"peft": "{metadata.version("peft")}", "settings": [\n{lines}\n]}}\n'
 
 
-@cache
+@functools.cache
 def _rows() -> list[list[Any]]:
     """PEFT's type in lower case, the name, its type as JSON has it, the default and the help, of each setting."""
     shipped: dict[str, Any] = json.loads(SHIPPED.read_text(encoding="utf-8"))
@@ -112,20 +112,12 @@ def _kept(version: str) -> str:
     """What another version of PEFT declares, from the cache, where it is put when it is not there or damaged."""
     reader = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
     path = Settings().cache.expanduser() / f"peft-{version}-{reader}.json"
-    with suppress(OSError, ValueError):
-        digest, _, found = path.read_text(encoding="utf-8").partition("\n")
-        if digest == _digest(found):
-            return found
+    if (held := sealed.read(path)) is not None:
+        return held
     _logger.info("reading what PEFT %s declares, which takes seconds; it is kept in %s", version, path)
     found = text()
-    with suppress(OSError):  # a cache that cannot be written to costs time, and nothing else
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.replace(path, f"{_digest(found)}\n{found}")
+    sealed.write(path, found)
     return found
-
-
-def _digest(found: str) -> str:
-    return hashlib.sha256(found.encode()).hexdigest()
 
 
 def _help(said: str | tuple[str, ...]) -> str:
@@ -142,7 +134,10 @@ def _told(setting: Setting) -> tuple[str, Any, Any, str]:
 
 
 def _type_told(annotation: Any) -> Any:
-    """A type as JSON; None where a class of PEFT's own is a part of it, but for enumerations of texts."""
+    """A type as JSON; None where a class of PEFT's own is a part of it, but for enumerations of texts.
+
+    A union's parts are sorted: `typing` gives them in the order in which another library has asked for the same ones.
+    """
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return {"literal": list(parts)}
@@ -152,7 +147,9 @@ def _type_told(annotation: Any) -> Any:
         return annotation.__name__ if annotation in _PLAIN.values() else None
     told = [_type_told(part) for part in parts]
     kind = "union" if origin in (typing.Union, types.UnionType) else origin.__name__
-    return None if None in told or kind not in ("union", *_PLAIN) else {kind: told}
+    if None in told or kind not in ("union", *_PLAIN):
+        return None
+    return {kind: sorted(told, key=lambda part: (part == "NoneType", str(part))) if kind == "union" else told}
 
 
 def _type(told: Any) -> Any:
@@ -165,7 +162,7 @@ def _type(told: Any) -> Any:
     if kind == "literal":
         return typing.Literal[tuple(parts)]
     inner = tuple(_type(part) for part in parts)
-    return typing.Union[inner] if kind == "union" else _PLAIN[kind][inner]  # noqa: UP007 # there may be one or ten
+    return functools.reduce(operator.or_, inner) if kind == "union" else _PLAIN[kind][inner]
 
 
 def _setting(name: str, told: Any, default: Any, said: str) -> Setting:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from loradock.trainer import catalogue
-from loradock.trainer.figures import Activations, Counts, Sizes
 from loradock.trainer.recipe import Quantization, Recipe
+from loradock.trainer.sizes import Activations, Counts, Sizes
 
 CONTEXT: Final = 10**9
 """CUDA's context and the libraries' workspaces: `benchmarks/plan_accuracy.py` finds 0.72 GB on an H200."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from loradock.trainer import catalogue, gpus, hardware, memory
-from loradock.trainer.figures import Activations, Counts, Sizes
 from loradock.trainer.gpus import GIB, Gpu
 from loradock.trainer.memory import Machine, Memory
 from loradock.trainer.recipe import Method, Quantization, Recipe
 from loradock.trainer.remembered import Remembered
+from loradock.trainer.sizes import Activations, Counts, Sizes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Self
 
-from loradock.registry import scratch
+from loradock.trainer import sealed
 
 _MOST: Final = 2000
 """Answers that are kept of a base, the newest."""
@@ -51,25 +50,14 @@ class Remembered:
         return self._answers[question]
 
     def save(self) -> None:
-        """Write what is new, beside what others have written by now; a cache that cannot be written is done without."""
+        """Write what is new, beside what others have written by now."""
         if self._path is None or not self._new:
             return
         answers = _read(self._path) | self._new
         text = json.dumps(dict([*answers.items()][-_MOST:]), indent=0)
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.replace(self._path, f"{_digest(text)}\n{text}")
+        sealed.write(self._path, text)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A file's answers; none where it is missing or damaged."""
-    with suppress(OSError, ValueError):
-        digest, _, text = path.read_text(encoding="utf-8").partition("\n")
-        if digest == _digest(text):
-            found: dict[str, Any] = json.loads(text)
-            return found
-    return {}
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    found: dict[str, Any] = json.loads(sealed.read(path) or "{}")
+    return found

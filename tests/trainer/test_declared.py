@@ -76,7 +76,7 @@ def plain(annotation: Any) -> Any:
         return annotation.__name__, [(member.name, member.value) for member in annotation]
     parts = typing.get_args(annotation)
     if any(isinstance(part, EnumType) for part in parts):
-        return typing.get_origin(annotation), [plain(part) for part in parts]
+        return sorted(repr(plain(part)) for part in parts)
     return annotation
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import typing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from loradock.trainer import catalogue, declared, hyperparameters
 from loradock.trainer.recipe import Method, Quantization
@@ -36,6 +39,15 @@ def test_every_value_meets_the_same_faults_as_with_peft_itself(name: str, monkey
     monkeypatch.setattr(declared, "settings_of", declared.from_peft)
     assert told == [[*hyperparameters.faults(method, quantization)] for method in given]
     assert any(told)
+    # in a union of PEFT's own, which part is named first follows from what was imported before
+    monkeypatch.setattr(declared, "settings_of", as_peft_has_them)
+    keys_of = [[key for key, _ in faults] for faults in told]
+    assert keys_of == [[key for key, _ in hyperparameters.faults(method, quantization)] for method in given]
+
+
+def as_peft_has_them(kind: str) -> dict[str, declared.Setting]:
+    hints = typing.get_type_hints(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind.upper())])
+    return {key: replace(each, annotation=hints[key]) for key, each in declared.from_peft(kind).items()}
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ from loradock.registry.base import config_of
 from loradock.registry.errors import BadInput, NotFound, Unreachable
 from loradock.registry.settings import Settings
 from loradock.trainer import activations, catalogue, gpus, memory, meta, methods, plan
-from loradock.trainer.figures import Activations, Counts, Sizes
 from loradock.trainer.gpus import GIB
 from loradock.trainer.memory import Machine
 from loradock.trainer.recipe import Optimizer, Quantization, Recipe
+from loradock.trainer.sizes import Activations, Counts, Sizes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASES = ROOT / "tests" / "bases"
