@@ -11,6 +11,7 @@ from loradock.registry.outside import inside
 from loradock.registry.records import Facts
 from loradock.registry.store.connection import Connection, translated
 from loradock.registry.store.copies import followed
+from loradock.registry.store.proxied import files_at
 from loradock.registry.store.tags import facts_from, tags_of
 
 _MODEL: Final = "loradock.adapter"
@@ -60,13 +61,11 @@ class Adapters(Connection):
 
     def download(self, source: str, into: Path, *, what: str) -> None:
         """Fetch an adapter's files into an empty directory. The caller verifies them."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
         model_id = followed(self, source).removeprefix("models:/")
         with translated(self.uri, f"file of {what}"):
             location = self.client.get_logged_model(model_id).artifact_location
             # Not mlflow.artifacts.download_artifacts: it follows `models:/m-...` into the process's default store.
-            files = get_artifact_repository(location, tracking_uri=self.uri)
+            files = files_at(self.uri, location)
             _refuse_outside(files, into, what=what)
             files.download_artifacts("", dst_path=str(into))
 

@@ -7,6 +7,7 @@ one gets it. As numbers only grow, everybody who looks finds the same lowest one
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -43,7 +44,7 @@ def offer(
     """Make a version that nobody sees yet. It is not idempotent."""
     tags = {key: value for key, value in tags_of(facts).items() if key not in _withheld(facts)}
     checked = {FINDINGS: canonical_json(findings), DOUBTS: canonical_json(doubts)}
-    with translated(store.uri, f"adapter {family.name!r}"), default_store(store.uri):
+    with translated(store.uri, f"adapter {family.name!r}"), _looked_up(store):
         store.client.create_model_version(
             family.name,
             source,
@@ -52,6 +53,11 @@ def offer(
             model_id=source.removeprefix("models:/"),
             await_creation_for=0,  # it is there at once; waiting is for other registries, and logs
         )
+
+
+def _looked_up(store: Connection) -> AbstractContextManager[None]:
+    """MLflow looks for the source in the process's default store, unless a server does."""
+    return nullcontext() if store.uri.startswith(("http:", "https:")) else default_store(store.uri)
 
 
 def same(store: Connection, name: str, digest: str) -> tuple[Candidate, ...]:

@@ -6,20 +6,18 @@ import logging
 import os
 import re
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import unquote_plus
 
 from loradock.registry.errors import BadInput, LoradockError, NotFound, Refused, Unreachable
 from loradock.registry.settings import Settings
 from loradock.registry.store import home
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
+from loradock.registry.store.client import Client
+from loradock.registry.store.wire import Fault, is_plain
 
 _DEFAULTS: Final = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -64,8 +62,11 @@ _FAULTS: Final = (
 )
 
 
-def connect(settings: Settings) -> MlflowClient:
-    """An MLflow client on the store that the settings name, with its tables made when it is a new SQLite file."""
+def connect(settings: Settings) -> Client:
+    """A client on the store that the settings name, with its tables made when it is a new SQLite file.
+
+    A server is asked by our own client of its REST API, without `import mlflow`, unless MLflow has plugins for it.
+    """
     for key, value in _DEFAULTS.items():
         os.environ.setdefault(key, value)
     if not settings.tracking_uri:
@@ -74,6 +75,10 @@ def connect(settings: Settings) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs, our error says in a line
     logging.getLogger("mlflow.store.artifact.artifact_repo").setLevel(logging.WARNING)
+    if is_plain(uri):
+        from loradock.registry.store.rest import RestClient
+
+        return RestClient(uri)
     import mlflow
 
     with translated(uri):
@@ -84,7 +89,8 @@ def connect(settings: Settings) -> MlflowClient:
             _refuse_foreign(uri)
         if not settings.tracking_uri and (database := settings.root / "mlflow.db").exists():
             home.settle(settings, database)
-        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client: Client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return client
 
 
 def _refuse_foreign(uri: str) -> None:
@@ -99,10 +105,8 @@ def _refuse_foreign(uri: str) -> None:
             raise BadInput(f"{database} is a database, but not one of MLflow's", hint=_ELSEWHERE)
 
 
-def experiment_id(client: MlflowClient, settings: Settings, name: str) -> str:
+def experiment_id(client: Client, settings: Settings, name: str) -> str:
     """The id of the experiment called `name`, made when there is none; raises Refused for one in MLflow's bin."""
-    from mlflow.exceptions import MlflowException
-
     with translated(settings.store_uri):
         for _ in range(2):
             if found := client.get_experiment_by_name(name):
@@ -113,7 +117,7 @@ def experiment_id(client: MlflowClient, settings: Settings, name: str) -> str:
             location = None if settings.tracking_uri else (settings.artifacts / name).as_uri()
             try:
                 return str(client.create_experiment(name, artifact_location=location))
-            except MlflowException as error:
+            except refusals() as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
     raise LoradockError(f"experiment {name!r} was deleted", hint="restore it in the MLflow UI, or choose another")
@@ -131,11 +135,9 @@ def upsert(write: Callable[[], object]) -> None:
     MLflow looks for the row first. Where another adds it in between, the database refuses the second row, and MLflow
     answers BAD_REQUEST (3.17, `store/db/utils.py`): the same call then finds the row.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
         write()
-    except MlflowException as error:
+    except refusals() as error:
         if error.error_code != "BAD_REQUEST":
             raise
         write()
@@ -162,20 +164,34 @@ def default_store(uri: str) -> Iterator[None]:
 @contextmanager
 def translated(uri: str, what: str = "") -> Iterator[None]:
     """Let MLflow's errors leave as ours; `what` names the thing that was asked for."""
-    import sqlalchemy.exc
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
-    except MlflowException as error:
+    except refusals() as error:
         raise _from_mlflow(uri, error, what) from error
-    except sqlalchemy.exc.ArgumentError as error:
+    except _imported("sqlalchemy.exc", "ArgumentError") as error:
         raise BadInput(f"{masked(uri)!r} is no MLflow store", hint=_ELSEWHERE) from error
-    except (sqlalchemy.exc.DBAPIError, sqlite3.Error, OSError) as error:  # those of requests are OSErrors
+    except (
+        *_imported("sqlalchemy.exc", "DBAPIError"),
+        sqlite3.Error,
+        OSError,
+    ) as error:
         raise _unreachable(uri, error) from error
 
 
-def _from_mlflow(uri: str, error: MlflowException, what: str) -> LoradockError:
+def refusals() -> tuple[type[Fault], ...]:
+    """The errors by which a client of MLflow's says no: those of ours, and MLflow's own where that is imported.
+
+    For an `except`, which asks when something was raised: what was not imported has raised nothing.
+    """
+    return (Fault, *_imported("mlflow.exceptions", "MlflowException"))
+
+
+def _imported(module: str, name: str) -> tuple[Any, ...]:
+    found = getattr(sys.modules.get(module), name, None)
+    return () if found is None else (found,)
+
+
+def _from_mlflow(uri: str, error: Fault, what: str) -> LoradockError:
     text = masked(str(error).replace(uri, masked(uri)))
     if run := re.search(r"The run (\w+) must be in the 'active' state", text):
         return Refused(
@@ -237,6 +253,8 @@ def _unreachable(uri: str, error: Exception) -> Unreachable:
 
 class Connection:
     """An MLflow client, and where it is connected to."""
+
+    client: Client
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from loradock.registry.errors import NotFound
 from loradock.registry.evidence import PERPLEXITY, Evidence, Subject
+from loradock.registry.store.client import Run
 from loradock.registry.store.connection import default_store, experiment_id, translated, upsert
 from loradock.registry.store.shelves import COMPLETE, Shelf, Shelves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from mlflow.entities import Run
 
 EXPERIMENT: Final = "loradock-evaluations"
 """The experiment that evaluations go to."""

@@ -8,18 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from loradock.registry.errors import LoradockError, NotFound, Taken
 from loradock.registry.records import Version
 from loradock.registry.refs import AliasRef, VersionRef
 from loradock.registry.settings import Settings
-from loradock.registry.store.connection import Connection, experiment_id, masked, translated, upsert
+from loradock.registry.store.client import ModelVersion, RegisteredModel
+from loradock.registry.store.connection import Connection, experiment_id, masked, refusals, translated, upsert
 from loradock.registry.store.copies import is_copy
 from loradock.registry.store.tags import PREFIX, facts_from
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
 
 LEDGER: Final = "loradock.ledger"
 """The tag of a family, and of each of its versions, with the run in which the family's history begins."""
@@ -61,15 +59,13 @@ class Families(Connection):
 
     def create_family(self, name: str) -> Family:
         """Make a registered model and its ledger; of several who try at once, one makes it and all return the same."""
-        from mlflow.exceptions import MlflowException
-
         if (found := self.usable(name)) is not None:
             return found
         with translated(self.uri):
             ledger = self.new_ledger(name)
             try:
                 self.client.create_registered_model(name, tags={LEDGER: ledger})
-            except MlflowException as error:
+            except refusals() as error:
                 self.client.delete_run(ledger)
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -173,12 +169,10 @@ class Families(Connection):
 
     def version_at(self, ref: AliasRef) -> Version:
         """The version that an alias stands at in MLflow; raises NotFound."""
-        from mlflow.exceptions import MlflowException
-
         with translated(self.uri, f"version under {str(ref)!r}"):
             try:
                 return self._noted(self.client.get_model_version_by_alias(ref.name, ref.alias))
-            except MlflowException as error:
+            except refusals() as error:
                 if error.error_code == "INVALID_PARAMETER_VALUE":  # MLflow's word for an alias that is not there
                     raise NotFound(f"there is no alias {str(ref)!r} in {masked(self.uri)}") from error
                 raise
@@ -261,7 +255,7 @@ def ledger_title(name: str) -> str:
     return f"{name} history"
 
 
-def _family_from(model: Any) -> Family:
+def _family_from(model: RegisteredModel) -> Family:
     aliases = {alias: int(number) for alias, number in model.aliases.items()}
     tags = model.tags
     return Family(model.name, aliases, tags.get(LEDGER, ""), tags.get(TRAFFIC, ""), tags.get(HEAD, ""))

@@ -29,7 +29,7 @@ from itertools import takewhile
 from typing import Final
 
 from loradock.registry.errors import Refused
-from loradock.registry.store.connection import experiment_id, restoring, translated, upsert
+from loradock.registry.store.connection import experiment_id, refusals, restoring, translated, upsert
 from loradock.registry.store.families import LEDGERS, Families, Family, ledger_title
 
 ENTRIES: Final = 100
@@ -191,11 +191,9 @@ class Ledgers(Families):
         return found
 
     def _write_once(self, run_id: str, key: str, value: str) -> bool:
-        from mlflow.exceptions import MlflowException
-
         try:
             self.client.log_param(run_id, key, value, synchronous=True)
-        except MlflowException as error:
+        except refusals() as error:
             if error.error_code == "INVALID_PARAMETER_VALUE" and "already logged" in str(error):
                 return False
             raise

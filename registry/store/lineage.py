@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from loradock.registry.errors import LoradockError, NotFound
 from loradock.registry.records import Record
 from loradock.registry.refs import VersionRef
+from loradock.registry.store.client import Run
 from loradock.registry.store.connection import Connection, translated, upsert
 from loradock.registry.store.evidence import EXPERIMENT
 from loradock.registry.store.tags import PREFIX, child_tag
@@ -125,7 +126,7 @@ class Lineages(Connection):
             return publications_in(self.client.get_model_version(ref.name, str(ref.number)).tags)
 
 
-def _run_facts(run: Any) -> RunFacts:
+def _run_facts(run: Run) -> RunFacts:
     deleted = run.info.lifecycle_stage == "deleted"
     return RunFacts(
         run_id=run.info.run_id,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from loradock.registry.records import Version
+from loradock.registry.store.client import ModelVersion
 from loradock.registry.store.connection import Connection, translated
 from loradock.registry.store.families import version_from
 from loradock.registry.store.tags import PREFIX
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
 
 
 class Pages(Connection):

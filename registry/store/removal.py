@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from loradock.registry.errors import LoradockError, NotFound
 from loradock.registry.records import Version
 from loradock.registry.refs import VersionRef
+from loradock.registry.store.client import ModelVersion
 from loradock.registry.store.connection import Connection, translated
 from loradock.registry.store.copies import followed, is_copy
 from loradock.registry.store.families import search_versions, version_from
 from loradock.registry.store.lineage import Publication, publications_in
 from loradock.registry.store.tags import PREFIX
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
 
 _CONDEMNED: Final = f"{PREFIX}condemned"
 """The tag of a LoggedModel whose bytes are about to go."""

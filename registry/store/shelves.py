@@ -11,16 +11,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from loradock.registry.errors import DigestMismatch, LoradockError, NotFound
 from loradock.registry.records import Record
+from loradock.registry.store.client import Run
 from loradock.registry.store.connection import Connection, translated
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 Kept = TypeVar("Kept", bound=Record)
 

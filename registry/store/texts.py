@@ -6,13 +6,11 @@ import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from loradock.registry.store.client import Run
 from loradock.registry.store.connection import Connection, translated
 from loradock.registry.store.evidence import EXPERIMENT
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 FILES: Final = ("rows.json", "samples.json")
 """The table of an evaluation, and that of a training."""
