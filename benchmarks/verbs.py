@@ -40,7 +40,7 @@ import os, sys, time
 begun = time.perf_counter()
 process = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
 _, status, usage = os.wait4(process, 0)
-print(status, time.perf_counter() - begun, usage.ru_maxrss, file=sys.stderr)
+print(status, time.perf_counter() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss, file=sys.stderr)
 """
 """A small process starts each, for Linux counts to a process's peak what the one that started it had."""
 
@@ -50,6 +50,8 @@ class Cost:
     """What one process took."""
 
     seconds: float
+    processor: float
+    """Seconds of it, which others on the machine change less."""
     mebibytes: float
 
 
@@ -77,9 +79,9 @@ def cost(command: Sequence[str], environment: Mapping[str, str]) -> Cost:
     """Run a command to its end."""
     timed = [sys.executable, "-I", "-S", "-c", _TIMED, *command]
     done = subprocess.run(timed, env=environment, capture_output=True, text=True, check=False)
-    status, seconds, kibibytes = done.stderr.splitlines()[-1].split()
+    status, seconds, processor, kibibytes = done.stderr.splitlines()[-1].split()
     assert status == "0", done.stderr
-    return Cost(float(seconds), int(kibibytes) / 1024)
+    return Cost(float(seconds), float(processor), int(kibibytes) / 1024)
 
 
 def filled(title: str, settings: Settings, scratch: Path, rounds: int) -> Place:
@@ -109,13 +111,17 @@ def measured(places: Sequence[Place], rounds: int, tree: Path) -> dict[tuple[str
 
 def report(found: Mapping[tuple[str, str], Sequence[Cost]]) -> Table:
     """A line for each verb on each store."""
-    table = Table("store", "command", "seconds", "of import mlflow", "MiB")
-    importing = found["", IMPORT]
+    table = Table("store", "command", "seconds", "of import mlflow", "processor seconds", "of import mlflow", "MiB")
     for (place, verb), costs in found.items():
-        ratios = [cost.seconds / beside.seconds for cost, beside in zip(costs, importing, strict=True)]
-        seconds, mebibytes = ([getattr(cost, name) for cost in costs] for name in ("seconds", "mebibytes"))
-        table.add_row(place, verb, *(f"{statistics.median(values):.2f}" for values in (seconds, ratios)),
-                      f"{statistics.median(mebibytes):.0f}")  # fmt: skip
+        turns = list(zip(costs, found["", IMPORT], strict=True))
+        figures = (
+            [cost.seconds for cost in costs],
+            [cost.seconds / beside.seconds for cost, beside in turns],
+            [cost.processor for cost in costs],
+            [cost.processor / beside.processor for cost, beside in turns],
+        )
+        memory = statistics.median(cost.mebibytes for cost in costs)
+        table.add_row(place, verb, *(f"{statistics.median(each):.2f}" for each in figures), f"{memory:.0f}")
     return table
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-import yaml
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, RootModel, ValidationError, model_validator
 
 from loradock.registry.errors import BadInput, faults_of, first_line
@@ -93,6 +92,8 @@ class Policy(RootModel[dict[str, Rules]]):
 
 def parse(text: str, *, what: str = "the policy") -> Policy:
     """A policy from its YAML; raises BadInput with every fault."""
+    import yaml
+
     try:
         given = yaml.safe_load(text)
     except yaml.YAMLError as error:

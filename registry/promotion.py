@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from loradock.registry import entries, gates, heads, versions
+from loradock.registry import entries, gates, heads
 from loradock.registry.errors import (
     BadInput,
     Conflict,
@@ -112,6 +112,8 @@ def rollback(store: Store, name: str, alias: str, *, actor: str, reason: str = "
 
     Versions that were deleted meanwhile are passed over. Raises NotFound, BadInput, Conflict or Drifted.
     """
+    from loradock.registry import versions  # which brings all that looks into files; `promote` looks into none
+
     past = _undrifted(store, name, alias, whole=True)
     if to is not None and to not in {move.to_version for move in past.moves if move.alias == alias}:
         raise BadInput(f"{name}@{alias} was never at version {to}", hint=f"promote it: loradock promote {name}/{to}")

@@ -44,10 +44,10 @@ class ProxiedFiles:
 
     def download_artifacts(self, path: str, dst_path: str) -> str:
         """Fetch a file, or all that is below a directory, and return where it is."""
-        into = Path(dst_path)
+        into, what = Path(dst_path), f"the listing of {self._location}"
         found = [file for file in self._below(path) if not file.is_dir]
         for name in [file.path for file in found] if found or not path else [path]:
-            target = inside(into, name, what=f"the listing of {self._location}")
+            target = inside(into, name, what=what)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._wire.fetch(f"{_PROXY}/{quote(_joined(self._root, name))}", target)
@@ -57,7 +57,7 @@ class ProxiedFiles:
                     f" {self._location}:\n##### File {name} #####\n{error}",
                     getattr(error, "error_code", "INTERNAL_ERROR"),
                 ) from error
-        return str(into / path)
+        return str(inside(into, path, what=what) if path else into)
 
     def _below(self, path: str) -> Iterator[FileInfo]:
         for file in self.list_artifacts(path):
