@@ -53,6 +53,10 @@ class RestClient:
 
         return mlflow.MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
 
+    def get_experiment(self, experiment_id: str) -> Experiment:
+        """By its id, in MLflow's bin or not."""
+        return _experiment(self._wire.call("GET", "experiments/get", experiment_id=experiment_id)["experiment"])
+
     def get_experiment_by_name(self, name: str) -> Experiment | None:
         """None where there is none."""
         try:
@@ -61,7 +65,7 @@ class RestClient:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        return Experiment(found["experiment_id"], found["name"], found.get("lifecycle_stage", ""))
+        return _experiment(found)
 
     def create_experiment(self, name: str, artifact_location: str | None = None) -> str:
         """Its id."""
@@ -326,3 +330,7 @@ def _no_prompt(answer: Mapping[str, Any]) -> ModelVersion:
     if _IS_PROMPT in found.tags:
         raise Fault(f"Registered Model with name={found.name!r} not found.", "RESOURCE_DOES_NOT_EXIST")
     return found
+
+
+def _experiment(found: Mapping[str, Any]) -> Experiment:
+    return Experiment(found["experiment_id"], found["name"], found.get("lifecycle_stage", ""))

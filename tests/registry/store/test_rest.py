@@ -80,6 +80,8 @@ def test_every_call_that_reads_answers_as_mlflows_client_does(remote: Store, the
     calls: list[Call] = [
         lambda client: client.get_experiment_by_name("loradock"),
         lambda client: client.get_experiment_by_name("nobody"),
+        lambda client: client.get_experiment(client.get_experiment_by_name("loradock").experiment_id),
+        lambda client: client.get_experiment("999"),
         *(lambda client, run=run: client.get_run(run) for run in (run_id, nobody, odd)),
         *(
             lambda client, view=view: client.search_runs([experiment], run_view_type=view, max_results=5)
