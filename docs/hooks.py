@@ -15,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from loradock import registry, trainer
+import loradock
 from loradock.cli import VERBS, cli
 from loradock.cli import settings as settings_verb
 from loradock.cli.command import Command
@@ -137,17 +137,17 @@ def _errors(kind: type[errors.LoradockError], depth: int) -> Iterator[str]:
 
 
 def python() -> str:
-    """Every name that `registry` and `trainer` offer, for mkdocstrings to describe without importing it."""
+    """Every name that `loradock` offers, for mkdocstrings to describe without importing it."""
     lines = [
         "# Python\n",
-        "These names of `loradock.registry` and `loradock.trainer` are the public API; everything else may change with",
-        "any version. [How to use them](../how-to/python.md).\n",
+        "The public API of `import loradock`. Whatever else can be imported may change with any version.",
+        "[How to use it](../how-to/python.md).\n",
     ]
-    for package in (registry, trainer):
-        lines.append(f"## {package.__name__}\n")
-        for name in package.__all__:
-            module, _, called = package.HOMES[name].partition(":")
-            lines.append(f"::: {module}.{called or name}\n    options: {{heading: {name}, toc_label: {name}}}\n")
+    for title, functions in (("Functions", True), ("What they take, give and raise", False)):
+        lines.append(f"## {title}\n")
+        for name in (name for name in loradock.__all__ if name.islower() == functions):
+            home = ".".join(loradock._HOMES[name])  # noqa: SLF001 - the object itself would be imported, with torch
+            lines.append(f"::: {home}\n    options: {{heading: {name}, toc_label: {name}}}\n")
     return "\n".join(lines)
 
 
