@@ -167,6 +167,13 @@ def test_a_version_without_a_reference_is_warned_of(
     assert told[1][1].startswith("  -> ")
 
 
+def test_what_is_forced_needs_a_reason(store: Store) -> None:
+    with pytest.raises(loradock.BadInput, match="force needs a reason"):
+        loradock.merge("bot/1", force=True)
+    with pytest.raises(loradock.BadInput, match="force needs a reason"):
+        loradock.publish("bot/1", "org/bot", force=True)
+
+
 def test_several_processes_are_sent_to_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(loradock.BadInput, match="trains in one process") as raised:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from loradock.registry import refs
+from loradock.registry.errors import BadInput
 from loradock.registry.refs import AliasRef, VersionRef
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store
@@ -44,3 +45,10 @@ def logged(line: str) -> None:
     """Log a line of progress; one that warns, and the remedy below it, as a warning."""
     level = logging.WARNING if line.startswith(("warning: ", "  -> ")) else logging.INFO
     logging.getLogger("loradock").log(level, "%s", line)
+
+
+def forced(force: bool, reason: str) -> str:
+    """Why a refusal is overridden, empty where it is not; raises BadInput where nobody says why."""
+    if force and not reason:
+        raise BadInput("force needs a reason", hint="say why: force=True, reason=...")
+    return reason if force else ""

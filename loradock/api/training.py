@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import SecretStr
 
-from loradock.api import Ref, Report, logged, open_store, parsed
+from loradock.api import Ref, Report, forced, logged, open_store, parsed
 from loradock.registry import refs
 from loradock.registry.errors import BadInput
 from loradock.registry.secret import NO_KEY
@@ -170,6 +170,7 @@ def merge(
     data: str | None = None,
     limit: int | None = None,
     force: bool = False,
+    reason: str = "",
     store: Store | None = None,
     report: Report = logged,
 ) -> Merged:
@@ -185,7 +186,8 @@ def merge(
         dtype: `float32`, `bfloat16` or `float16`; by default that of the base's files.
         data: Held-out rows to measure the loss on.
         limit: Use so many of these rows, from the first on.
-        force: Merge in spite of a refusal.
+        force: Merge in spite of a refusal; needs a reason.
+        reason: Why.
         store: The registry; by default the one that the environment names.
         report: Called with each line of progress.
 
@@ -199,6 +201,7 @@ def merge(
         Refused: The model answers otherwise than base and adapter, or the adapter's policy asks for an evaluation.
         WrongBase: The version was trained on another base.
     """
+    insist = bool(forced(force, reason))
     from loradock.trainer.weights import fold
 
     task = fold.Task(
@@ -210,7 +213,7 @@ def merge(
         name=name,
         data=data,
         limit=limit,
-        insist=force,
+        insist=insist,
     )
     return fold.merge(task, (store or open_store()).settings, report)
 

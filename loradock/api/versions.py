@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from loradock.api import Ref, Report, logged, open_store, parsed
+from loradock.api import Ref, Report, forced, logged, open_store, parsed
 from loradock.registry import artifact, base, card, check, diff, promotion, recording, refs, versions
 from loradock.registry import publish as publishing
 from loradock.registry.check import BaseShapes, Diagnosis
@@ -202,6 +202,7 @@ def publish(
     license_id: str = "",
     base_model: str = "",
     force: bool = False,
+    reason: str = "",
     store: Store | None = None,
 ) -> Published:
     """Publish a version to the Hugging Face Hub: its files and a model card, in one commit.
@@ -213,7 +214,8 @@ def publish(
         merged: Publish the newest model that the version was merged into its base as.
         license_id: The licence's id on the Hub; by default the base's own.
         base_model: The base's ORG/NAME on the Hub, where it was loaded from a copy.
-        force: Write into a repository whose newest commit is somebody else's.
+        force: Write into a repository whose newest commit is somebody else's; needs a reason.
+        reason: Why.
         store: The registry; by default the one that the environment names.
 
     Returns:
@@ -227,9 +229,9 @@ def publish(
         Refused: The repository is somebody else's, or public.
         Unreachable: The Hub or the registry does not answer.
     """
-    store = store or open_store()
+    store, insist = store or open_store(), bool(forced(force, reason))
     version = resolve(ref, store=store)
     if merged:
         version = publishing.merged_from(store, version)
-    wish = Wish(repo, public, license_id, base_model, force)
+    wish = Wish(repo, public, license_id, base_model, insist)
     return publishing.publish(store, version, wish, now=datetime.now(UTC))

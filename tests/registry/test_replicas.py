@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+import loradock
 from loradock.cli.promote import promote
 from loradock.registry import history, replicas
 from loradock.registry.errors import BadInput, GateFailed, Refused
@@ -87,6 +88,14 @@ def test_a_rank_that_no_replica_takes_is_refused_and_can_be_forced(
     assert run("--force", "--reason", "they restart tonight").exit_code == 0
     assert aliases(high) == {"production": 1}
     assert history.read(high, NAME).heads["production"].forced
+
+
+def test_a_script_is_refused_it_too(high: Store, start: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORADOCK_REPLICAS", start())
+    with pytest.raises(Refused, match="has rank 32, above the 16"):
+        loradock.promote(f"{NAME}/1")
+    assert aliases(high) == {}
+    assert loradock.promote(f"{NAME}/1", force=True, reason="they restart tonight") is not None
 
 
 def test_a_dry_run_says_so_too(high: Store, start: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
