@@ -201,7 +201,7 @@ def merge(
         Refused: The model answers otherwise than base and adapter, or the adapter's policy asks for an evaluation.
         WrongBase: The version was trained on another base.
     """
-    insist = bool(forced(force, reason))
+    why = forced(force, reason)
     from loradock.trainer.weights import fold
 
     task = fold.Task(
@@ -213,7 +213,7 @@ def merge(
         name=name,
         data=data,
         limit=limit,
-        insist=insist,
+        forced=why,
     )
     return fold.merge(task, (store or open_store()).settings, report)
 

@@ -229,9 +229,9 @@ def publish(
         Refused: The repository is somebody else's, or public.
         Unreachable: The Hub or the registry does not answer.
     """
-    store, insist = store or open_store(), bool(forced(force, reason))
+    store, why = store or open_store(), forced(force, reason)
     version = resolve(ref, store=store)
     if merged:
         version = publishing.merged_from(store, version)
-    wish = Wish(repo, public, license_id, base_model, insist)
+    wish = Wish(repo, public, license_id, base_model, why)
     return publishing.publish(store, version, wish, now=datetime.now(UTC))
