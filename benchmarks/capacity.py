@@ -213,7 +213,7 @@ class Measurement:
             found["hot_gap_beside_cold_ms"] = spread(beside, 1000)
             found["hot_answers"], found["hot_failed"] = stream.answers, stream.failed
         status = self._status()
-        found["resident_at_end"], found["held_back"] = len(status["resident"]), len(status["quarantined"])
+        found["resident_at_end"], found["quarantined"] = len(status["resident"]), len(status["quarantined"])
         return found
 
     def _uses(self) -> list[float]:

@@ -30,8 +30,8 @@ OTHER: Final = "_other"
 T = TypeVar("T")
 
 Kind = Literal["unreachable", "damaged", "unfit", "failed"]
-"""Why a version is held back: it could not be fetched, its bytes are not the registered ones, it cannot be served here
-or proved wrong here, or anything else."""
+"""Why a version is quarantined: it could not be fetched, its bytes are not the registered ones, it cannot be served
+here or proved wrong here, or anything else."""
 
 _LATENCY: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 _FIRST_TOKEN: Final = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
@@ -45,7 +45,7 @@ _LOOP_SECONDS: Final = 5.0
 
 
 def kind_of(error: Exception) -> Kind:
-    """What an error that holds a version back is counted as."""
+    """What an error that quarantines a version is counted as."""
     match error:
         case Unreachable():
             return "unreachable"
@@ -81,7 +81,9 @@ class Metrics:
         self._each = histogram("time_per_output_token_seconds", "Per token after the first.", _ANSWERED, _PER_TOKEN)
         self._flips = counter("flips", "Moves of a name to another version.", ("adapter", "alias"))
         self._load = histogram("load_seconds", "Fetching, verifying, loading, proving.", ("adapter",), _LOAD)
-        self._held = counter("held_back", "Times that a version failed to be brought up.", ("adapter", "kind"))
+        self._quarantines = counter(
+            "quarantines", "Times that a version failed to be brought up, and was quarantined.", ("adapter", "kind")
+        )
         self._failed_polls = counter("polls_failed", "Readings of the registry that failed.")
         self._refused = counter("refusals", "HTTP requests refused for their key or model.", ("key", "status"))
 
@@ -111,10 +113,10 @@ class Metrics:
         self._kinds.pop(ref, None)
         self._load.labels(self._label(ref.name, ref)[0]).observe(seconds)
 
-    def held_back(self, ref: VersionRef, kind: Kind) -> None:
+    def quarantined(self, ref: VersionRef, kind: Kind) -> None:
         """Count a version that failed to be brought up."""
         self._kinds[ref] = kind
-        self._held.labels(self._adapter(ref.name), kind).inc()
+        self._quarantines.labels(self._adapter(ref.name), kind).inc()
 
     def poll_failed(self) -> None:
         """Count a reading of the registry that failed."""
@@ -132,7 +134,7 @@ class Metrics:
         for metric in self._by_version:
             metric.remove_by_labels({"adapter": ref.name, "version": str(ref.number)})
         if not versions and self._versions.pop(ref.name, None) is not None:
-            for metric in (self._flips, self._load, self._held):
+            for metric in (self._flips, self._load, self._quarantines):
                 metric.remove_by_labels({"adapter": ref.name})
 
     def watch(self, status: Callable[[], ReplicaStatus], cache: Path) -> None:
@@ -253,9 +255,9 @@ def _families() -> dict[str, GaugeMetricFamily]:
         ("histories_cut", "Adapters whose history does not go on from what was seen of it.", ()),
         ("keys_file_valid", "0 while the file of keys is broken and the keys before it are in force.", ()),
         ("cache_bytes", "Size of the cached adapters.", ()),
-        ("adapter_resident", "1 for a loaded version, 0 for one that is on its way or held back.", version),
+        ("adapter_resident", "1 for a loaded version, 0 for one that is on its way or quarantined.", version),
         ("requests_in_flight", "Generations of the engine that run.", version),
-        ("quarantined", "1 for a version that is held back.", (*version, "kind")),
+        ("quarantined", "1 for a version that is quarantined now.", (*version, "kind")),
         ("answering_version", "The number of the version that answers a name.", alias),
     )
     return {name: GaugeMetricFamily(f"loradock_{name}", text, labels=labels) for name, text, labels in rows}

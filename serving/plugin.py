@@ -81,7 +81,7 @@ async def _cards(request: Request) -> list[dict[str, Any]]:
 
 @router.get(access.STATUS)
 async def status(request: Request) -> JSONResponse:
-    """What this replica holds, answers with, holds back and refuses, and how fresh its view of the registry is."""
+    """What this replica holds, answers with, quarantines and refuses, and how fresh its view of the registry is."""
     state, caller = request.app.state, request.scope[CALLER]
     found: ReplicaStatus = state.loradock.status(state.loradock_keys.status())
     return JSONResponse((report.seen_by(caller, found) if caller.restricted else found).as_json())

@@ -66,8 +66,8 @@ class Watcher(Protocol):
     def loaded(self, ref: VersionRef, seconds: float) -> None:
         """A version was loaded and proven."""
 
-    def held_back(self, ref: VersionRef, kind: str) -> None:
-        """A version takes no traffic."""
+    def quarantined(self, ref: VersionRef, kind: str) -> None:
+        """A version failed to be brought up, and takes no traffic."""
 
     def forget(self, ref: VersionRef) -> None:
         """A version left."""

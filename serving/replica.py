@@ -88,13 +88,13 @@ class Replica:
         """True from a SIGTERM on: requests are answered, and no new ones should come."""
         self.ready = False
         """True from the moment when every promoted version was loaded and proven. It stays so: a bad version that is
-        promoted later is held back here and on every other replica, which must not take them all out of service."""
+        promoted later is quarantined here and on every other replica, which must not take them all out of service."""
         self._complaint = ""
 
     async def start(self) -> None:
         """Read the registry and bring up every promoted version, before the first request is accepted.
 
-        A version that fails is held back, and does not stop the others. Raises Unreachable when the registry is out
+        A version that fails is quarantined, and does not stop the others. Raises Unreachable when the registry is out
         of reach and no last good plan is on disk.
         """
         self._take(await asyncio.to_thread(self._registry.read))
@@ -253,12 +253,12 @@ class Replica:
             self._watcher.loaded(ref, seconds)
             log.info("%s is loaded and proven in %.2f s", ref, seconds)
         except Exception as error:  # noqa: BLE001 - whatever it is, this version takes no traffic
-            self._hold_back(version, error)
+            self._quarantine(version, error)
         finally:
             self._loading.pop(ref, None)
             self._changed.set()
 
-    def _hold_back(self, version: Version, error: Exception) -> None:
+    def _quarantine(self, version: Version, error: Exception) -> None:
         # Out of reach often mends by itself, so it is asked again soon; other faults rarely do.
         first = self._settings.poll_seconds if isinstance(error, Unreachable) else self._settings.retry_seconds
         reason = str(error) if isinstance(error, LoradockError) else f"{type(error).__name__}: {error}"
@@ -266,9 +266,9 @@ class Replica:
             self._registry.forget(version.ref)
         before = self._quarantined.get(version.ref)
         if before is None or before.reason != reason:
-            log.warning("%s takes no traffic: %s", version.ref, reason)
+            log.warning("%s is quarantined: %s", version.ref, reason)
         self._quarantined[version.ref] = reconcile.quarantine(version, reason, before, now=self._clock(), first=first)
-        self._watcher.held_back(version.ref, kind_of(error))
+        self._watcher.quarantined(version.ref, kind_of(error))
 
     def _complain(self, what: str, error: Exception) -> None:
         """Log an error that keeps coming back once, and not at every turn."""
@@ -283,7 +283,7 @@ class Replica:
             bases=self._engine.served_as,
             desired=self._desired,
             pointed=self._engine.pointed,
-            barred={ref for ref, held in self._quarantined.items() if self._clock() < held.until},
+            quarantined={ref for ref, held in self._quarantined.items() if self._clock() < held.until},
             public=self._settings.public,
             pinned=self._settings.pinned > 0,
         )
@@ -291,8 +291,8 @@ class Replica:
     async def acquire(self, ref: VersionRef) -> Version:
         """Hold a version until `release`, once it is loaded and proven; at once for one that is.
 
-        Raises NotFound for a version that is not there or not of this base, NotServable for one that is held back, and
-        Unreachable when it cannot be had within the time that a request may wait, or too many others are asked for.
+        Raises NotFound for a version that is not there or not of this base, NotServable for one that is quarantined,
+        and Unreachable when it cannot be had within the time that a request may wait, or too many others are asked for.
         """
         if version := self._engine.hold(ref):
             return version

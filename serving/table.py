@@ -26,8 +26,8 @@ class Table:
     """The names under which the base itself answers."""
     desired: Desired = field(default_factory=Desired)
     pointed: Mapping[str, VersionRef] = field(default_factory=dict)
-    barred: Collection[VersionRef] = ()
-    """Versions that are held back; a name that points at nothing else does not answer."""
+    quarantined: Collection[VersionRef] = ()
+    """Versions that take no traffic; a name that points at nothing else does not answer."""
     public: frozenset[str] = frozenset({PRODUCTION, CANARY})
     """The aliases that clients may ask for."""
     pinned: bool = False
@@ -73,7 +73,7 @@ class Table:
         if (ref := self.pointed.get(name)) is not None:
             return ref
         target = self.desired.targets.get(name)
-        return None if target is None or target.ref in self.barred else target.ref
+        return None if target is None or target.ref in self.quarantined else target.ref
 
     def _spellings(self, name: str) -> Iterator[str]:
         family, _, alias = name.partition("@")

@@ -14,7 +14,7 @@ tenth to one without effect. The ways:
   +cpu_ops  after inplace or reload: with loradock's plugin that mends vLLM's LoRA operations on a CPU
 
 It exits with 1 when one of the counts of `ours` that must be 0 is not, or when a version that must not answer was not
-held back.
+quarantined.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def result(
             "of them followed": sum(move.since is not None for move in made),
             "not followed": sum(bool(move.error) for move in made),
             "to damaged or without effect": len(bad),
-            "of these held back": sum(move.since is None and not move.error for move in bad),
+            "of these quarantined": sum(move.since is None and not move.error for move in bad),
         },
         "counts": judge.counts(judged, never),
         "times": figures.times(made, judged, named=named) | figures.pauses(made, judged),
@@ -224,7 +224,7 @@ def described_flip(move: Flipped) -> dict[str, Any]:
         "at": move.at,
         "told": round(move.told - move.at, 4),
         "pointed": None if move.since is None else round(move.since - move.at, 4),
-        "held_back": move.held_back,
+        "quarantined": move.quarantined,
         "error": move.error,
     }
 
@@ -241,8 +241,8 @@ def faults(found: dict[str, Any]) -> int:
         return 0
     counts, moves = found["counts"], found["flips"]
     must_be_none = (*judge.WRONG, judge.BAD)
-    held_back = moves["to damaged or without effect"] - moves["of these held back"]
-    return int(sum(counts[name] for name in must_be_none) + moves["not followed"] + held_back)
+    let_in = moves["to damaged or without effect"] - moves["of these quarantined"]
+    return int(sum(counts[name] for name in must_be_none) + moves["not followed"] + let_in)
 
 
 def table(results: dict[str, Any]) -> Table:

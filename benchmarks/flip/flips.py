@@ -32,7 +32,7 @@ class Flipped:
     """When the promotion or the call returned."""
     since: float | None
     """From when on the name was answered by it; None where it never was."""
-    held_back: str = ""
+    quarantined: str = ""
     """Why the replica answers with the version before."""
     error: str = ""
 

@@ -49,7 +49,7 @@ def registry(home: Path, local: LocalBase, cast: Cast, proof: str) -> Store:
 def promote(store: Store, made: Made) -> float:
     """Promote a version in this process, as a warm promoter does; when that was written."""
     ref, bad = VersionRef(made.name, made.number), made.kind != "good"
-    reason = "to see it held back" if bad else ""
+    reason = "to see it quarantined" if bad else ""
     move = promotion.promote(store, ref, PRODUCTION, actor="benchmark", reason=reason, force=bad)
     assert move is not None
     return move.at.timestamp()
@@ -94,8 +94,8 @@ class Replica:
             if (row := status["adapters"].get(flip.to.name)) and row["version"] == ref:
                 self._seen.add(ref)
                 return Flipped(flip, state, at, told, _epoch(row["since"]))
-            if held := status["quarantined"].get(ref):
-                return Flipped(flip, state, at, told, None, held_back=held["reason"])
+            if found := status["quarantined"].get(ref):
+                return Flipped(flip, state, at, told, None, quarantined=found["reason"])
             time.sleep(_LOOK_SECONDS)
         return Flipped(flip, state, at, told, None, error=f"not followed within {_FLIP_SECONDS:.0f} s")
 

@@ -229,7 +229,7 @@ def test_what_happens_is_told() -> None:
     harness.follow(story)
     assert harness.told.calls[:1] == [("loaded", ONE.ref)]
     assert harness.told.calls.count(("flipped", "bot")) == 1, "the first pointing is no flip"
-    assert ("held back", CAT.ref, "damaged") in harness.told.calls
+    assert ("quarantined", CAT.ref, "damaged") in harness.told.calls
 
 
 def test_without_a_reference_a_version_takes_no_traffic_and_the_reason_says_what_to_do() -> None:
@@ -283,7 +283,7 @@ def test_a_cold_version_is_loaded_when_it_is_asked_for_and_then_another_makes_ro
     harness.follow(story)
 
 
-def test_a_version_that_is_held_back_tells_who_waits_for_it() -> None:
+def test_a_quarantined_version_tells_who_waits_for_it() -> None:
     harness = ReplicaHarness(ONE)
     harness.engine.without_effect.add(TWO.ref)
     harness.registry.others[TWO.ref] = TWO

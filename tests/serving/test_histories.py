@@ -77,7 +77,7 @@ class World(RuleBasedStateMachine):
     @rule(name=NAMES)
     def request(self, name: str) -> None:
         """A request asks for a name: on a resident version it runs, and for a cold one it waits."""
-        table = Table(desired=self.desired, pointed=self.pointed, barred=self.barred())
+        table = Table(desired=self.desired, pointed=self.pointed, quarantined=self.out_of_traffic())
         found = table.find(name, "")
         if found is None or found.ref is None:
             assert name not in self.pointed
@@ -98,8 +98,8 @@ class World(RuleBasedStateMachine):
         self.turn()
         self.request(name)
 
-    def barred(self) -> set[VersionRef]:
-        return {ref for ref, held_back in self.quarantined.items() if self.now < held_back.until}
+    def out_of_traffic(self) -> set[VersionRef]:
+        return {ref for ref, found in self.quarantined.items() if self.now < found.until}
 
     @precondition(lambda self: any(item.in_flight for item in self.resident.values()))
     @rule(data=st.data())

@@ -69,7 +69,7 @@ def simulate(registry: CollectorRegistry, cache: Path) -> None:
     metrics.flipped("bot")
     metrics.flipped("bot@canary")
     metrics.loaded(VersionRef("bot", 3), 1.5)
-    metrics.held_back(VersionRef("bot", 5), "unfit")
+    metrics.quarantined(VersionRef("bot", 5), "unfit")
     metrics.poll_failed()
     metrics.refused("ci", 429)
     metrics.watch(status, cache)
@@ -103,7 +103,7 @@ def test_a_replica_shows_what_happened_and_what_it_is(registry: CollectorRegistr
     assert found['loradock_flips_total{adapter="bot",alias="canary"}'] == 1
     assert found['loradock_flips_total{adapter="bot",alias="production"}'] == 1
     assert found['loradock_load_seconds_sum{adapter="bot"}'] == 1.5
-    assert found['loradock_held_back_total{adapter="bot",kind="unfit"}'] == 1
+    assert found['loradock_quarantines_total{adapter="bot",kind="unfit"}'] == 1
     assert found["loradock_polls_failed_total"] == 1
     assert found['loradock_refusals_total{key="ci",status="429"}'] == 1
     assert (found["loradock_ready"], found["loradock_converged"], found["loradock_registry_reachable"]) == (1, 0, 0)
@@ -177,7 +177,7 @@ def test_a_version_that_left_takes_its_series_along(registry: CollectorRegistry)
         metrics.loaded(VersionRef("bot", number), 1.0)
     metrics.ended(call("other", 3))
     metrics.flipped("bot")
-    metrics.held_back(VersionRef("bot", 4), "failed")
+    metrics.quarantined(VersionRef("bot", 4), "failed")
     metrics.forget(VersionRef("bot", 3))
     left = samples(registry)
     assert not [name for name in left if 'adapter="bot"' in name and 'version="3"' in name]
@@ -197,7 +197,7 @@ def test_a_thousand_adapters_make_no_more_series_than_are_allowed(registry: Coll
             metrics.ended(call(name, number))
             metrics.flipped(name)
             metrics.loaded(VersionRef(name, number), 1.0)
-            metrics.held_back(VersionRef(name, number), "failed")
+            metrics.quarantined(VersionRef(name, number), "failed")
         many = {f"bot-{number}/{number}": 1 for number in range(1, 1001)}
         named = {f"bot-{number}": answering(f"bot-{number}/{number}") for number in range(1, 1001)}
         held = dict.fromkeys(many, quarantined("no effect"))

@@ -1,4 +1,4 @@
-"""Admission on a real vLLM: versions that say what PEFT says take traffic, others are held back with the reason.
+"""Admission on a real vLLM: versions that say what PEFT says take traffic, others are quarantined with the reason.
 
 A version that vLLM loads otherwise than PEFT is made the other way round: what is recorded for its bytes is what PEFT
 says with other bytes.
@@ -149,13 +149,13 @@ def test_a_version_that_says_what_peft_says_is_served(kind: str, server: Server)
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_a_version_that_was_loaded_otherwise_is_held_back(fault: str, server: Server) -> None:
+def test_a_version_that_was_loaded_otherwise_is_quarantined(fault: str, server: Server) -> None:
     status = server.status()
     assert fault not in status["adapters"]
     assert WRONG[fault][1] in status["quarantined"][f"{fault}/1"]["reason"]
 
 
-def test_another_adapter_s_weights_are_held_back(server: Server) -> None:
+def test_another_adapter_s_weights_are_quarantined(server: Server) -> None:
     assert "of what PEFT says" in server.status()["quarantined"]["another/1"]["reason"]
 
 

@@ -105,7 +105,7 @@ def test_a_quarantined_version_is_tried_again_after_its_wait() -> None:
     assert decide(Desired({"bot": TWO}), Observed(now=40.0, quarantined=waiting)) == (Load(TWO),)
 
 
-def test_another_version_is_not_held_back_by_a_quarantined_one() -> None:
+def test_another_version_does_not_wait_for_a_quarantined_one() -> None:
     waiting = {ONE.ref: Quarantine(ONE, "no effect", 1, until=1e9)}
     assert decide(Desired({"bot": TWO}), Observed(now=0, quarantined=waiting)) == (Load(TWO),)
 

@@ -130,7 +130,7 @@ def test_a_version_without_effect_takes_no_traffic_and_the_one_before_stays(serv
     server.until(lambda found: found["converged"])
 
 
-def test_a_version_above_the_rank_limit_is_held_back_with_the_reason(server: Server) -> None:
+def test_a_version_above_the_rank_limit_is_quarantined_with_the_reason(server: Server) -> None:
     wide = server.promote(server.make("wide", rank=32))
     status = server.until(lambda found: str(wide.ref) in found["quarantined"])
     assert "rank is 32" in status["quarantined"]["wide/1"]["reason"]

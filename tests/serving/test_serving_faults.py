@@ -54,7 +54,7 @@ class FaultsHarness:
         self.server.until_answered_by(self.server.promote(one))
         return one, two
 
-    def held_back(self, version: Version) -> str:
+    def quarantined(self, version: Version) -> str:
         """Wait until it is, and return why."""
         found = self.server.until(lambda status: str(version.ref) in status["quarantined"])
         return str(found["quarantined"][str(version.ref)]["reason"])
@@ -176,7 +176,7 @@ def test_a_full_disk_holds_a_version_back_until_there_is_room(harness: FaultsHar
     one, two = harness.bot("roomy")
     with full(harness.server.home / "adapters"):
         harness.server.promote(two)
-        assert "no space left" in harness.held_back(two)
+        assert "no space left" in harness.quarantined(two)
         assert harness.server.complete("roomy")[0] == str(one.ref)
     harness.server.until_answered_by(two)
 
@@ -188,7 +188,7 @@ def test_other_bytes_in_the_store_take_no_traffic(harness: FaultsHarness) -> Non
     good = stored.read_bytes()
     stored.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     harness.server.promote(two)
-    assert "does not hold the bytes that were registered" in harness.held_back(two)
+    assert "does not hold the bytes that were registered" in harness.quarantined(two)
     assert harness.server.complete("spoilt")[0] == str(one.ref)
     stored.write_bytes(good)
     harness.server.until_answered_by(two)
@@ -252,7 +252,7 @@ def test_a_digest_that_the_registry_makes_up_takes_no_traffic(harness: FaultsHar
 
     harness.registry.changed(VERSION, forged)
     harness.server.promote(two)
-    assert "does not hold the bytes that were registered" in harness.held_back(two)
+    assert "does not hold the bytes that were registered" in harness.quarantined(two)
     assert harness.server.complete("forged")[0] == str(one.ref)
     assert not (harness.server.home / "adapters" / ("0" * 64)).exists()
     harness.registry.honest()

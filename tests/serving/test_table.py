@@ -50,18 +50,18 @@ def test_a_version_by_its_number_where_that_is_allowed() -> None:
 
 def test_what_is_listed_is_what_answers() -> None:
     every = {"bot", "bot@production", "bot@canary", "cat", "cat@production"}
-    for one in (table(), table(public=frozenset({"canary"})), table(public=frozenset()), table(barred={CAT.ref})):
+    for one in (table(), table(public=frozenset({"canary"})), table(public=frozenset()), table(quarantined={CAT.ref})):
         named = one.names()
         assert named.keys() <= every
         for name in every:
             found = one.find(name, "")
             assert (found.ref if found else None) == named.get(name), name
-    assert table(barred={CAT.ref}).names().keys() == {"bot", "bot@production", "bot@canary"}
+    assert table(quarantined={CAT.ref}).names().keys() == {"bot", "bot@production", "bot@canary"}
 
 
-def test_a_name_keeps_the_version_that_it_points_at_while_another_is_held_back() -> None:
+def test_a_name_keeps_the_version_that_it_points_at_while_another_is_quarantined() -> None:
     desired = Desired({"bot": TWO})
-    assert Table(desired=desired, pointed={"bot": ONE.ref}, barred={TWO.ref}).names()["bot"] == ONE.ref
+    assert Table(desired=desired, pointed={"bot": ONE.ref}, quarantined={TWO.ref}).names()["bot"] == ONE.ref
 
 
 def test_a_canary_gets_its_share_of_the_users_and_each_user_one_version() -> None:

@@ -138,16 +138,16 @@ def restart(stack: Stack, service: str) -> None:
 def the_dashboard(stack: Stack) -> None:
     """Something to see in every panel, and every panel's question to Prometheus."""
     prometheus = stack.prometheus
-    with step("a version without effect is held back by every replica; every panel has something to show"):
+    with step("a version without effect is quarantined by every replica; every panel has something to show"):
         with load(stack.endpoint, "tiny/1", "tiny/2"):
-            loradock("promoter", "promote", "tiny/3", "--force", "--reason", "to see it held back")
+            loradock("promoter", "promote", "tiny/3", "--force", "--reason", "to see it quarantined")
             held = 'count(loradock_quarantined{adapter="tiny"})'
-            until("it is held back", lambda: prometheus.value(held) == stack.replicas, seconds=FOLLOWED)
-            until("its alert waits", lambda: prometheus.alerts()["LoradockHeldBack"] != "inactive", seconds=60)
+            until("it is quarantined", lambda: prometheus.value(held) == stack.replicas, seconds=FOLLOWED)
+            until("its alert waits", lambda: prometheus.alerts()["LoradockQuarantined"] != "inactive", seconds=60)
             loradock("promoter", "promote", "tiny/2", "--reason", "a move to see")
             stack.answers("tiny/2")
             until("the dashboard marks the move", lambda: all(map(prometheus.series, marks())), seconds=60)
-            loradock("promoter", "promote", "tiny/3", "--force", "--reason", "to see it held back again")
+            loradock("promoter", "promote", "tiny/3", "--force", "--reason", "to see it quarantined again")
             stack.endpoint.hang_up()
             if (status := stack.endpoint.ask(key="a wrong key")) != "401":
                 sys.exit(f"a wrong key got {status}")

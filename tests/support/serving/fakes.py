@@ -88,8 +88,8 @@ class FakeWatcher:
     def loaded(self, ref: VersionRef, seconds: float) -> None:
         self.calls.append(("loaded", ref))
 
-    def held_back(self, ref: VersionRef, kind: str) -> None:
-        self.calls.append(("held back", ref, kind))
+    def quarantined(self, ref: VersionRef, kind: str) -> None:
+        self.calls.append(("quarantined", ref, kind))
 
     def forget(self, ref: VersionRef) -> None:
         self.calls.append(("forgotten", ref))
