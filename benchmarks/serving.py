@@ -94,9 +94,9 @@ def main() -> None:
 
 def dtypes() -> list[str]:
     """What is worth measuring on this processor."""
-    from loradock.serving.launch import _has_bfloat16
+    from loradock.registry.machine import has_bfloat16
 
-    return ["float32", *(["bfloat16"] if _has_bfloat16() else [])]
+    return ["float32", *(["bfloat16"] if has_bfloat16() else [])]
 
 
 def report(found: dict[str, Any]) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from loradock.registry.errors import BadInput, LoradockError
-
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from loradock.registry.machine import is_full
 
 
 def replace(target: Path, text: str, *, mode: int = 0o600) -> None:
@@ -70,13 +67,13 @@ def room(directory: Path, *, hint: str = "make room there") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full(error):
             raise
         written = error.filename2 or error.filename  # of a copy, the second is the one that is written
         within = not written or Path(os.fsdecode(written)).is_relative_to(directory)
         raise _full(directory if within else Path(os.fsdecode(written)).parent, hint) from error
     except LoradockError as error:
-        if not any(os.strerror(number) in str(error.__cause__) for number in _FULL):
+        if not is_full(error):
             raise
         raise _full(directory, hint) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import Final
 
 from loradock.registry import artifact, check
 from loradock.registry.errors import BadInput, DigestMismatch, LoradockError, NotServable, Refused
+from loradock.registry.machine import is_full
 from loradock.registry.records import Version
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -117,7 +117,7 @@ class Cache:
             try:
                 return self._fetch(version, target)
             except (LoradockError, OSError) as error:
-                if not _is_full(error) or not any(map(self._drop, self._unused(keep))):
+                if not is_full(error) or not any(map(self._drop, self._unused(keep))):
                     raise
 
     def _trim(self, keep: Collection[str]) -> None:
@@ -176,7 +176,7 @@ class Cache:
         try:
             yield
         except (LoradockError, OSError) as error:
-            if _is_full(error):
+            if is_full(error):
                 raise LoradockError(
                     f"no space left in {self._root} for {version.ref}", hint="make room there; it is then tried again"
                 ) from error
@@ -245,15 +245,6 @@ def _size(directory: Path) -> int:
         with suppress(FileNotFoundError):  # another replica drops it
             size += path.lstat().st_size
     return size
-
-
-def _is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error; MLflow says so in a text of several lines only."""
-    while error is not None:
-        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
-            return True
-        error = error.__cause__
-    return False
 
 
 def _close(directory: Path) -> None:

@@ -7,16 +7,14 @@ base's layers of `rank * (inputs + outputs)` values, which docs/capacity.md hold
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from loradock.registry.check import RANKS, BaseShapes
+from loradock.registry.machine import GIB
 from loradock.registry.records import Version
 
-GIB: Final = 2**30
 SHARE: Final = 8
 """The part of the machine's memory that adapters get unless it is said: one in so many."""
 MOVING: Final = 2
@@ -28,7 +26,6 @@ _LEAST_RANK: Final = 16
 _LEAST_KEPT, _MOST_KEPT = 1 + MOVING, 256
 """With fewer there is no place for a canary and for the next version; with more a start is slow, since a replica loads
 and proves what it keeps before it says that it is ready."""
-_CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,7 @@ class Capacity:
 
     def warnings(self) -> list[str]:
         """What of it the user may want otherwise."""
-        found = [f"{ref} will be held back: its rank is above {self.rank}" for ref in self.above_rank]
+        found = [f"{ref} will be quarantined: its rank is above {self.rank}" for ref in self.above_rank]
         if self.cold:
             found.append(
                 f"{self.cold} of {self.promoted} adapters will be loaded when a request first asks for them; more "
@@ -139,16 +136,6 @@ def rank_limit(ranks: Iterable[int]) -> int:
     """The smallest rank limit from 16 on that vLLM knows and that admits every one of `ranks`; else its largest."""
     largest = max((_LEAST_RANK, *ranks))
     return next((limit for limit in RANKS if limit >= largest), RANKS[-1])
-
-
-def memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or its container's where that is less."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = _CGROUP.read_text(encoding="ascii").strip()
-    except OSError:
-        return machine
-    return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 def size(count: int) -> str:

@@ -14,17 +14,18 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, entry_points
-from pathlib import Path
 from typing import Final
 
 from loradock.registry import base as bases
+from loradock.registry import machine
 from loradock.registry.base import LocalBase
 from loradock.registry.check import read_shapes
 from loradock.registry.errors import BadInput, LoradockError
+from loradock.registry.machine import GIB
 from loradock.registry.output import say
 from loradock.registry.settings import Settings
 from loradock.serving import access, capacity
-from loradock.serving.capacity import GIB, Capacity, Given
+from loradock.serving.capacity import Capacity, Given
 from loradock.serving.capacity import rank_limit as rank_limit  # noqa: PLC0414 - `loradock.serving.batch` takes it from here
 from loradock.serving.desired import Promoted, Source, for_base
 from loradock.serving.settings import ServingSettings
@@ -178,7 +179,7 @@ def choose(options: ServeOptions, local: LocalBase, promoted: Promoted, *, cpu: 
             "--max-cpu-loras 1 leaves no room to load and prove a version while the one before it answers",
             hint="give 2 at least, and 1 more for each other name that answers at the same time",
         )
-    full = asked.lora_dtype or asked.dtype or ("float32" if cpu and not _has_bfloat16() else "auto")
+    full = asked.lora_dtype or asked.dtype or ("float32" if cpu and not machine.has_bfloat16() else "auto")
     given = Given(
         slots=options.max_loras,
         kept=asked.max_cpu_loras,
@@ -189,7 +190,7 @@ def choose(options: ServeOptions, local: LocalBase, promoted: Promoted, *, cpu: 
         targets.values(),
         read_shapes(local.path),
         item=4 if full in ("float", "float32") else 2,
-        memory=capacity.memory(),
+        memory=machine.memory().total,
         given=given,
     )
 
@@ -220,19 +221,9 @@ def arguments(options: ServeOptions, local: LocalBase, chosen: Capacity, *, cpu:
     if cpu:
         # As long a context as the key-value cache holds; vLLM's own default stops the start when it does not fit.
         flags += ["--max-model-len", "auto"]
-        if not _has_bfloat16():
+        if not machine.has_bfloat16():
             flags += ["--dtype", "float32"]
     return flags
-
-
-def _has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; without that it is slower than float32, and less exact."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as file:
-            flags = next((line.split() for line in file if line.startswith(("flags", "Features"))), [])
-    except OSError:
-        return False
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def prepare(environ: MutableMapping[str, str], *, cpu: bool) -> None:
@@ -246,7 +237,7 @@ def prepare(environ: MutableMapping[str, str], *, cpu: bool) -> None:
         environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
         # vLLM's own default takes nearly all of the memory for the cache, and reserves a core of even two.
         environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_cache_gib()))
-        if (os.cpu_count() or 1) <= 4:
+        if machine.processors() <= 4:
             environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
 
 
@@ -260,7 +251,7 @@ def plugin_names(environ: Mapping[str, str], *, cpu: bool) -> str:
 
 
 def _cache_gib() -> int:
-    return min(max(capacity.memory() // GIB // 16, 1), 4)
+    return min(max(machine.memory().total // GIB // 16, 1), 4)
 
 
 def prove_plugins(*, cpu: bool) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from loradock.registry.errors import BadInput
+from loradock.registry.machine import GIB
 
-GIB: Final = 2**30
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(?:gib|gb|g)?", re.IGNORECASE)
 
 

@@ -24,6 +24,7 @@ from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from loradock.registry import machine
 from loradock.registry.errors import BadInput, LoradockError, NotFound, Unreachable, first_line
 from loradock.trainer.processes import MAIN_PORT, Machines
 
@@ -56,7 +57,7 @@ def run(arguments: Sequence[str], processes: int, machines: Machines, config: Pa
             hint=f"--processes {gpus * machines.count}",
         )
     first = machines.rank * here
-    threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // here)
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, machine.processors() // here)
     with tempfile.TemporaryDirectory(prefix="loradock-logs-") as logs:
         # Only the first process speaks; what the others say is kept for the case that one of them fails.
         quiet = ",".join(f"{rank}:3" for rank in range(1, here)) or "0"

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from loradock.registry.machine import GIB
 from loradock.trainer import catalogue, gpus, hardware, memory
-from loradock.trainer.gpus import GIB, Gpu
+from loradock.trainer.gpus import Gpu
 from loradock.trainer.memory import Machine, Memory
 from loradock.trainer.recipe import Method, Quantization, Recipe
 from loradock.trainer.remembered import Remembered

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import torch
 from transformers import AutoTokenizer
 
+from loradock.registry import machine
 from loradock.registry.base import LocalBase
 from loradock.registry.errors import BadInput, LoradockError, first_line
 from loradock.registry.reference import ANSWER, PROMPTS, Probe, Reference
@@ -42,7 +42,7 @@ class Witness:
         shortest = min(map(len, prompts))  # cut to one length, they need no padding
         self._prompts = torch.tensor([prompt[:shortest] for prompt in prompts])
         size = Shards(local.path).size("float32")
-        self._bare = filled(local) if size < _SHARE * psutil.virtual_memory().available else None
+        self._bare = filled(local) if size < _SHARE * machine.memory().available else None
         if self._bare is not None and torch.cuda.is_available() and size < _SHARE * torch.cuda.mem_get_info()[0]:
             self._bare = self._bare.to("cuda")
 

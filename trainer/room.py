@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import torch
 
+from loradock.registry import machine
 from loradock.registry.errors import first_line
+from loradock.registry.machine import GIB
 from loradock.trainer import meta, plan
-from loradock.trainer.gpus import GIB
 from loradock.trainer.recipe import Recipe
 
 
 def available() -> int:
-    """Bytes that are free for a training: on the GPU where there is one, else in this machine's memory."""
+    """Bytes that are free for a training: on the GPU where there is one, else in this machine or its container."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    return machine.memory().available
 
 
 def lacking(recipe: Recipe, directory: Path, longest: int, free: int) -> str:

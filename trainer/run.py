@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from loradock.registry import base as bases
 from loradock.registry.errors import LoradockError, first_line
+from loradock.registry.machine import is_full
 from loradock.registry.records import TextSettings
 from loradock.registry.settings import Settings
 from loradock.registry.text import settings_of
@@ -45,7 +46,7 @@ from loradock.trainer.undertaking import Undertaking
 
 Say = Callable[[str], None]
 _MAIN_SPEAKS_WITHIN: Final = 5.0  # seconds
-_FULL: Final = ("No space left", "os error 28", "Read-only file system", "os error 30", "Disk quota", "os error 122")
+_READ_ONLY: Final = ("Read-only file system", "os error 30")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +256,7 @@ def _machine_told(recipe: Recipe, directory: Path, free: int) -> Iterator[None]:
     except (RuntimeError, OSError, SafetensorError) as error:
         if "can't allocate memory" in str(error):
             raise LoradockError("memory ran out", hint=room.advice(recipe, directory, free)) from error
-        if any(words in str(error) for words in _FULL):
+        if is_full(error) or any(words in str(error) for words in _READ_ONLY):
             raise LoradockError(
                 f"a file could not be written: {first_line(error)}",
                 hint="free space where LORADOCK_HOME and MLflow's artifacts are, and go on with --resume",

@@ -14,11 +14,12 @@ from loradock.cli.command import Command
 from loradock.cli.options import json_option
 from loradock.cli.output import emit
 from loradock.registry import base as bases
+from loradock.registry import machine
 from loradock.registry.errors import first_line
+from loradock.registry.machine import GIB
 from loradock.registry.output import say
 from loradock.registry.settings import Settings
 from loradock.trainer import dialects, gpus, hardware
-from loradock.trainer.gpus import GIB
 
 if TYPE_CHECKING:
     from loradock.trainer.memory import Memory
@@ -150,12 +151,10 @@ def _both(recipe: Recipe, estimator: Estimator) -> dict[str, float]:
 
 def _machine(recipe: Recipe, estimator: Estimator) -> dict[str, float]:
     """What the recipe needs on this machine's CPU, and what there is."""
-    import psutil
-
     size = estimator.needed(recipe, cuda=False)
     return {
         "needed_gib": round(size.needed / GIB, 2),
-        "available_gib": round(psutil.virtual_memory().available / GIB, 2),
+        "available_gib": round(machine.memory().available / GIB, 2),
     }
 
 

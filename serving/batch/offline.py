@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from loradock.registry import machine
 from loradock.registry.base import LocalBase
 from loradock.registry.errors import BadInput, LoradockError, NotServable, first_line
 from loradock.registry.outside import printable
@@ -80,7 +81,7 @@ def arguments(local: LocalBase, ranks: Sequence[int], max_loras: int | None, *, 
     if cpu:
         # As long a context as the key-value cache holds; vLLM's own default stops the start when it does not fit.
         chosen += ["--max-model-len", "auto"]
-        if not launch._has_bfloat16():  # noqa: SLF001
+        if not machine.has_bfloat16():
             chosen += ["--dtype", "float32"]
     return chosen
 

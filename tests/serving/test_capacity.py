@@ -106,13 +106,13 @@ def test_the_budget_is_an_eighth_of_memory_unless_it_is_given() -> None:
     assert chosen(memory=800 * MIB, budget=7).budget == 7
 
 
-def test_it_says_who_will_be_cold_who_will_wait_and_who_is_held_back() -> None:
+def test_it_says_who_will_be_cold_who_will_wait_and_who_is_quarantined() -> None:
     found = chosen(*versions(20), version("high", 64), kept=10, rank=16)
     assert found.cold == 13
     told = "\n".join(found.warnings())
     assert "13 of 21 adapters" in told
     assert "more than 10 adapters at once wait" in told
-    assert "high/1 will be held back: its rank is above 16" in told
+    assert "high/1 will be quarantined: its rank is above 16" in told
 
 
 def test_it_says_what_it_chose_and_why() -> None:
@@ -120,16 +120,6 @@ def test_it_says_what_it_chose_and_why() -> None:
     assert "1 adapter is promoted for smol" in told
     assert "1/8 of 32.0 GiB of memory" in told
     assert "as given" in "\n".join(chosen(version("a"), budget=2**30).lines("smol"))
-
-
-def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(capacity, "_CGROUP", limit)
-    machine = capacity.memory()
-    limit.write_text("1048576\n")
-    assert capacity.memory() == MIB
-    limit.write_text("max\n")
-    assert capacity.memory() == machine
 
 
 def test_a_real_bases_headers_give_what_its_config_does(base_dir: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import loradock
+from loradock.registry import machine
 from loradock.registry.base import LocalBase
 from loradock.registry.errors import BadInput, LoradockError, NotFound, Unreachable
 from loradock.registry.records import Base, Facts, Version
@@ -99,10 +100,10 @@ def test_memory_for_adapters_is_in_gib(local: LocalBase) -> None:
 def test_values_are_as_wide_as_vllm_holds_them(
     local: LocalBase, monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...], wide: int
 ) -> None:
-    monkeypatch.setattr(launch, "_has_bfloat16", lambda: True)
+    monkeypatch.setattr(machine, "has_bfloat16", lambda: True)
     half = launch.choose(options(), local, promoted(), cpu=True).slot_bytes
     assert launch.choose(options(extra=extra), local, promoted(), cpu=True).slot_bytes == wide * half
-    monkeypatch.setattr(launch, "_has_bfloat16", lambda: False)
+    monkeypatch.setattr(machine, "has_bfloat16", lambda: False)
     assert launch.choose(options(), local, promoted(), cpu=True).slot_bytes == 2 * half
 
 
@@ -115,11 +116,11 @@ def test_the_base_answers_under_its_own_name_on_the_address_asked_for() -> None:
 
 
 def test_a_cpu_without_bfloat16_gets_float32_and_a_context_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_has_bfloat16", lambda: False)
+    monkeypatch.setattr(machine, "has_bfloat16", lambda: False)
     command = arguments(options(), LOCAL, CHOSEN, cpu=True)
     assert (given(command, "--dtype"), given(command, "--max-model-len")) == ("float32", "auto")
     assert not {"--dtype", "--max-model-len"} & set(arguments(options(), LOCAL, CHOSEN, cpu=False))
-    monkeypatch.setattr(launch, "_has_bfloat16", lambda: True)
+    monkeypatch.setattr(machine, "has_bfloat16", lambda: True)
     assert "--dtype" not in arguments(options(), LOCAL, CHOSEN, cpu=True)
 
 

@@ -20,9 +20,9 @@ from trl.trainer import utils
 from loradock.cli.plan import plan as command
 from loradock.registry.base import config_of
 from loradock.registry.errors import BadInput, NotFound, Unreachable
+from loradock.registry.machine import GIB
 from loradock.registry.settings import Settings
 from loradock.trainer import activations, catalogue, gpus, memory, meta, methods, plan
-from loradock.trainer.gpus import GIB
 from loradock.trainer.memory import Machine
 from loradock.trainer.recipe import Optimizer, Quantization, Recipe
 from loradock.trainer.sizes import Activations, Counts, Sizes

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from loradock.registry import machine
 from loradock.registry.base import LocalBase
 from loradock.trainer.weights.layers import (
     FROM_BASE,
@@ -37,7 +37,7 @@ def speaker(local: LocalBase, adapter: Path | None = None, method: str = "", sou
     """
     needed = Shards(local.path).size("float32")
     whole = method in FROM_BASE or (adapter and vocabulary(local, adapter))
-    if whole or needed < _SHARE * psutil.virtual_memory().available:
+    if whole or needed < _SHARE * machine.memory().available:
         bare = filled(local, source, adapter)
         return worn(bare, adapter) if adapter else bare
     return streamed(local, adapter, source)

@@ -12,9 +12,9 @@ from typing import Final
 from safetensors import SafetensorError
 
 from loradock.registry.errors import BadInput, LoradockError
+from loradock.registry.machine import GIB, is_full
 from loradock.registry.scratch import beside, room, scratch
 
-_GIB: Final = 2**30
 _HINT: Final = "make room, take a narrower --dtype, or put --out, LORADOCK_HOME or TMPDIR on another disk"
 
 
@@ -28,7 +28,7 @@ def check_room(needs: Mapping[Path, int]) -> None:
         disks[disk] = (first, before + size)
     for there, size in disks.values():
         if (free := shutil.disk_usage(there).free) < size:
-            text = f"this takes {size / _GIB:.1f} GiB, and {free / _GIB:.1f} GiB are free"
+            text = f"this takes {size / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free"
             raise LoradockError(f"there is no room left in {there}: {text}", hint=_HINT)
 
 
@@ -54,6 +54,6 @@ def _full_told(directory: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        if "os error 28" not in str(error) and "os error 27" not in str(error) and "os error 122" not in str(error):
+        if not is_full(error):
             raise
         raise LoradockError(f"there is no room left in {directory}", hint=_HINT) from error
