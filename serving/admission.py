@@ -16,7 +16,8 @@ from loradock.registry.records import Version
 from loradock.registry.reference import PROMPTS, Reference
 from loradock.registry.refs import VersionRef
 from loradock.serving.ports import Adapters, Engine, References
-from loradock.serving.probe import Prober, Proof
+from loradock.serving.probe import Proof
+from loradock.serving.prober import Prober
 from loradock.serving.references import missing
 
 _FETCHES: Final = 4

@@ -13,9 +13,8 @@ reference too; a version may be as far from its own.
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,9 +30,6 @@ class Scored:
     rank: int
     """Its place among all tokens by probability; 1 is what a greedy answer takes."""
 
-
-Measure = Callable[[Sequence[int]], Awaitable[Sequence[Scored]]]
-"""From tokens to the score of each but the first."""
 
 _CLEAR: Final = 0.1  # nats; rounding in bfloat16 stays well below this on average
 _FLOOR: Final = 1e-5  # nats; float32 runs of the same weights differ by less than this on average
@@ -53,9 +49,6 @@ _MARGINS: Final = 20.0
 _CAPS: Final = {"float32": 0.01, "quantized": 1.0}
 """The base's gap, in nats, that a precision explains; for the 16-bit ones:"""
 _CAP: Final = 0.2
-_AT_ONCE: Final = 2
-_REMEMBERED: Final = 1000
-"""For how many references what the base said is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,64 +135,52 @@ class Proof:
         return {name: float(f"{value:.3g}") for name, value in found.items()}
 
 
-class Prober:
-    """Measures versions against one base, held in `precision`: float32, bfloat16, float16 or quantized.
+Scores = Sequence[Sequence[Scored]]
+"""Of each prompt, the score of each token but the first."""
 
-    `prompts` gives the tokens of what is asked where there is no reference.
+
+def is_clear(base: Scores, version: Scores) -> bool:
+    """Whether a version differs from its base by more than rounding can; else the base is to be measured again."""
+    return not _distance(_logprobs(base), _logprobs(version)) < _CLEAR
+
+
+def prove(
+    reference: Reference | None, base: Scores, version: Scores, base_again: Scores | None, precision: str
+) -> Proof:
+    """What the scores of a reference's tokens show of a version, where the base is held in `precision`.
+
+    None for the reference proves the effect alone, of whatever tokens. `base_again` is a second pass of the base; where
+    there is none, and the effect is not clear, that proves no effect. `precision` is float32, bfloat16, float16 or
+    quantized.
     """
-
-    def __init__(self, base: Measure, prompts: Callable[[], Sequence[Sequence[int]]], precision: str) -> None:
-        self._base, self._prompts = base, prompts
-        self._bare: dict[tuple[tuple[int, ...], ...], list[Sequence[Scored]]] = {}
-        self._cap, self._share = _CAPS.get(precision, _CAP), _SHARES.get(precision, _SHARE)
-
-    async def prove(self, version: Measure, reference: Reference | None) -> Proof:
-        """Measure a version; None for the reference proves its effect alone."""
-        asked = [probe.tokens for probe in reference.probes] if reference else self._prompts()
-        base, found = await self._said(asked), await _passage(version, asked)
-        bare, changed = _logprobs(base), _logprobs(found)
-        effect = Effect(_distance(bare, changed), 0.0)
-        if effect.signal < _CLEAR:
-            again = _logprobs(await _passage(self._base, asked))
-            effect = Effect(min(effect.signal, _distance(again, changed)), _distance(bare, again))
-        if reference is None or effect.fault:
-            return Proof(effect, None)
-        return Proof(effect, self._parity(reference, bare, changed, _overturned(reference, found)))
-
-    async def _said(self, asked: Sequence[Sequence[int]]) -> list[Sequence[Scored]]:
-        """What the base says, which it is asked once: without references all versions are asked the same."""
-        key = tuple(map(tuple, asked))
-        if key not in self._bare:
-            self._bare = dict([*self._bare.items()][-_REMEMBERED:])
-            self._bare[key] = await _passage(self._base, asked)
-        return self._bare[key]
-
-    def _parity(
-        self, reference: Reference, bare: Sequence[float], changed: Sequence[float], overturned: float
-    ) -> Parity:
-        theirs = [value for probe in reference.probes for value in probe.adapted]
-        base = [value for probe in reference.probes for value in probe.bare]
-        meant, measured = _less(theirs, base), _less(changed, base)
-        power = _dot(meant, meant)
-        stray = [effect * off for effect, off in zip(meant, _less(bare, base), strict=True)]
-        return Parity(
-            base_gap=_distance(bare, base),
-            gap=_distance(changed, theirs),
-            effect=_distance(theirs, base),
-            size=_dot(meant, measured) / power if power else math.nan,
-            doubt=math.sqrt(_dot(stray, stray)) / power if power else math.inf,
-            overturned=overturned,
-            cap=self._cap,
-            share=self._share,
-        )
+    bare, changed = _logprobs(base), _logprobs(version)
+    effect = Effect(_distance(bare, changed), 0.0)
+    if not is_clear(base, version):
+        again = _logprobs(base_again) if base_again is not None else changed
+        effect = Effect(min(effect.signal, _distance(again, changed)), _distance(bare, again))
+    if reference is None or effect.fault:
+        return Proof(effect, None)
+    return Proof(effect, _parity(reference, bare, changed, _overturned(reference, version), precision))
 
 
-async def _passage(measure: Measure, asked: Sequence[Sequence[int]]) -> list[Sequence[Scored]]:
-    """Few prompts at a time: a step of the engine that holds more keeps running answers waiting longer."""
-    found: list[Sequence[Scored]] = []
-    for at in range(0, len(asked), _AT_ONCE):
-        found += await asyncio.gather(*map(measure, asked[at : at + _AT_ONCE]))
-    return found
+def _parity(
+    reference: Reference, bare: Sequence[float], changed: Sequence[float], overturned: float, precision: str
+) -> Parity:
+    theirs = [value for probe in reference.probes for value in probe.adapted]
+    base = [value for probe in reference.probes for value in probe.bare]
+    meant, measured = _less(theirs, base), _less(changed, base)
+    power = _dot(meant, meant)
+    stray = [effect * off for effect, off in zip(meant, _less(bare, base), strict=True)]
+    return Parity(
+        base_gap=_distance(bare, base),
+        gap=_distance(changed, theirs),
+        effect=_distance(theirs, base),
+        size=_dot(meant, measured) / power if power else math.nan,
+        doubt=math.sqrt(_dot(stray, stray)) / power if power else math.inf,
+        overturned=overturned,
+        cap=_CAPS.get(precision, _CAP),
+        share=_SHARES.get(precision, _SHARE),
+    )
 
 
 def _logprobs(found: Sequence[Sequence[Scored]]) -> list[float]:

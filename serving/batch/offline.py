@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +19,7 @@ from loradock.serving.batch.answering import Outcome, Unanswerable
 from loradock.serving.batch.journal import Usage
 from loradock.serving.batch.rows import Row
 from loradock.serving.engine import misreading, precision
-from loradock.serving.probe import Measure, Prober, Proof, Scored
+from loradock.serving.probe import Proof, Scored, is_clear, prove
 
 _MOST_SLOTS: Final = 16
 _MOST_KEPT: Final = 64
@@ -117,17 +115,16 @@ class Offline:
             raise NotServable(name, [fault])
 
     def _proof(self, request: Any, reference: Reference | None) -> Proof:
-        """As a replica proves it; measured first: the prober needs an event loop, and a notebook has one already."""
+        """As a replica proves it."""
         tokenizer = self._llm.get_tokenizer()
         asked: list[Sequence[int]] = (
             [probe.tokens for probe in reference.probes]
             if reference
             else [tokenizer.encode(prompt) for prompt in PROMPTS]
         )
-        base, found, again = ([self._scores(tokens, who) for tokens in asked] for who in (None, request, None))
-        prober = Prober(_recorded(asked, base, again), lambda: asked, precision(self._llm.llm_engine))
-        with ThreadPoolExecutor(1) as aside:
-            return aside.submit(asyncio.run, prober.prove(_recorded(asked, found), reference)).result()
+        base, found = ([self._scores(tokens, who) for tokens in asked] for who in (None, request))
+        again = None if is_clear(base, found) else [self._scores(tokens, None) for tokens in asked]
+        return prove(reference, base, found, again, precision(self._llm.llm_engine))
 
     def _scores(self, tokens: Sequence[int], request: Any) -> list[Scored]:
         """Of each given token but the first; alone in its step, since vLLM mixes up rows of an adapter on the head."""
@@ -185,13 +182,3 @@ def _stopped(error: Exception) -> LoradockError:
         f"vLLM failed: {printable(first_line(error), 500)}",
         hint="the answers so far are kept, and the same command goes on",
     )
-
-
-def _recorded(asked: Sequence[Sequence[int]], *passes: Sequence[Sequence[Scored]]) -> Measure:
-    """A measure that gives what was measured, one pass after the other."""
-    left = {tuple(tokens): iter(scores) for tokens, *scores in zip(asked, *passes, strict=True)}
-
-    async def measure(tokens: Sequence[int]) -> Sequence[Scored]:
-        return next(left[tuple(tokens)])
-
-    return measure

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 import pytest
 
 from loradock.registry.reference import Probe, Reference
-from loradock.serving.probe import Measure, Prober, Proof, Scored
+from loradock.serving.probe import Proof, Scored, is_clear, prove
+from loradock.serving.prober import Measure, Prober
 from tests.support.chance import seeds
 
 PROMPTS = [tuple(range(start, start + 44)) for start in range(0, 176, 44)]
@@ -103,6 +104,15 @@ def test_an_answer_of_another_length_is_a_fault() -> None:
         return [Scored(-1.0, 1)]
 
     assert judge(FakeModel(), short, reference(adapter(0.1))).fault
+
+
+def test_without_a_second_pass_an_effect_that_is_not_clear_is_none() -> None:
+    """The proof is a function of what was measured alone."""
+    base, near, far = ([[Scored(value, 1)] * 8] for value in (-1.0, -1.05, -2.0))
+    assert (is_clear(base, near), is_clear(base, far)) == (False, True)
+    assert "no effect" in prove(None, base, near, None, "float32").fault
+    assert prove(None, base, near, base, "float32").fault == ""
+    assert prove(None, base, far, None, "float32").fault == ""
 
 
 def test_a_clear_effect_takes_one_pass_of_each() -> None:
