@@ -34,7 +34,7 @@ def nudge(settings: Settings) -> list[str]:
         try:
             ReplicaClient(url, settings.api_key, seconds=_SHORT_TIMEOUT, needs="an admin key").nudge()
         except LoradockError as error:
-            problems.append(f"{url} was not told of the move, and finds out at its next poll: {error}")
+            problems.append(f"{url} could not be nudged, and sees the move at its next poll: {error}")
     return problems
 
 
@@ -45,7 +45,7 @@ def rooms(settings: Settings) -> tuple[list[Room], list[str]]:
         if isinstance(status, ReplicaStatus):
             found.append(Room(url, status))
         else:
-            problems.append(f"{url} does not say what it has room for: {status}")
+            problems.append(f"{url} does not report its capacity: {status}")
     return found, problems
 
 

@@ -29,7 +29,7 @@ def _true(version: Version, status: ReplicaStatus) -> Iterator[str]:
     if ref in status.loading:
         yield "loading"
     if ref in status.resident:  # only what was proven is
-        yield "proven, answers nobody"
+        yield "proven, no name points at it"
     if ref in status.cold.values():
         yield "cold"
     yield "not held"

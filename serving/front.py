@@ -227,7 +227,7 @@ async def _acquired(house: House, ref: VersionRef, caller: Caller) -> Version:
     except NotFound as error:
         raise refusals.no_such_model(str(ref), caller=caller.name) from error
     except NotServable as error:
-        raise refusals.unavailable(f"{ref} is quarantined here.", caller=caller.name) from error
+        raise refusals.unavailable(f"{ref} is quarantined on this replica.", caller=caller.name) from error
     except Unreachable as error:
         raise refusals.unavailable(f"{ref} is not loaded yet.", caller=caller.name) from error
 

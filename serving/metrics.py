@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 Kind = Literal["unreachable", "damaged", "unfit", "failed"]
 """Why a version is quarantined: it could not be fetched, its bytes are not the registered ones, it cannot be served
-here or proved wrong here, or anything else."""
+here or did not pass the proof, or anything else."""
 
 _LATENCY: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 _FIRST_TOKEN: Final = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
@@ -81,9 +81,7 @@ class Metrics:
         self._each = histogram("time_per_output_token_seconds", "Per token after the first.", _ANSWERED, _PER_TOKEN)
         self._flips = counter("flips", "Moves of a name to another version.", ("adapter", "alias"))
         self._load = histogram("load_seconds", "Fetching, verifying, loading, proving.", ("adapter",), _LOAD)
-        self._quarantines = counter(
-            "quarantines", "Times that a version failed to be brought up, and was quarantined.", ("adapter", "kind")
-        )
+        self._quarantines = counter("quarantines", "Quarantines, counted at each failed try.", ("adapter", "kind"))
         self._failed_polls = counter("polls_failed", "Readings of the registry that failed.")
         self._refused = counter("refusals", "HTTP requests refused for their key or model.", ("key", "status"))
 
@@ -251,13 +249,13 @@ def _families() -> dict[str, GaugeMetricFamily]:
         ("ready", "1 from when every promoted version was loaded and proven.", ()),
         ("converged", "1 while every name is answered by its promoted version.", ()),
         ("registry_reachable", "1 while the registry answers.", ()),
-        ("registry_staleness_seconds", "Age of what is known of the registry.", ()),
-        ("histories_cut", "Adapters whose history does not go on from what was seen of it.", ()),
-        ("keys_file_valid", "0 while the file of keys is broken and the keys before it are in force.", ()),
+        ("registry_staleness_seconds", "Age of the replica's information from the registry.", ()),
+        ("histories_cut", "Adapters whose history does not continue from the newest entry seen.", ()),
+        ("keys_file_valid", "0 while the key file is invalid and the previous keys are in force.", ()),
         ("cache_bytes", "Size of the cached adapters.", ()),
-        ("adapter_resident", "1 for a loaded version, 0 for one that is on its way or quarantined.", version),
-        ("requests_in_flight", "Generations of the engine that run.", version),
-        ("quarantined", "1 for a version that is quarantined now.", (*version, "kind")),
+        ("adapter_resident", "1 for a loaded version, 0 for one that is loading or quarantined.", version),
+        ("requests_in_flight", "Running generations of the engine.", version),
+        ("quarantined", "1 for a quarantined version.", (*version, "kind")),
         ("answering_version", "The number of the version that answers a name.", alias),
     )
     return {name: GaugeMetricFamily(f"loradock_{name}", text, labels=labels) for name, text, labels in rows}

@@ -97,15 +97,16 @@ class Parity:
         """Why this does not prove parity; empty when it does."""
         if not self.base_gap <= self.cap:
             return (
-                f"its base answers otherwise here than in its reference: by {self.base_gap:.2g} nats a token, where "
+                f"the base here differs from the base in the reference by {self.base_gap:.2g} nats a token, where "
                 f"precision explains {self.cap:.2g}; one of them has other weights"
             )
         if abs(self.size - 1) > _SIZE + _DOUBTS * self.doubt:
-            return f"its effect is {self.size:.0%} of what PEFT says: it is scaled otherwise, or loaded in part"
+            share = f"{self.size:.0%} of that in the PEFT reference"
+            return f"its effect is {share}: it is scaled differently, or partly loaded"
         if self.gap > _FLOOR + math.hypot(_GAPS * self.base_gap, self.share * self.effect):
             return (
-                f"it is {self.gap:.2g} nats a token from what PEFT says, where its base is {self.base_gap:.2g}: some "
-                "of its weights are missing, or in another place"
+                f"it is {self.gap:.2g} nats a token from the PEFT reference, where its base is {self.base_gap:.2g}: "
+                "some of its weights are missing, or in another place"
             )
         if self.overturned > _FLOOR + _MARGINS * self.base_gap:
             return f"it does not choose a token that PEFT chooses with a margin of {self.overturned:.2g} nats"

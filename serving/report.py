@@ -66,7 +66,7 @@ def seen_by(caller: Caller, status: ReplicaStatus) -> ReplicaStatus:
     }
     shown["loading"] = tuple(ref for ref in status.loading if own(str(ref)))
     shown["converged"] = not shown["waiting"]
-    error = "out of reach" if status.registry.error else ""
+    error = "unreachable" if status.registry.error else ""
     shown["registry"] = status.registry.model_copy(update={"uri": "the registry", "error": error})
     return status.model_copy(update={**shown, "keys": None})
 

@@ -93,7 +93,7 @@ def decide(seen: Seen, rules: Rules) -> Action:
     if alarmed := [finding for finding in seen.findings if finding.alarmed]:
         return Abort("; ".join(map(str, alarmed)))
     if seen.quarantined:
-        return Abort(f"every replica has quarantined it: {seen.quarantined}")
+        return Abort(f"every replica quarantined it: {seen.quarantined}")
     action = _onwards(seen, rules)
     if isinstance(action, Wait) and seen.in_all >= rules.within:
         return Abort(f"undecided after {rules.within:.0f} s: {action.why}")

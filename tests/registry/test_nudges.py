@@ -84,4 +84,4 @@ def test_a_replica_that_is_not_told_harms_no_move(store: Store) -> None:
         done = loradock("promote", "support-bot/1", LORADOCK_REPLICAS=f"{url},http://127.0.0.1:9,nonsense")
     assert done.exit_code == 0
     assert store.family("support-bot").aliases == {"production": 1}
-    assert done.err.count("was not told of the move, and finds out at its next poll") == 3
+    assert done.err.count("could not be nudged, and sees the move at its next poll") == 3

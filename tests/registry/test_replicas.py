@@ -111,7 +111,7 @@ def test_a_replica_that_does_not_answer_is_warned_of_and_decides_nothing(
     monkeypatch.setenv("LORADOCK_REPLICAS", f"http://127.0.0.1:9,{start(max_rank=32)}")
     found = run()
     assert found.exit_code == 0
-    assert "warning: http://127.0.0.1:9 does not say what it has room for" in found.stderr
+    assert "warning: http://127.0.0.1:9 does not report its capacity" in found.stderr
     assert aliases(high) == {"production": 1}
 
 

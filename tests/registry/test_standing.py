@@ -51,7 +51,7 @@ def test_each_thing_that_a_replica_can_do_with_a_version(version: Version) -> No
         "answers with other bytes of that name: its registry is http://mlflow:5000": {
             "adapters": {NAME: here, f"{NAME}@canary": answered(version, "f" * 64)}
         },
-        "proven, answers nobody": {"resident": {REF: 0}},
+        "proven, no name points at it": {"resident": {REF: 0}},
         "quarantined: its output is the base's": {
             "quarantined": {REF: quarantined("its output is the base's")},
             "loading": [REF],

@@ -53,7 +53,7 @@ def test_status_prints_what_the_replica_says(replica: Any) -> None:
 
 def test_status_is_readable(replica: Any) -> None:
     text = CliRunner().invoke(status, ["--replica", replica.url + "/"], catch_exceptions=False).stdout
-    for part in ("smol", "bot/1", "cat/1", "no effect", "another base", "out of reach", "3 in flight"):
+    for part in ("smol", "bot/1", "cat/1", "no effect", "another base", "unreachable", "3 in flight"):
         assert part in text
 
 

@@ -67,10 +67,10 @@ def without_a_projection(tensors: dict[str, Any], config: dict[str, Any]) -> Non
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], None], str]] = {
-    "halved": (halved, "of what PEFT says"),
-    "half-loaded": (without_upper_layers, "of what PEFT says"),
-    "swapped": (with_two_layers_swapped, "PEFT says"),
-    "ignored": (without_a_projection, "PEFT says"),
+    "halved": (halved, "of that in the PEFT reference"),
+    "half-loaded": (without_upper_layers, "of that in the PEFT reference"),
+    "swapped": (with_two_layers_swapped, "the PEFT reference"),
+    "ignored": (without_a_projection, "the PEFT reference"),
 }
 
 
@@ -156,11 +156,14 @@ def test_a_version_that_was_loaded_otherwise_is_quarantined(fault: str, server: 
 
 
 def test_another_adapter_s_weights_are_quarantined(server: Server) -> None:
-    assert "of what PEFT says" in server.status()["quarantined"]["another/1"]["reason"]
+    assert "of that in the PEFT reference" in server.status()["quarantined"]["another/1"]["reason"]
 
 
 def test_a_reference_of_another_base_is_told_as_that(server: Server) -> None:
-    assert "its base answers otherwise here" in server.status()["quarantined"]["strange-base/1"]["reason"]
+    assert (
+        "the base here differs from the base in the reference"
+        in server.status()["quarantined"]["strange-base/1"]["reason"]
+    )
 
 
 def test_a_version_without_a_reference_waits_for_one(server: Server) -> None:

@@ -157,7 +157,7 @@ def test_what_the_judge_says_is_compared_prompt_by_prompt() -> None:
         ({"answering": 0, "in_all": 90_000}, Abort("undecided after 86400 s: 0 of 2 replicas answer")),
         ({"findings": (FINE, BAD)}, Abort(str(BAD))),
         ({"findings": (FINE, BAD), "answering": 0, "answers": 0}, Abort(str(BAD))),
-        ({"quarantined": "no effect", "answers": 0}, Abort("every replica has quarantined it: no effect")),
+        ({"quarantined": "no effect", "answers": 0}, Abort("every replica quarantined it: no effect")),
     ],
 )
 def test_what_is_done_next(seen: dict[str, Any], action: object) -> None:

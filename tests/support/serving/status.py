@@ -53,7 +53,7 @@ def quarantined(reason: str) -> dict[str, Any]:
 
 STATUS: dict[str, Any] = NOTHING | {
     "converged": False,
-    "registry": {"uri": "sqlite:///x", "reachable": False, "staleness_seconds": 12.0, "error": "out of reach"},
+    "registry": {"uri": "sqlite:///x", "reachable": False, "staleness_seconds": 12.0, "error": "unreachable"},
     "adapters": {"bot": answering("bot/1", promoted="bot/2", digest="a" * 64)},
     "loading": ["cat/1"],
     "quarantined": {"bot/2": quarantined("no effect")},
