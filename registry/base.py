@@ -145,8 +145,8 @@ def identify(directory: Path, *, base_id: str, revision: str = "") -> Base:
 def unscaled(what: str) -> BadInput:
     """The error of a base whose weights would be read without their scales."""
     return BadInput(
-        f"the weights of {what} are quantised, with scales beside them, and its config.json does not say so: whoever "
-        "loads them takes them unscaled, many times too large",
+        f"the weights of {what} are quantised, with scales beside them, and its config.json does not say so: every "
+        "loader would read them unscaled, many times too large",
         hint="put the model's quantization_config back into config.json, or give the model that is not quantised",
     )
 

@@ -1,18 +1,18 @@
 """Every error that loradock raises on purpose, and what it means to a shell.
 
     LoradockError      1  anything else
-    ├── BadInput       2  what the user wrote cannot be meant
-    ├── Refused        3  a check or a gate said no
+    ├── BadInput       2  invalid input
+    ├── Refused        3  refused by a check or a policy
     │   ├── DigestMismatch   stored bytes are not the bytes that were registered
-    │   ├── GateFailed       a family's policy asks for more than it shows
+    │   ├── GateFailed       a version does not meet its adapter's policy
     │   ├── HistoryDamaged   an entry of a history was edited, or is missing
     │   ├── NotServable      the adapter's own files rule it out
-    │   ├── Taken            something else has the name in MLflow
+    │   ├── Taken            the name belongs to something else in MLflow
     │   └── WrongBase        trained on another base model
     ├── Conflict       4  somebody else moved it first
-    │   └── Drifted          somebody moved it past loradock
-    ├── HistoryCut     4  a history does not go on from what was seen of it
-    ├── NotFound       5  no such run, version, alias, file
+    │   └── Drifted          it was changed out of band, in MLflow itself
+    ├── HistoryCut     4  a history does not continue from the newest entry seen
+    ├── NotFound       5  no such run, version, alias or file
     └── Unreachable    6  a service does not answer
 
 Each carries its facts as attributes, and one sentence, `hint`, on what to do next.
@@ -94,12 +94,12 @@ class DigestMismatch(Refused):
 
 
 class GateFailed(Refused):
-    """A version does not show what its family's policy asks for; `problems` has every rule with its figure."""
+    """A version does not meet its adapter's policy; `problems` has every rule with its figure."""
 
     def __init__(self, ref: str, alias: str, verdicts: Sequence[str]) -> None:
         super().__init__(
             f"{ref} does not pass the policy for {alias}",
-            hint="what failed says what to do; `--force --reason WHY` moves it all the same, and stands in the history",
+            hint="fix what the failed rules ask for; `--force --reason WHY` overrides them, and the history keeps it",
         )
         self.ref, self.alias, self.problems = ref, alias, tuple(verdicts)
 
@@ -110,7 +110,7 @@ class Taken(Refused):
     def __init__(self, name: str, what: str) -> None:
         super().__init__(
             f"{name!r} cannot be an adapter: in MLflow it is {what}",
-            hint="take another name: `loradock register RUN_ID --name NAME` gives a run's adapter any",
+            hint="choose another name: `loradock register RUN_ID --name NAME`",
         )
         self.name, self.what = name, what
 
@@ -144,7 +144,7 @@ class NotServable(Refused):
     def __init__(self, what: str, reasons: Sequence[str], *, hint: str = "") -> None:
         super().__init__(
             f"{what} cannot be served: {'; '.join(reasons)}",
-            hint=hint or "train it again without these; `loradock check` says what helps, where something does",
+            hint=hint or "`loradock check` lists the remedies; without one, train it again without these",
         )
         self.what, self.reasons = what, tuple(reasons)
 
@@ -161,7 +161,7 @@ class WrongBase(Refused):
 
 
 class Conflict(LoradockError):
-    """Somebody else moved the alias first; `winner` says who, and to which version."""
+    """Somebody else moved the alias first; `winner` has who, and to which version."""
 
     exit_code = 4
 
@@ -175,30 +175,30 @@ class Conflict(LoradockError):
 
 
 class Drifted(Conflict):
-    """An alias was moved past loradock, so that history does not say why it is where it is."""
+    """An alias was changed out of band: in MLflow itself, and not through loradock."""
 
     def __init__(self, name: str, alias: str, *, recorded: int | None, found: int | None) -> None:
         super().__init__(
             f"{name}@{alias}",
             expected=f"version {recorded}" if recorded else "no version",
             found=f"version {found}" if found else "no version",
-            winner="somebody past loradock",
+            winner="an out-of-band change",
         )
-        now = f"is at version {found}" if found else "was taken away"
+        now = f"is at version {found}" if found else "was deleted"
         before = f"not at version {recorded}" if recorded else "and history has no move of it"
-        self.args = (f"{name}@{alias} {now} by somebody past loradock, {before}",)
+        self.args = (f"{name}@{alias} was changed out of band: it {now}, {before}",)
         self.hint = f"`loradock history {name} --adopt` takes it as it is, `--restore` moves it back"
 
 
 class HistoryCut(LoradockError):
-    """A family's history does not go on from its newest entry that was seen: it was cut, or is another one."""
+    """A history does not continue from the newest entry seen: it was truncated or replaced."""
 
     exit_code = 4
 
     def __init__(self, name: str, by: str, fault: str) -> None:
         super().__init__(
-            f"the history of {name} does not go on from what {by}: it {fault}",
-            hint=f"if somebody restored a backup, `loradock history {name} --accept --reason WHY` goes on with what is"
+            f"the history of {name} does not continue from what {by}: it {fault}",
+            hint=f"if somebody restored a backup, `loradock history {name} --accept --reason WHY` accepts what is"
             " there; else restore MLflow's database",
         )
         self.name, self.by, self.fault = name, by, fault

@@ -121,7 +121,7 @@ def after(past: History, entry: Entry, text: str) -> Head:
 def lack(past: History, seen: Head) -> Lack | None:
     """Why a history does not go on from a head; None where it does, or too little of it was read to say."""
     if not seen.run:
-        return Lack("cannot be held against it: somebody wrote over it", late=False)
+        return Lack("cannot be compared with it: the tag was overwritten", late=False)
     if past.family.ledger != seen.run:
         begins = f"begins in run {past.family.ledger}" if past.family.ledger else "is named by no tag"
         return Lack(f"{begins}, and began in run {seen.run}", late=False)

@@ -151,7 +151,7 @@ def ready() -> None:
         raise Unreachable("HF_HUB_OFFLINE is set, and publishing needs the Hub", hint="unset it")
     if not get_token():
         raise BadInput(
-            "the Hub asks for a token, and there is none",
+            "the Hub requires a token, and none is set",
             hint="set HF_TOKEN to one that may write (https://huggingface.co/settings/tokens), or `hf auth login`",
         )
 
@@ -299,7 +299,7 @@ def _told(name: str, status: int, parent: str) -> LoradockError:
     """An answer of the Hub's as one of our errors."""
     if status in (409, 412):
         conflict = Conflict(f"{name} on the Hub", expected=parent[:12] or "rest", found="another commit")
-        conflict.hint = "somebody wrote to it meanwhile: look at it, then run this again"
+        conflict.hint = "somebody wrote to it meanwhile: check it, then run this again"
         return conflict
     if status == 404:
         return NotFound(f"the Hub has no model {name!r} for this token", hint="check its name and the token's rights")

@@ -119,7 +119,7 @@ def _chosen(directory: Path, wanted: str) -> Checkpoint:
         return match[0]
     if wanted not in ("best", "last") and not wanted.isdecimal():
         raise BadInput(f"{wanted!r} is no checkpoint", hint="write its step, best or last")
-    which = "best checkpoint that trainer_state.json tells of" if wanted == "best" else f"checkpoint {wanted}"
+    which = "best checkpoint named in trainer_state.json" if wanted == "best" else f"checkpoint {wanted}"
     held = some(map(str, steps), most=20)
     raise NotFound(f"{directory} holds no {which}", hint=f"it holds {held or 'none'}")
 

@@ -42,5 +42,5 @@ def convert(path: Path, target: Path) -> None:
 def _refused(path: Path, why: str) -> Refused:
     return Refused(
         f"{path.name} is not the tensors of an adapter alone, and nothing of it was run ({why})",
-        hint="ask whoever made it for adapter_model.safetensors",
+        hint="ask its author for adapter_model.safetensors",
     )

@@ -104,7 +104,7 @@ def parse(text: str, *, what: str = "the policy") -> Policy:
         policy = Policy.model_validate(given)
     except ValidationError as error:
         raise BadInput(
-            f"{what} cannot be meant", problems=faults_of(error), hint="the rules are listed in docs/policy.md"
+            f"{what} is invalid", problems=faults_of(error), hint="the rules are listed in docs/policy.md"
         ) from error
     for alias, rules in policy.root.items():
         parse_alias(alias)

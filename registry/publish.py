@@ -116,7 +116,7 @@ def _committed(
     card = hub.card(hubcard.metadata(told), hubcard.text(told))
     hub.validate(card)
     for name, path in _local_paths(directory):
-        log.warning("warning: %s tells all who read it of a path on a machine: %s", name, path)
+        log.warning("warning: %s publishes a path of a local machine: %s", name, path)
     if found is None:
         hub.create(wish.repo, private=not wish.public)
         found = _there(wish.repo)

@@ -37,8 +37,8 @@ class FromEnvironment(BaseSettings):
             super().__init__(**given)
         except (ValidationError, SettingsError) as error:
             raise BadInput(
-                f"a setting cannot be meant: {self._told(error)}",
-                hint="set it anew or unset it; `loradock settings` says what each means",
+                f"invalid setting: {self._told(error)}",
+                hint="change or unset it; `loradock settings` explains each",
             ) from error
 
     @classmethod
@@ -68,25 +68,25 @@ class Settings(FromEnvironment):
     model_config = SettingsConfigDict(env_prefix="LORADOCK_")
 
     home: Path = Field(default=Path.home() / ".loradock")
-    """The embedded MLflow store, its logs, and what a replica keeps."""
+    """The directory of the embedded MLflow store, its logs, and a replica's cache."""
     cache: Path = Field(default=Path.home() / ".cache" / "loradock")
-    """What can be made again: base models that were converted, figures of plans."""
+    """The directory of what can be made again: converted base models, and the figures of plans."""
     tracking_uri: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI", repr=False)
-    """An MLflow server, in place of the embedded store under `LORADOCK_HOME`."""
+    """The MLflow server; unset, the embedded store under `LORADOCK_HOME`."""
     workspace: str = Field(default="", validation_alias="MLFLOW_WORKSPACE")
-    """The workspace of that server; empty for its default one."""
+    """The workspace of that server; unset, its default one."""
     experiment: str = Field(default="loradock", validation_alias="MLFLOW_EXPERIMENT_NAME")
-    """The experiment that training runs go to."""
+    """The MLflow experiment of training runs."""
     actor: str = Field(default_factory=getpass.getuser)
-    """Who moves aliases, as history tells it; by default the login name."""
+    """The name that histories record for a move; unset, the login name."""
     signing_key_file: Path | None = None
-    """Your private Ed25519 key, as ssh-keygen writes it, which signs what you write into histories; by default none."""
+    """Your private Ed25519 key, as ssh-keygen writes it, which signs your entries in histories; unset, none."""
     keep: int = Field(default=10, ge=0)
-    """How many of an adapter's newest versions, and of each alias's versions to roll back to, `gc` leaves."""
+    """How many of an adapter's newest versions, and of each alias's rollback targets, `gc` keeps."""
     replicas: str = Field(default="", repr=False)
-    """The URLs of the serving replicas, with commas between; told of moves, and asked by `gc`, `promote` and `show`."""
+    """The URLs of the serving replicas, comma-separated: nudged by moves, and asked by `gc`, `promote` and `show`."""
     api_key: SecretStr = Field(default=SecretStr(""), validation_alias="VLLM_API_KEY")
-    """The key that a replica asks for, and that commands give to it."""
+    """The API key that a replica requires, and that commands send."""
 
     @property
     def store_uri(self) -> str:
@@ -105,7 +105,7 @@ class Settings(FromEnvironment):
 
     @property
     def replica_urls(self) -> tuple[str, ...]:
-        """Where the serving replicas are."""
+        """The replicas' URLs."""
         return tuple(url.strip() for url in self.replicas.split(",") if url.strip())
 
     @property

@@ -164,7 +164,7 @@ def _stage(found: layouts.Found, into: Path) -> dict[str, Any]:
     config = check.read_config(found.directory)
     kept, dropped = foreign.cleaned(config)
     if dropped:
-        log.warning("warning: adapter_config.json has keys that PEFT does not know; left out: %s", some(dropped))
+        log.warning("warning: adapter_config.json has keys unknown to PEFT, which are dropped: %s", some(dropped))
     (into / artifact.CONFIG).write_text(json.dumps(kept), encoding="utf-8")
     if found.pickled:
         pickled.convert(found.weights, into / artifact.WEIGHTS)

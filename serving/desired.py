@@ -225,7 +225,7 @@ class Source:
         uri = self._settings.store_uri
         if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists() and (self._last or self._saved()):
             self._store = None
-            raise Unreachable(f"MLflow at {self.registry} is out of reach: the file is not there")
+            raise Unreachable(f"MLflow at {self.registry} is unreachable: its file does not exist")
 
     def _saved(self) -> Promoted | None:
         try:

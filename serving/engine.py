@@ -102,7 +102,7 @@ class Engine:
             loaded = await self._client.add_lora(held.request)
         except Exception as error:
             said = first_line(error).removeprefix("Call to add_lora method failed:").strip()
-            reason = printable(said) or "it does not say why, and its log does"
+            reason = printable(said) or "the reason is in its log"
             raise NotServable(name, [f"vLLM cannot load it: {reason}"]) from error
         if not loaded:
             raise NotServable(name, ["vLLM did not load it"])

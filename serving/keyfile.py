@@ -87,7 +87,7 @@ class KeyFile(BaseModel):
         if wrong := [name for name in self.keys if not _NAME.fullmatch(name) or name == OWN]:
             raise ValueError(f"no key can be named {', '.join(map(repr, wrong))}; use 1 to 63 of a-z 0-9 . _ -")
         if len({key.sha256 for key in self.keys.values()}) < len(self.keys):
-            raise ValueError("two keys have the same hash, so nobody could tell whose a request is")
+            raise ValueError("two keys have the same hash, so their requests cannot be told apart")
         return self
 
 
@@ -97,7 +97,7 @@ def parse(data: bytes, *, what: str) -> KeyFile:
     An empty file is one that something emptied, or has not written yet; one that has no keys says so: `{}`.
     """
     if not data.strip(b" \t\r\n\0"):
-        raise BadInput(f"{what} is empty", hint="a file without keys, which lets nobody in, holds {}")
+        raise BadInput(f"{what} is empty", hint="a file that admits nobody contains {}")
     try:
         return KeyFile.model_validate_json(data)
     except ValidationError as error:

@@ -129,8 +129,8 @@ def check_keys(options: ServeOptions, host: str, args: argparse.Namespace | None
     if options.open or in_a_file or keys or is_loopback(host):
         return
     raise BadInput(
-        f"there are no keys, and whoever reaches {host or 'it'} could call every model",
-        hint="`loradock keys --add` makes them, LORADOCK_SERVE_KEYS names their file; --open serves without any",
+        f"no keys are configured, and anyone who reaches {host or 'it'} could call every model",
+        hint="add one with `loradock keys --add` and set LORADOCK_SERVE_KEYS to the file; --open serves without",
     )
 
 
@@ -268,7 +268,7 @@ def prove_plugins(*, cpu: bool) -> None:
         except Exception as error:
             raise LoradockError(
                 f"vLLM's plugin {name} cannot be loaded: {type(error).__name__}: {error}",
-                hint="install loradock and vLLM anew in one environment",
+                hint="reinstall loradock and vLLM in one environment",
             ) from error
 
 
@@ -302,7 +302,8 @@ def _run(args: argparse.Namespace) -> None:
     engine = getattr(args, "loradock_engine", None)
     if engine is not None and died(engine):
         raise LoradockError(
-            "vLLM's engine died, and what ran on it failed", hint="its own lines above say why; start the replica again"
+            "vLLM's engine died, and its requests failed",
+            hint="the reason is in its log above; start the replica again",
         )
 
 
@@ -312,5 +313,5 @@ def _start_told() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         raise LoradockError(
-            f"vLLM did not start: {error}", hint="its own lines above say why; --debug shows the traceback"
+            f"vLLM did not start: {error}", hint="the reason is in its log above; --debug shows the traceback"
         ) from error

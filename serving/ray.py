@@ -101,7 +101,7 @@ def app(args: Mapping[str, Any]) -> Application:
         try:
             options = Options.model_validate(args)
         except ValidationError as error:
-            raise BadInput("these arguments cannot be meant", problems=faults_of(error)) from error
+            raise BadInput("invalid arguments", problems=faults_of(error)) from error
         check_extra(options.vllm)
     return Replica.bind(options)
 

@@ -19,35 +19,35 @@ class ServingSettings(FromEnvironment):
     model_config = SettingsConfigDict(env_prefix="LORADOCK_SERVE_")
 
     poll_seconds: float = Field(default=1.0, gt=0, le=3600)
-    """How often the registry is asked what is promoted; each wait varies by a fifth, so replicas do not ask in step."""
+    """Seconds between two polls of the registry; varied by a fifth, so that replicas do not poll in step."""
     drain_seconds: float = Field(default=300.0, ge=0, le=86400)
-    """How long a version that nothing points at stays loaded after its last request; a rollback loads nothing."""
+    """Seconds that a version stays loaded after its last request once no name points at it, for a rollback."""
     retry_seconds: float = Field(default=30.0, gt=0, le=3600)
-    """The first wait before a version that failed is tried again; it doubles each time."""
+    """Seconds until a quarantined version is tried again; doubles at each failure."""
     aliases: str = f"{PRODUCTION},{CANARY}"
-    """The aliases that clients may ask for as NAME@ALIAS, with commas between."""
+    """The aliases that clients may request as NAME@ALIAS, comma-separated."""
     pinned: int = Field(default=0, ge=0)
-    """How many versions that no alias serves may be asked for at once, as NAME/3; 0 refuses such names."""
+    """How many versions without a served alias may be requested at once, as NAME/3; 0 refuses such names."""
     cold_seconds: float = Field(default=60.0, gt=0, le=3600)
-    """How long a request waits at most for a version that has to be loaded first."""
+    """Seconds that a request waits at most for a cold version."""
     stop_seconds: float = Field(default=30.0, ge=0, le=3600)
-    """How long requests in flight may take to end after a SIGTERM."""
+    """Seconds that requests in flight may take after a SIGTERM."""
     proof: Literal["parity", "effect"] = "parity"
-    """What a version must show before it takes traffic: `effect`, that it changes what the base says; `parity`, also
-    that it says what PEFT says with it."""
+    """What a version must prove before it serves: `effect`, that its output differs from the base's; `parity`, also
+    that it matches its PEFT reference."""
     cache_gib: float | None = Field(default=None, gt=0)
-    """How much the adapters kept on disk may take, in GiB: the least recently used go, but for what is promoted or
-    loaded. Unset, they go when the disk is full."""
+    """Size limit of the adapters on disk, in GiB: the least recently used are deleted, except promoted and loaded ones.
+    Unset, adapters are deleted when the disk is full."""
     keys: Path | None = None
-    """The file of API keys; without it and without vLLM's own key, only this machine may call, or all with `--open`."""
+    """The file of API keys; without it and vLLM's own key only this machine may call, or everyone with `--open`."""
     webhook_secret: SecretStr = SecretStr("")
-    """What MLflow signs its webhooks to /loradock/nudge with; without it, only callers with a key can nudge."""
+    """The secret that signs MLflow's webhooks to /loradock/nudge; without it, only callers with a key can nudge."""
     body_mib: float = Field(default=32.0, gt=0, le=1024)
-    """How long the body of a request may be, in MiB."""
+    """Size limit of a request's body, in MiB."""
     metrics_open: bool = True
-    """Whether /metrics needs no key."""
+    """Whether /metrics is open without a key."""
     metrics_adapters: int = Field(default=100, ge=1)
-    """How many adapters have series of their own in /metrics; what comes later is counted under `_other`."""
+    """How many adapters have their own series in /metrics; further ones are counted under `_other`."""
 
     @field_validator("aliases")
     @classmethod

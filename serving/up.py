@@ -97,7 +97,7 @@ def plan(wish: Wish, settings: Settings) -> tuple[Part, ...]:
         try:
             bases.config_of(base, settings)
         except NotFound as error:
-            error.hint = error.hint if wish.base else "what is promoted was trained on it: say where it is with --base"
+            error.hint = error.hint if wish.base else "what is promoted was trained on it: name it with --base"
             raise
         parts.append(_replica(base, wish, logs))
     return tuple(parts)
@@ -228,7 +228,7 @@ def waiting_for(part: Part) -> list[str]:
 
 def _ended(part: Part, code: int) -> LoradockError:
     how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-    error = LoradockError(f"{part.name} ended {how}, and the rest was stopped", hint=f"all it said is in {part.log}")
+    error = LoradockError(f"{part.name} ended {how}, and the rest was stopped", hint=f"its full log is {part.log}")
     lines = part.log.read_text(encoding="utf-8", errors="replace").splitlines()
     error.problems = tuple(line for line in lines if line.strip())[-_LAST_LINES:]
     return error

@@ -110,7 +110,7 @@ def _trainer(
     keep_precision(recipe, loaded, prepared.model)
     trainer.remove_callback(PrinterCallback)  # it writes to stdout
     if not recipe.training.packing and len(trainer.train_dataset) != len(sides.train.examples):
-        raise LoradockError("TRL left out rows that fit into max_length", hint="report this with the recipe")
+        raise LoradockError("TRL skipped rows that fit into max_length", hint="report this with the recipe")
     return trainer
 
 

@@ -101,7 +101,7 @@ def machines(given: Mapping[str, Any], processes: int, config: Path | None) -> M
     count, rank, host, port = (told[term] for term in _TERMS)
     if (count or 1) == 1:
         if alone := [_option(term) for term in _TERMS[1:] if given.get(term) is not None]:
-            raise BadInput(f"{alone[0]} says nothing without --num-machines")
+            raise BadInput(f"{alone[0]} has no effect without --num-machines")
         return Machines()
     problems = []
     if rank is None or rank >= count:

@@ -268,7 +268,7 @@ def _length(recipe: Recipe, _cuda: bool) -> Iterator[Change]:
     length = recipe.training.max_length
     while length > _SHORTEST:
         length = max(_SHORTEST, length // 2)
-        yield Change({"training.max_length": length}, "longer rows are left out, and counted")
+        yield Change({"training.max_length": length}, "longer rows are skipped and counted")
 
 
 _STEPS: Final[tuple[Callable[[Recipe, bool], Iterator[Change]], ...]] = (

@@ -23,7 +23,7 @@ class ProcessLost(LoradockError):
     def __init__(self, said: str) -> None:
         super().__init__(
             f"another process of this training is gone: {said}",
-            hint="its own machine says why; the same command with --resume, on every machine, goes on",
+            hint="the reason is in that machine's log; run the same command with --resume on every machine to continue",
         )
 
 

@@ -34,7 +34,7 @@ def record(store: Store, versions: Sequence[Version], say: Say, base: str | None
     witness: Witness | None = None
     with quiet():
         for version, local in zip(versions, found, strict=True):
-            say(f"recording what PEFT says with {version.ref} on {local.base.id}")
+            say(f"recording the PEFT reference of {version.ref} on {local.base.id}")
             if witness is None or witness.local.path != local.path:
                 witness = None  # two might not fit
                 witness = Witness(local)

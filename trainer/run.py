@@ -155,9 +155,9 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
 def _say_rows(say: Say, rows: Rows, sides: Sides, max_length: int) -> None:
     say(f"{len(sides.train.examples)} examples to train on, {len(sides.heldout.examples)} held out")
     if rows.duplicates.count:
-        say(f"warning: {rows.duplicates.count} rows are copies of an earlier one: {', '.join(rows.duplicates.places)}")
+        say(f"warning: {rows.duplicates.count} rows duplicate an earlier one: {', '.join(rows.duplicates.places)}")
     if left_out := sides.train.left_out + sides.heldout.left_out:
-        say(f"warning: {left_out} examples are left out: they are longer than training.max_length {max_length}")
+        say(f"warning: {left_out} examples exceed training.max_length ({max_length}) and are skipped")
     for words in tokens.oddities(sides.train, sides.heldout):
         say(f"warning: {words}")
 

@@ -64,7 +64,7 @@ def write(examples: Sequence[Placed], tokenizer: Any, stops: Collection[int]) ->
         raise BadInput(
             "the base's chat template refuses rows",
             problems=[*list(refused)[:_SHOWN], *more],
-            hint="mend the rows, or put a chat_template.jinja that takes them beside the base's tokenizer",
+            hint="fix the rows, or add a chat_template.jinja that accepts them beside the base's tokenizer",
         )
     return found
 
@@ -118,7 +118,7 @@ def _chat(example: ChatExample, prompt: list[int], whole: list[int], tokenizer: 
             odd.append(_REWRITTEN)
     if answer > begins:
         added = tokenizer.decode(whole[begins:answer])
-        odd.append(Oddity("added", f"the chat template puts {added!r} before the answer: left out of the loss"))
+        odd.append(Oddity("added", f"the chat template puts {added!r} before the answer: excluded from the loss"))
     turns = [*(message.content for message in example.prompt), said]
     if marks := [mark for mark in tokenizer.all_special_tokens if any(mark in turn for turn in turns)]:
         odd.append(Oddity("controls", f"the row's own text holds {', '.join(marks)}: read as the tokenizer's control"))

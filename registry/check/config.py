@@ -235,7 +235,7 @@ def _start(config: Mapping[str, Any], base: BaseShapes) -> Iterator[Finding]:
     elif kind == "olora":
         yield Finding("start-left-in", f"{told}, which PEFT does not do on the base's Conv1D layers")
     elif kind.startswith("pissa_niter"):
-        yield Finding("start-left-in", f"{told}, which was drawn at random and cannot be computed again")
+        yield Finding("start-left-in", f"{told}, which was sampled at random and cannot be computed again")
     elif kind.startswith("corda"):
         yield Finding("start-left-in", f"{told}, which took the data of its training")
     elif kind == "loftq":

@@ -126,7 +126,7 @@ def taken_up(directory: Path, base: BaseShapes) -> Effect:
             faults.append(f"{module} has rank {rows}, and {rank} is configured")
         parts[name] = _part(pair, rank, alpha, config, rows)
     if faults:
-        raise LoradockError(f"mending would lose what the adapter does: {some(faults)}; nothing was written")
+        raise LoradockError(f"the repair would lose part of the adapter: {some(faults)}; nothing was written")
     return Effect(directory / WEIGHTS, header, parts, _others(directory, header, named, BaseShapes()), _rest(config))
 
 
@@ -181,11 +181,11 @@ def apart(
     import numpy as np
 
     if before.others != after.others or before.rest != after.rest:
-        raise LoradockError("mending would change what is not LoRA; nothing was written")
+        raise LoradockError("the repair would change more than LoRA weights; nothing was written")
     for name in sorted({*before.parts, *after.parts}):
         old, new = before.factors(name), after.factors(name)
         if old and new and len(old) != len(new):
-            raise LoradockError(f"mending would change how many experts {name} has; nothing was written")
+            raise LoradockError(f"the repair would change how many experts {name} has; nothing was written")
         if taken and name in taken:
             b0, a0 = taken[name]
             old = [(np.concatenate([b, -b0], axis=1), np.concatenate([a, a0], axis=0)) for b, a in old]

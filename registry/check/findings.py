@@ -86,7 +86,7 @@ class Diagnosis:
         if not self.curable:
             return "not servable"
         remedies = {finding.remedy for finding in self.blocking}
-        steps = [f"mending: {', '.join(mendings)}"] if (mendings := _mendings(self.blocking)) else []
+        steps = [f"repair: {', '.join(mendings)}"] if (mendings := _mendings(self.blocking)) else []
         # What is merged needs no conversion any more.
         steps += [verb for verb in VERBS[::-1] if verb in remedies][:1]
         return f"{best} after {', then '.join(steps)}"

@@ -31,7 +31,7 @@ class Tensor:
         """Its values as float64; raises BadInput for a type that has none here."""
         values = floats(self.data, self.dtype)
         if values is None:
-            raise BadInput(f"a tensor is {self.dtype}, which cannot be reckoned with")
+            raise BadInput(f"a tensor is {self.dtype}, which is not supported in this computation")
         return values.astype("float64").reshape(self.shape)
 
 

@@ -274,5 +274,5 @@ def _differences(before: Effect, after: Effect, taken: Mapping[str, Factors]) ->
         pair = before.parts[module].pair if module in before.parts else Pair(module)
         narrow = any(before.header[name].dtype in _NARROW for name in (pair.a, pair.b) if name)
         if not far <= (1e-2 if narrow else 1e-5) * max(most, 1.0 if taken else 1e-30):
-            raise LoradockError(f"mending would change {module} by {far:.2g}; nothing was written")
+            raise LoradockError(f"the repair would change {module} by {far:.2g}; nothing was written")
         yield module, far

@@ -39,23 +39,31 @@ _ELSEWHERE: Final = (
 _FAULTS: Final = (
     (
         r"Invalid Host header",
-        "it takes no requests that name it so",
-        "those who run it allow the name: mlflow server --allowed-hosts HOST:PORT, or MLFLOW_SERVER_ALLOWED_HOSTS",
+        "it rejects this host name",
+        "its operator can allow the name: mlflow server --allowed-hosts HOST:PORT, or MLFLOW_SERVER_ALLOWED_HOSTS",
     ),
-    (r"error code 401", "it asks who you are", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
-    (r"error code 403", "it does not permit this to you", "ask those who run it"),
+    (r"error code 401", "it requires a login", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    (r"error code 403", "it denies you this", "ask its operator"),
     # what a library says; what that means; what to do
     (
         r"disk is full|disk I/O|too large|No space left",
-        "its disk is full, or broken",
-        "make room; nothing is half done",
+        "its disk is full or faulty",
+        "free some space; nothing is left half done",
     ),
-    (r"readonly database|Permission denied|Read-only", "it cannot be written", "see to the rights on it"),
-    (r"unable to open", "its file cannot be opened", "see whether its directory is there, and yours to read and write"),
-    (r"database is locked", "others write to it", "run the command again; where many write, use an MLflow server"),
+    (r"readonly database|Permission denied|Read-only", "it cannot be written", "check its permissions"),
+    (
+        r"unable to open",
+        "its file cannot be opened",
+        "check that its directory exists and is yours to read and write",
+    ),
+    (
+        r"database is locked",
+        "other processes are writing to it",
+        "run it again; with many writers, use an MLflow server",
+    ),
     (r"not a database", "its file is no SQLite database", _ELSEWHERE),
-    (r"error code (3|4)\d\d|valid JSON", "what answers there is no MLflow server", _ELSEWHERE),
-    (r"too many \d+ error responses", "it answers with errors", "look into its log"),
+    (r"error code (3|4)\d\d|valid JSON", "the server there is not MLflow", _ELSEWHERE),
+    (r"too many \d+ error responses", "it answers with errors", "check its log"),
     (r"refused", "refused", _START),
     (r"timed out", "timed out", _START),
     (r"not resolve|NameResolution", "its host has no address", _START),
@@ -215,7 +223,7 @@ def _from_mlflow(uri: str, error: Fault, what: str) -> LoradockError:
 def _refused(uri: str, text: str, what: str) -> LoradockError:
     """What MLflow says, in a line; of a download that failed, why its first file did."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#####")]
-    first, *others = lines or ["it does not say why"]
+    first, *others = lines or ["it gives no reason"]
     if others and first.startswith("The following failures occurred while downloading"):
         return LoradockError(f"a {what or 'file'} cannot be fetched from {masked(uri)}: {others[0]}")
     return LoradockError(f"MLflow at {masked(uri)} refused: {first}")
@@ -247,8 +255,8 @@ def _parameter(text: str) -> str:
 def _unreachable(uri: str, error: Exception) -> Unreachable:
     for pattern, reason, hint in _FAULTS:
         if re.search(pattern, str(error)):
-            return Unreachable(f"MLflow at {masked(uri)} is out of reach: {reason}", hint=hint)
-    return Unreachable(f"MLflow at {masked(uri)} is out of reach", hint=_START)
+            return Unreachable(f"MLflow at {masked(uri)} is unreachable: {reason}", hint=hint)
+    return Unreachable(f"MLflow at {masked(uri)} is unreachable", hint=_START)
 
 
 class Connection:

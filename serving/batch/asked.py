@@ -82,9 +82,9 @@ def moved(begun: Mapping[str, Version], settings: Settings) -> list[str]:
             except NotFound:
                 now = "nothing"
             if now != str(version.ref):
-                lines.append(f"{ref} stands at {now} by now; this run goes on with {version.ref}")
+                lines.append(f"{ref} now points at {now}; this run continues with {version.ref}")
     except LoradockError as error:
         lines.append(
-            f"this run goes on with the versions that it began with; whether aliases moved is not known: {error}"
+            f"this run continues with the versions that it started with; whether aliases have moved is unknown: {error}"
         )
     return lines

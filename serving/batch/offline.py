@@ -63,7 +63,7 @@ def parsed(words: Sequence[str], *, cpu: bool) -> Any:
     try:
         args = parser.parse_args(list(words))
     except SystemExit as error:
-        raise BadInput("vLLM does not take these arguments", hint="its own line above says why") from error
+        raise BadInput("vLLM does not take these arguments", hint="the reason is in its log above") from error
     if args.enable_lora and (faults := misreading(args, cpu=cpu)):
         raise BadInput("vLLM's arguments do not fit loradock", problems=faults)
     return args
@@ -180,5 +180,5 @@ def _outcome(output: Any) -> Outcome | Unanswerable:
 def _stopped(error: Exception) -> LoradockError:
     return LoradockError(
         f"vLLM failed: {printable(first_line(error), 500)}",
-        hint="the answers so far are kept, and the same command goes on",
+        hint="the answers so far are kept; run the same command again to continue",
     )

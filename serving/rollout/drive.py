@@ -60,7 +60,7 @@ class Rollout:
             return Outcome(str(self._task.ref), "", "in production already")
         self._production, self._weight, self._most = standing.production, standing.weight, standing.weight
         if standing.weight:
-            self._shown.tell(f"an earlier rollout was cut off at {standing.weight:.0%}: it goes on, and tests anew")
+            self._shown.tell(f"an earlier rollout was cut off at {standing.weight:.0%}: it continues, with a new test")
         try:
             self._begin_record()
             outcome = self._roll()
@@ -149,7 +149,7 @@ class Rollout:
                 self._away(error)
             if self._clock() - self._began > task.rules.within:
                 found = f"production gave {len(rows)} of {task.baseline} answers in {task.rules.within:.0f} s"
-                return self._back("rolled back", f"{found}, too few to say what is slow and long")
+                return self._back("rolled back", f"{found}, too few to set the thresholds of slow and long")
             self._shown.show(self._weight, f"{len(rows)} of {task.baseline} answers of production's, for limits", ())
             if self._stop.wait(task.every):
                 return self._back("interrupted", "interrupted")
@@ -204,7 +204,7 @@ class Rollout:
         while True:
             try:
                 if not self._moves.withdraw(reason[:_LONGEST]):
-                    return "as somebody else decided, who moved the canary"
+                    return "because somebody else moved the canary"
             except Unreachable as error:
                 self._away(error)
                 if self._clock() > deadline:

@@ -194,8 +194,8 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], str]]:
 @pytest.mark.parametrize(
     ("status", "told"),
     [
-        *((200, "no MLflow server"), (302, "no MLflow server"), (404, "no MLflow server")),
-        *((401, "MLFLOW_TRACKING_USERNAME"), (403, "does not permit"), (500, "with errors"), (503, "with errors")),
+        *((200, "is not MLflow"), (302, "is not MLflow"), (404, "is not MLflow")),
+        *((401, "MLFLOW_TRACKING_USERNAME"), (403, "it denies you this"), (500, "with errors"), (503, "with errors")),
     ],
 )
 def test_what_answers_in_mlflows_place_is_told_without_the_password(
@@ -212,7 +212,7 @@ def test_a_server_that_does_not_know_its_name_is_told_with_the_option_that_gives
 ) -> None:
     elsewhere = server.uri.replace("127.0.0.1", "0x7f000001")  # the same address, as MLflow's guard sees another host
     done = loradock("list", MLFLOW_TRACKING_URI=elsewhere)
-    is_clear(done, 6, "takes no requests that name it so", "--allowed-hosts")
+    is_clear(done, 6, "it rejects this host name", "--allowed-hosts")
 
 
 @pytest.fixture

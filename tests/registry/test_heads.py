@@ -1,4 +1,4 @@
-"""A history that does not go on from what was seen of it: cut, moved, or replaced by another whole one."""
+"""A history that does not continue from what was seen of it: cut, moved, or replaced by another whole one."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_nothing_is_written_into_a_history_that_does_not_go_on_from_what_was_see
     fresh = Store(moved.settings)
     before, standing = history.read(fresh, NAME).entries, aliases(fresh)
     for what in writes(fresh):
-        with pytest.raises(HistoryCut, match="does not go on from what this machine has seen") as found:
+        with pytest.raises(HistoryCut, match="does not continue from what this machine has seen") as found:
             writes(Store(moved.settings))[what]()
         assert found.value.exit_code == 4
     assert (history.read(fresh, NAME).entries, aliases(fresh)) == (before, standing)
@@ -174,7 +174,7 @@ def test_who_wrote_an_entry_is_what_was_said(moved: Store) -> None:
 
 def test_a_tag_that_was_written_over_is_told(moved: Store) -> None:
     moved.client.set_registered_model_tag(NAME, "loradock.head", "x")
-    with pytest.raises(HistoryCut, match="somebody wrote over it"):
+    with pytest.raises(HistoryCut, match="the tag was overwritten"):
         promotion.rollback(Store(moved.settings), NAME, "production", actor="bob")
 
 

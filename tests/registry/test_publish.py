@@ -430,7 +430,7 @@ def test_killed_on_the_way_it_goes_on(
 
 
 def test_no_token_and_no_hub_are_said_before_anything_is_read(there: FakeHub, made: Version, publish: Publish) -> None:
-    is_refused(publish(1, HF_TOKEN=""), 2, "asks for a token", "HF_TOKEN")
+    is_refused(publish(1, HF_TOKEN=""), 2, "requires a token", "HF_TOKEN")
     is_refused(publish(1, HF_HUB_OFFLINE="1"), 6, "HF_HUB_OFFLINE is set", "unset it")
     assert there.asked == []
     is_refused(publish(1, HF_ENDPOINT="http://127.0.0.1:9"), 6, "the Hub cannot be reached", "HF_ENDPOINT")
@@ -492,7 +492,7 @@ def test_a_path_of_this_machine_in_the_configuration_is_told(
 ) -> None:
     made_of(store, tmp_path / "adapter", on_hub, config={"base_model_name_or_path": "/home/ann/models/base"})
     done = publish(1)
-    assert f"warning: {CONFIG} tells all who read it of a path on a machine: /home/ann/models/base" in done.err
+    assert f"warning: {CONFIG} publishes a path of a local machine: /home/ann/models/base" in done.err
     assert there.files(REPO)[CONFIG] == (tmp_path / "adapter" / CONFIG).read_bytes()
 
 

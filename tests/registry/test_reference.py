@@ -142,7 +142,7 @@ def test_a_base_that_was_a_directory_is_asked_for(store: Store, tmp_path: Path) 
     said = RecordingSay()
     recording.attempt(store, version, said)
     assert "no base model 'my-own-base'" in said[0]
-    assert "say where it is with --base DIR; then: loradock reference support-bot/1" in said[1]
+    assert "name it with --base DIR; then: loradock reference support-bot/1" in said[1]
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_registering_asks_the_hub_for_nothing_and_recording_fetches_the_base(
         assert "model.safetensors" in holding.fetched()
         holding.asked.clear()
         done = loradock("register", runs[1], "--name", "second", **environment)
-        assert (done.exit_code, "recording what PEFT says with second/1" in done.err) == (0, True), done.err
+        assert (done.exit_code, "recording the PEFT reference of second/1" in done.err) == (0, True), done.err
         assert "warning" not in done.err
         assert holding.asked == []
 

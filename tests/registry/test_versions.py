@@ -235,7 +235,7 @@ def test_where_an_adapter_came_from_and_what_it_says_of_its_base_is_kept(
     assert tags["loradock.claimed_revision"] == "main"
     left, unknown, doubt = caplog.messages
     assert left == "left aside: checkpoint-20/manifest.json, trainer_log.jsonl"
-    assert unknown.endswith("left out: unsloth_fixed")
+    assert unknown.endswith("which are dropped: unsloth_fixed")
     assert "'unsloth/Qwen3-8B-bnb-4bit'" in doubt
     with versions.fetched(store, version) as found:
         assert "unsloth_fixed" not in json.loads((found / CONFIG).read_text())

@@ -93,7 +93,7 @@ def test_a_replica_tells_of_a_cut_history_and_a_restart_forgets_nothing(
     damage(moved)
     for _ in range(2):
         told = audited(Source(replica))
-        assert "does not go on from what this machine has seen: it ends with entry 0" in told[NAME]
+        assert "does not continue from what this machine has seen: it ends with entry 0" in told[NAME]
 
 
 def test_a_replica_follows_moves_and_tells_of_none(moved: Store, replica: Settings) -> None:

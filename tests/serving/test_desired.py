@@ -77,7 +77,7 @@ def test_an_unreadable_registry_leaves_the_last_answer_in_force(one: Version, se
     reading = source.read()
     assert reading.promoted.versions == {"support-bot": one}
     assert reading.age == 7.5
-    assert "out of reach" in reading.error
+    assert "unreachable" in reading.error
     back.rename(settings.root / "mlflow.db")
     assert source.read().error == ""
 

@@ -191,7 +191,7 @@ KEYS = {
 
 @pytest.mark.parametrize("extra", [(), ("--max-model-len", "256"), ("--api-key", "")])
 def test_other_machines_get_no_server_without_keys(extra: tuple[str, ...], settings: Settings) -> None:
-    with pytest.raises(BadInput, match=r"no keys, and whoever reaches 0\.0\.0\.0") as refused:
+    with pytest.raises(BadInput, match=r"no keys are configured, and anyone who reaches 0\.0\.0\.0") as refused:
         launch.serve(options(base="no such base", host="0.0.0.0", port=free_port(), extra=extra), settings)  # noqa: S104
     assert "LORADOCK_SERVE_KEYS" in refused.value.hint
     assert "--open" in refused.value.hint
@@ -243,7 +243,7 @@ def test_what_vllm_makes_of_its_arguments_decides(words: list[str], base_dir: Pa
     environ = os.environ | {"LORADOCK_HOME": str(tmp_path / "home")}
     done = warm.run(command, kind="serving", cwd=tmp_path, env=environ)
     assert done.returncode == BadInput.exit_code, done.stderr
-    assert "no keys, and whoever reaches 0.0.0.0" in done.stderr
+    assert "no keys are configured, and anyone who reaches 0.0.0.0" in done.stderr
 
 
 def test_an_unknown_base_is_not_found(settings: Settings) -> None:

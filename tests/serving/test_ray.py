@@ -155,7 +155,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, shallow_dir: Path) -> Iter
         found.stop()
 
 
-@pytest.mark.parametrize(("said", "why"), [("", "there are no keys"), (", open=True", "no base model")])
+@pytest.mark.parametrize(("said", "why"), [("", "no keys are configured"), (", open=True", "no base model")])
 def test_a_replica_without_keys_does_not_start_wherever_it_listens_unless_that_is_said(
     said: str, why: str, home: Path
 ) -> None:

@@ -313,7 +313,7 @@ def test_the_registry_goes_and_comes_back_while_requests_are_answered(server: Se
     gone = file.rename(server.home / "gone.db")
     try:
         status = server.until(lambda found: not found["registry"]["reachable"])
-        assert "out of reach" in status["registry"]["error"]
+        assert "unreachable" in status["registry"]["error"]
         assert server.complete("steady")[0] == "steady/1"
         server.until(lambda found: found["registry"]["staleness_seconds"] > 1)
         assert not file.exists()

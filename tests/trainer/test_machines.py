@@ -233,7 +233,7 @@ def test_machines_that_cannot_train_together(change: dict[str, Any], processes: 
 
 
 def test_a_rank_without_machines_is_refused() -> None:
-    with pytest.raises(BadInput, match="--machine-rank says nothing without --num-machines"):
+    with pytest.raises(BadInput, match="--machine-rank has no effect without --num-machines"):
         launch.machines({"machine_rank": 0}, 4, None)
 
 

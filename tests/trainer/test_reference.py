@@ -105,7 +105,7 @@ def test_the_entry_point_records_a_version_once(store: Store, local: LocalBase, 
     version, said = make_version(store, tmp_path / "one", base=local.base), RecordingSay()
     for _ in range(2):
         recording.record(store, (version,), said, str(local.path))
-    assert said == [f"recording what PEFT says with {version.ref} on {local.base.id}"]
+    assert said == [f"recording the PEFT reference of {version.ref} on {local.base.id}"]
     found = store.find_reference(version.facts.digest, local.base)
     assert found is not None
     assert found.probes == Witness(local).reference(tmp_path / "one", version.facts.digest).probes

@@ -91,7 +91,7 @@ def test_a_block_that_the_template_adds_is_read_and_not_learned(
     written = [theirs.decode(each.input_ids) for each in found.tokens]
     assert all(f"{added}A" in text for text in written)
     told = f"3 examples (rows.jsonl:1, rows.jsonl:2, rows.jsonl:3): the chat template puts {added!r} before the answer"
-    assert [words.split(": left out")[0] for words in tokens.oddities(found) if "puts" in words] == [told][: len(added)]
+    assert [words.split(": excluded")[0] for words in tokens.oddities(found) if "puts" in words] == [told][: len(added)]
     assert found.count("added") == (3 if added else 0)
     whole = side(rows, theirs, completion_only_loss=False)
     assert [theirs.decode(each.input_ids) for each in whole.tokens] == written

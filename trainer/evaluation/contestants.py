@@ -65,7 +65,7 @@ def find(store: Store, version: Version, against: str | None, say: Say) -> Conte
         say(f"there is no incumbent: {error}")
         return Contestants(version, None)
     if not incumbent.facts.base.same_weights(version.facts.base):
-        say(f"warning: {incumbent.ref}, under {alias}, is left out: it was trained on {incumbent.facts.base.id}")
+        say(f"warning: {incumbent.ref}, under {alias}, is skipped: it was trained on {incumbent.facts.base.id}")
         return Contestants(version, None)
     return Contestants(version, incumbent)
 
@@ -81,10 +81,10 @@ def base_of(version: Version, given: str | None, settings: Settings, *, here: bo
         local = bases.resolve(given or name, settings, here=here)
     except NotFound as error:
         if given is None and not bases.is_known(name, relative_to=Path.cwd()):
-            error.hint = f"{version.ref} was trained on a directory of that name: say where it is with --base DIR"
+            error.hint = f"{version.ref} was trained on a directory of that name: name it with --base DIR"
         raise
     if not local.base.same_weights(facts):
-        hint = "" if given else "say where its base is with --base DIR"
+        hint = "" if given else "name the directory of its base with --base DIR"
         raise WrongBase(str(version.ref), trained_on=facts.id, given=given or str(local.path), hint=hint)
     text.warn(version, local.path)
     return local
@@ -129,6 +129,6 @@ def served(found: Contestants, endpoint: Endpoint, say: Say) -> Contestants:
         except NotFound as error:
             if subject != "incumbent":
                 raise
-            say(f"warning: the incumbent is left out: {error}; {error.hint}")
+            say(f"warning: the incumbent is skipped: {error}; {error.hint}")
             found = replace(found, incumbent=None)
     return found

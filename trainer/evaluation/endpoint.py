@@ -117,7 +117,7 @@ class Endpoint:
         if written and tuple(answer.get("prompt_token_ids") or written) != written:
             raise LoradockError(
                 f"{self._url} writes a prompt otherwise than the tokenizer and chat template of the base here",
-                hint="say with --base DIR where the base is that it serves",
+                hint="name the directory of the base that it serves with --base DIR",
             )
         if answer.get("model") != served.answers_as:
             raise Conflict(served.name, expected=served.answers_as, found=str(answer.get("model")))

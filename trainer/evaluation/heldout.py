@@ -58,7 +58,7 @@ def load(
         rows = _held_out(rows, version, trained, say)
     kept = tuple({row.canonical(): row for row in reversed(rows.rows)}.values())[::-1]
     if dropped := len(rows.rows) - len(kept):
-        say(f"warning: {dropped} rows are left out: they are copies of an earlier one")
+        say(f"warning: {dropped} rows are skipped: they are duplicates")
     return Rows(rows.name, kept[:limit])
 
 
@@ -96,7 +96,7 @@ def items(rows: Rows, tokenizer: Any, max_length: int, say: Say) -> tuple[Rows, 
         if len(found) > before:
             kept.append(row)
     if side.left_out:
-        say(f"warning: {side.left_out} examples are left out: they are longer than the model's {max_length} tokens")
+        say(f"warning: {side.left_out} examples exceed the model's {max_length} tokens and are skipped")
     for words in tokens.oddities(side):
         say(f"warning: {words}")
     return replace(rows, rows=tuple(kept)), tuple(found)

@@ -214,9 +214,9 @@ def test_every_method_has_the_remedy_that_the_trainer_tells_of() -> None:
     ("remedies", "verdict"),
     [
         ((), "servable"),
-        (("one-rank", "names"), "servable after mending: names, one-rank"),
+        (("one-rank", "names"), "servable after repair: names, one-rank"),
         (("convert",), "servable after convert"),
-        (("convert", "merge", "names"), "servable after mending: names, then merge"),
+        (("convert", "merge", "names"), "servable after repair: names, then merge"),
         (("names", ""), "not servable"),
     ],
 )
@@ -231,11 +231,11 @@ def test_findings_add_up_to_a_verdict(remedies: tuple[str, ...], verdict: str) -
 
 def test_every_finding_is_in_the_suite_and_in_the_documentation_and_no_other() -> None:
     text = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
-    told = re.findall(r"^\| `([a-z0-9-]+)` \|", text.split("## Mending")[0], re.MULTILINE)
+    told = re.findall(r"^\| `([a-z0-9-]+)` \|", text.split("## Repair")[0], re.MULTILINE)
     sources = "".join(path.read_text() for path in (ROOT / "registry" / "check").glob("*.py"))
     assert set(re.findall(r'Finding\(\s*"([a-z-]+)"', sources)) <= set(told)
     assert sorted(told) == sorted({*told})
     assert {*told} - {"other-base"} == set().union(*(case.codes for case in CASES))
-    mended = re.findall(r"^\| `([a-z-]+)` \|", text.split("## Mending")[1], re.MULTILINE)
+    mended = re.findall(r"^\| `([a-z-]+)` \|", text.split("## Repair")[1], re.MULTILINE)
     assert mended == [*MENDINGS, *VERBS]
     assert len(CASES) >= 60

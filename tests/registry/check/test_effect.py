@@ -219,7 +219,7 @@ def test_diff_sees_how_far_experts_are_apart(bases: dict[str, Path], tmp_path: P
         (lambda c: c.update(layers_to_transform=[0]), "PEFT leaves model.layers.1"),
         (lambda c: c.update(modules_to_save=["down_proj"]), "PEFT leaves model.layers.0.mlp.down_proj out"),
         (lambda c: c.update(r=4), "has rank 8, and 4 is configured"),
-        (lambda c: c.update(fan_in_fan_out=True), "is not LoRA"),
+        (lambda c: c.update(fan_in_fan_out=True), "more than LoRA weights"),
     ],
 )
 def test_what_a_configuration_takes_from_the_effect_is_seen(

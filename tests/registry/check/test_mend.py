@@ -49,9 +49,7 @@ def test_what_has_a_mending_is_servable_after_it_and_does_what_it_did(
         assert done is not None
         assert done.largest <= (1e-5 if "plain-start" in found.mendings else 1e-7)
         assert done.diagnosis.mendings == ()
-        assert (
-            done.diagnosis.verdict == case.verdict.replace("mending: names, then ", "").partition(" after mending")[0]
-        )
+        assert done.diagnosis.verdict == case.verdict.replace("repair: names, then ", "").partition(" after repair")[0]
         assert {path.name for path in out.iterdir()} == {CONFIG, WEIGHTS, MANIFEST}
         return
     assert not out.exists()

@@ -387,7 +387,7 @@ def test_a_run_that_broke_off_goes_on_with_the_versions_that_it_began_with(
     move_on(settings)
     boot = FakeBoot(mark="second: ")
     done = run(wish, settings, boot=boot)
-    assert "bot@production stands at bot/2 by now; this run goes on with bot/1" in caplog.text
+    assert "bot@production now points at bot/2; this run continues with bot/1" in caplog.text
     assert done.kept == 7
     assert done.models == {"bot@production": "bot/1"}
     answers = output(wish)
@@ -408,7 +408,7 @@ def test_a_run_goes_on_without_the_registry(
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     try:
         assert run(wish, gone, boot=FakeBoot()).answered == 9
-        assert "whether aliases moved is not known" in caplog.text
+        assert "whether aliases have moved is unknown" in caplog.text
         with pytest.raises(Unreachable):
             run(job([{"model": "bot", "prompt": "other"}], restart=True), gone, boot=never)
     finally:

@@ -249,7 +249,7 @@ def test_a_canary_that_somebody_else_moves_is_left_to_them(versions: Store, sett
     with replica(settings, {}, before=after(6, take)) as running:
         found = roll(running.url)
     assert isinstance(found.exception, Conflict)
-    assert "as somebody else decided" in found.stderr
+    assert "because somebody else moved the canary" in found.stderr
     assert (aliases(versions), share(versions)) == ({"production": 1, "canary": 3}, 0.1)
 
 
@@ -294,7 +294,7 @@ def test_one_that_was_killed_goes_on_where_it_stood_and_tests_anew(
         assert share(versions) == 0.25
         found = roll(running.url, options=("--steps", "5%,25%,50%"))
     assert found.exit_code == 0, found.output
-    assert "an earlier rollout was cut off at 25%: it goes on, and tests anew" in found.stderr
+    assert "an earlier rollout was cut off at 25%: it continues, with a new test" in found.stderr
     steps = [("canary", 2), ("canary", 0.25), ("canary", 0.5), ("production", 2), ("canary", 0.0)]
     assert told(versions) == steps
 

@@ -209,7 +209,7 @@ CONVERT, MERGE = "servable after convert", "servable after merge"
 
 
 def mending(*names: str) -> str:
-    return f"servable after mending: {', '.join(names)}"
+    return f"servable after repair: {', '.join(names)}"
 
 
 def case(name: str, build: Callable[[Path], object], codes: str, verdict: str, base: str = "llama") -> None:
@@ -511,7 +511,7 @@ case(
     "no base and no names",
     renamed(lambda n: f"module.{n}"),
     "base-not-given wrapper-in-names",
-    "unknown after mending: names",
+    "unknown after repair: names",
     "",
 )
 
@@ -650,7 +650,7 @@ case(
     "DDP and DoRA",
     with_tensors(lambda t: {f"module.{n}": v for n, v in t.items()}, config={"use_dora": True}),
     "wrapper-in-names dora",
-    "servable after mending: names, then convert",
+    "servable after repair: names, then convert",
 )
 case("two adapters in one file", with_tensors(_twins), "adapter-in-names tensors-twice", NEVER)
 case(

@@ -395,8 +395,8 @@ def test_copies_count_once_and_what_is_too_long_is_told(trained_store: TrainedSt
     assert len(kept.rows) == 2
     assert all(isinstance(item.example, ChatExample) and item.reference == "Arr." for item in items)
     assert said == [
-        "warning: 1 rows are left out: they are copies of an earlier one",
-        "warning: 1 examples are left out: they are longer than the model's 64 tokens",
+        "warning: 1 rows are skipped: they are duplicates",
+        "warning: 1 examples exceed the model's 64 tokens and are skipped",
     ]
 
 
