@@ -116,7 +116,7 @@ def test_an_illegal_name_ends_the_command_before_it_looks_for_a_store(words: tup
 def test_a_full_disk_is_told_and_what_was_there_stays(two: Store, tmp_path: Path) -> None:
     run_id = log_adapter(two, write_adapter(tmp_path / "new", seed=9))
     before = history.read(two, NAME).moves
-    is_clear(loradock("promote", f"{NAME}/1", limit=4096), 6, "disk is full", "make room")
+    is_clear(loradock("promote", f"{NAME}/1", limit=4096), 6, "disk is full", "free some space")
     half = (two.settings.root / "mlflow.db").stat().st_size // 2
     is_clear(loradock("register", run_id, "--name", NAME, limit=half), 6, "disk is full")
     assert history.read(two, NAME).moves == before

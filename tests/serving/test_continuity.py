@@ -149,4 +149,4 @@ def test_requests_are_answered_while_the_status_tells_of_it(
         assert "it ends with entry 0" in fleet.page(status)[f"{NAME} (history)"]
 
     harness.follow(story)
-    assert caplog.text.count("does not go on") == 1
+    assert caplog.text.count("does not continue") == 1
