@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from loradock.trainer.plan_cli import plan
 
+from loradock.cli.plan import plan
 from loradock.registry import machine
 from loradock.registry.machine import GIB
 from loradock.trainer import room
