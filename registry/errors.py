@@ -133,7 +133,7 @@ class Unsigned(Refused):
         super().__init__(
             f"the history of {name}: entry {number} {fault}",
             hint="LORADOCK_SIGNING_KEY_FILE names the private key that you sign with; an entry that stands in the"
-            " history like this was written past loradock: see `loradock history` and docs/explanation/trust.md",
+            " history like this was written out of band: see `loradock history` and docs/explanation/trust.md",
         )
         self.name, self.number, self.fault = name, number, fault
 

@@ -30,7 +30,7 @@ from loradock.registry.settings import Settings
     "--open",
     "open_",
     is_flag=True,
-    help="Serve without API keys: whoever reaches --host may call every model.",
+    help="Serve without API keys: anyone who reaches --host can call every model.",
 )
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED)
 def serve(

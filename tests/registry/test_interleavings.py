@@ -71,7 +71,7 @@ class FakeMLflowClient:
         self._aliases[alias] = number
 
     def get_experiment_by_name(self, _name: str) -> Any:
-        return SimpleNamespace(experiment_id="0")
+        return SimpleNamespace(experiment_id="0", lifecycle_stage="active")
 
     def create_run(self, _experiment: str, *, run_name: str) -> Any:
         run_id = f"{run_name} {next(self._made)}"

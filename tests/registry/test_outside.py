@@ -131,6 +131,13 @@ OURS: Final = {
     "trainer/recipe_file.py": {"directory / Path(path).expanduser()"},
     "trainer/sources.py": {"directory / Path(text).expanduser()"},
     "registry/store/connection.py": {"settings.artifacts / name"},
+    # What the kernel says of this process, whose files are read as numbers.
+    "registry/machine.py": {
+        "group / current",
+        "quota / period",
+        "root / 'sys/fs/cgroup' / controller",
+        "top / path.lstrip('/')",
+    },
     # One that an expression that holds no / matched: a digest, a package and its version.
     "trainer/declared.py": {"Settings().cache.expanduser() / f'peft-{version}-{reader}.json'"},
     "trainer/remembered.py": {"cache.expanduser() / 'figures' / f'{known.hexdigest()[:32]}.json'"},

@@ -129,13 +129,18 @@ def test_no_secret_is_in_what_mlflow_keeps(
 
 NAMES: Final = re.compile(r"(?i)(^|_)(key|secret|password|token|credentials?|bearer)s?$")
 TEXTS: Final = re.compile(r"\b(str|bytes|Any|object)\b")
-OTHERS: Final = {("serving/keyfile.py", "KeyFile", "keys")}  # by name, with the hashes of their secrets
+OTHERS: Final = {
+    ("registry/records.py", "Entry", "key"),  # a public one
+    ("registry/store/client.py", "Metric", "key"),
+    ("registry/store/client.py", "Page", "token"),  # where a listing goes on
+    ("serving/keyfile.py", "KeyFile", "keys"),  # by name, with the hashes of their secrets
+}
 """Fields that are called like a secret and hold none."""
 
 
 def classes() -> Iterator[tuple[str, ast.ClassDef]]:
     """Every class, and its file."""
-    for room in ("registry", "trainer", "serving"):
+    for room in ("loradock", "registry", "trainer", "serving"):
         for path in sorted((ROOT / room).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.ClassDef):
