@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from pydantic import SecretStr
 
+from loradock.registry import room
 from loradock.registry.errors import LoradockError
 from loradock.registry.refs import VersionRef
 from loradock.registry.replica_client import SECONDS, ReplicaClient
 from loradock.registry.replica_status import ReplicaStatus
 from loradock.registry.room import Room
 from loradock.registry.settings import Settings
+from loradock.registry.store import Store
 
 _SHORT_TIMEOUT: Final = 2.0
 """Seconds, for what a promotion waits for."""
@@ -36,6 +38,20 @@ def nudge(settings: Settings) -> list[str]:
         except LoradockError as error:
             problems.append(f"{url} could not be nudged, and sees the move at its next poll: {error}")
     return problems
+
+
+def unfit(store: Store, ref: VersionRef, alias: str, report: Callable[[str], None]) -> str:
+    """Why no replica in LORADOCK_REPLICAS could serve a version under an alias; empty where one could.
+
+    `report` gets a warning of each replica that does not answer, or that the version does not fit.
+    """
+    if not store.settings.replica_urls:
+        return ""
+    found, problems = rooms(store.settings)
+    fit = room.fit(store.version(ref), alias, found)
+    for warning in (*problems, *fit.warnings):
+        report(f"warning: {warning}")
+    return fit.refusal
 
 
 def rooms(settings: Settings) -> tuple[list[Room], list[str]]:

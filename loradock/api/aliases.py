@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loradock.api import Report, logged, open_store
-from loradock.registry import card, heads, promotion, refs, replicas, room
+from loradock.registry import card, heads, promotion, refs, replicas
 from loradock.registry.errors import Refused
 from loradock.registry.history import History
 from loradock.registry.records import Move
@@ -49,7 +49,7 @@ def promote(
     """
     store = store or open_store()
     version, alias = refs.parse_version(ref) if isinstance(ref, str) else ref, refs.parse_alias(alias)
-    if (refusal := _unfit(store, version, alias, report)) and not force:
+    if (refusal := replicas.unfit(store, version, alias, report)) and not force:
         raise Refused(refusal, hint="force it with a reason, then restart the replicas, which go by what is promoted")
     move = promotion.promote(
         store, version, alias, actor=actor or store.settings.actor, reason=reason, expect=expect, force=force
@@ -112,17 +112,6 @@ def read_history(name: str, *, store: Store | None = None) -> History:
         Unreachable: The registry does not answer.
     """
     return heads.current(store or open_store(), refs.parse_name(name))
-
-
-def _unfit(store: Store, version: VersionRef, alias: str, report: Report) -> str:
-    """Why no replica could serve a version, after warnings of what it leads to on some; empty where one could."""
-    if not store.settings.replica_urls:
-        return ""
-    found, problems = replicas.rooms(store.settings)
-    fit = room.fit(store.version(version), alias, found)
-    for warning in (*problems, *fit.warnings):
-        report(f"warning: {warning}")
-    return fit.refusal
 
 
 def _made_known(store: Store, name: str, report: Report) -> None:

@@ -10,7 +10,6 @@ from loradock.cli.moves import report
 from loradock.cli.options import alias_option, json_option, reason_option
 from loradock.cli.output import emit
 from loradock.registry import card, gates, promotion, refs, replicas, traffic
-from loradock.registry import room as rooms
 from loradock.registry.errors import BadInput, GateFailed, Refused
 from loradock.registry.output import say
 from loradock.registry.settings import Settings
@@ -60,7 +59,7 @@ def promote(
     if share is not None and alias not in traffic.ALIASES:
         raise BadInput("--weight goes with --alias canary or --alias shadow")
     store, version = Store(settings), refs.parse_version(ref)
-    unfit = _unfit(settings, store, version, refs.parse_alias(alias))
+    unfit = replicas.unfit(store, version, refs.parse_alias(alias), say)
     if dry_run:
         verdicts = promotion.verdicts(store, version, refs.parse_alias(alias))
         if unfit:
@@ -90,14 +89,3 @@ def promote(
     for problem in replicas.nudge(settings):
         say(f"warning: {problem}")
     report(move, version.name, as_json, given or None)
-
-
-def _unfit(settings: Settings, store: Store, ref: refs.VersionRef, alias: str) -> str:
-    """Why no replica could serve a version, after warnings of what it would lead to on some; empty where one could."""
-    if not settings.replica_urls:
-        return ""
-    found, problems = replicas.rooms(settings)
-    fit = rooms.fit(store.version(ref), alias, found)
-    for warning in (*problems, *fit.warnings):
-        say(f"warning: {warning}")
-    return fit.refusal
