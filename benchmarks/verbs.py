@@ -69,7 +69,7 @@ class Place:
             "list": lambda: [NAME],
             "show": lambda: [f"{NAME}@{ALIAS}"],
             "history": lambda: [NAME],
-            "promote": lambda: [f"{NAME}/2", "--to", ALIAS],
+            "promote": lambda: [f"{NAME}/2", "--alias", ALIAS],
             "rollback": lambda: [NAME, "--alias", ALIAS],
             "register": lambda: [next(self.runs), "--name", NAME, "--no-reference"],
         }[verb]()

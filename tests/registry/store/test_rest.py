@@ -238,7 +238,7 @@ def test_the_registrys_verbs_on_a_server_do_not_import_mlflow(remote: Store, tmp
         ["list"],
         ["list", NAME],
         ["show", f"{NAME}@production"],
-        ["promote", f"{NAME}/2", "--to", "production"],
+        ["promote", f"{NAME}/2", "--alias", "production"],
         ["history", NAME],
         ["rollback", NAME, "--alias", "production"],
         ["register", run_id, "--name", NAME, "--no-reference"],
