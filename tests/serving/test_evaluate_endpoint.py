@@ -125,13 +125,13 @@ def test_a_version_that_is_not_served_is_told_with_what_is(server: Server) -> No
 def test_an_alias_that_moves_meanwhile_is_a_conflict(server: Server) -> None:
     first, second = server.store.versions("bot")[:2]
     case = prepare(task(server), Settings(home=server.home), lambda _: None)
-    with Endpoint(server.url, SecretStr(KEY)) as endpoint:
-        endpoint.measures("candidate", first)
-        server.until_answered_by(server.promote(second))
-        from transformers import AutoTokenizer
+    endpoint = Endpoint(server.url, SecretStr(KEY))
+    endpoint.measures("candidate", first)
+    server.until_answered_by(server.promote(second))
+    from transformers import AutoTokenizer
 
-        from loradock.trainer.evaluation import heldout
+    from loradock.trainer.evaluation import heldout
 
-        _, items = heldout.items(case.rows, AutoTokenizer.from_pretrained(case.local.path), 400, lambda _: None)
-        with pytest.raises(Conflict, match="bot is at bot/2, not at bot/1"):
-            endpoint.nats("candidate", items, lambda _: None)
+    _, items = heldout.items(case.rows, AutoTokenizer.from_pretrained(case.local.path), 400, lambda _: None)
+    with pytest.raises(Conflict, match="bot is at bot/2, not at bot/1"):
+        endpoint.nats("candidate", items, lambda _: None)
