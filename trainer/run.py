@@ -108,8 +108,8 @@ def train(source: RecipeFile, rows: Rows, settings: Settings, say: Say, *, resum
         free = room.available()
         with (
             undertaking.opened(source, rows.digest, local.base, text, settings, crew, resume=resume) as task,
-            processes.losses_told(),
             _machine_told(recipe, local.path, free),
+            processes.losses_told(),
         ):
             say(f"run {task.run.id}: {recipe.name} on {recipe.base}{task.since}")
             _say_rows(say, rows, sides, recipe.training.max_length)
