@@ -54,7 +54,7 @@ def promote(
     move = promotion.promote(
         store, version, alias, actor=actor or store.settings.actor, reason=reason, expect=expect, force=force
     )
-    _made_known(store, version.name, report)
+    make_known(store, version.name, report)
     return move
 
 
@@ -91,7 +91,7 @@ def rollback(
     """
     store, name, alias = store or open_store(), refs.parse_name(name), refs.parse_alias(alias)
     move = promotion.rollback(store, name, alias, actor=actor or store.settings.actor, reason=reason, to=to)
-    _made_known(store, name, report)
+    make_known(store, name, report)
     return move
 
 
@@ -114,7 +114,8 @@ def read_history(name: str, *, store: Store | None = None) -> History:
     return heads.current(store or open_store(), refs.parse_name(name))
 
 
-def _made_known(store: Store, name: str, report: Report) -> None:
+def make_known(store: Store, name: str, report: Report) -> None:
+    """Show a move in MLflow's card of the adapter, and nudge the replicas; `report` gets a warning of what failed."""
     card.refresh(store, name)
     for problem in replicas.nudge(store.settings):
         report(f"warning: {problem}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from loradock.api.aliases import make_known
 from loradock.cli.command import Command
 from loradock.cli.completion import complete_ref
 from loradock.cli.moves import report
 from loradock.cli.options import alias_option, json_option, reason_option
 from loradock.cli.output import emit
-from loradock.registry import card, gates, promotion, refs, replicas, traffic
+from loradock.registry import gates, promotion, refs, replicas, traffic
 from loradock.registry.errors import BadInput, GateFailed, Refused
 from loradock.registry.output import say
 from loradock.registry.settings import Settings
@@ -85,7 +86,5 @@ def promote(
     if move is None:
         say(f"{version.name}@{alias} is at version {version.number} already")
     given = share is not None and traffic.set_share(store, version, alias, share, actor=settings.actor, reason=reason)
-    card.refresh(store, version.name)
-    for problem in replicas.nudge(settings):
-        say(f"warning: {problem}")
+    make_known(store, version.name, say)
     report(move, version.name, as_json, given or None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from loradock.api.aliases import make_known
 from loradock.cli.command import Command
 from loradock.cli.completion import complete_name
 from loradock.cli.moves import report
 from loradock.cli.options import alias_option, json_option, reason_option
-from loradock.registry import card, promotion, refs, replicas
+from loradock.registry import promotion, refs
 from loradock.registry.output import say
 from loradock.registry.settings import Settings
 from loradock.registry.store import Store
@@ -31,7 +32,5 @@ def rollback(name: str, alias: str, to: int | None, reason: str, as_json: bool) 
     settings = Settings()
     store, name = Store(settings), refs.parse_name(name)
     move = promotion.rollback(store, name, refs.parse_alias(alias), actor=settings.actor, reason=reason, to=to)
-    card.refresh(store, name)
-    for problem in replicas.nudge(settings):
-        say(f"warning: {problem}")
+    make_known(store, name, say)
     report(move, name, as_json)

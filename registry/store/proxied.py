@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,14 +9,14 @@ from urllib.parse import quote
 
 from loradock.registry.outside import inside
 from loradock.registry.store.client import FileInfo
-from loradock.registry.store.wire import Fault, Wire, is_plain
+from loradock.registry.store.wire import Fault, Wire, is_on, is_plain
 
 _PROXY: Final = "/api/2.0/mlflow-artifacts/artifacts"
 
 
 def files_at(uri: str, location: str) -> Any:
     """The files at a location, as MLflow's own repositories list and fetch them; `uri` is the store's."""
-    signed = os.environ.get("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "").lower() in ("true", "1")
+    signed = is_on("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD")
     if is_proxied(location) and is_plain(uri) and not signed:  # else MLflow's own asks the store behind the server
         return ProxiedFiles(Wire(uri), location)
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository

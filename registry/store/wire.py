@@ -45,7 +45,7 @@ def is_plain(uri: str) -> bool:
     """Whether a store is a server that is asked without MLflow's plugins, for only its own client knows these."""
     if not uri.startswith(("http://", "https://")):
         return False
-    if os.environ.get("MLFLOW_TRACKING_AUTH") or _on("MLFLOW_TRACKING_AWS_SIGV4"):
+    if os.environ.get("MLFLOW_TRACKING_AUTH") or is_on("MLFLOW_TRACKING_AWS_SIGV4"):
         return False
     return not _has_plugins()
 
@@ -159,7 +159,7 @@ def _session() -> requests.Session:
         status_forcelist=_AGAIN,
         allowed_methods=None,
         backoff_factor=float(os.environ.get("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "2")),
-        respect_retry_after_header=_on("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", default=True),
+        respect_retry_after_header=is_on("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", default=True),
     )
     if hasattr(retry, "backoff_jitter"):  # since urllib3 2
         retry.backoff_jitter = float(os.environ.get("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "1"))
@@ -195,13 +195,14 @@ def _credential(name: str) -> str | None:
 
 def _verify() -> bool | str:
     """What requests verifies a server's certificate by."""
-    careless, path = _on("MLFLOW_TRACKING_INSECURE_TLS"), os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
+    careless, path = is_on("MLFLOW_TRACKING_INSECURE_TLS"), os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
     if careless and path:
         raise Fault("When 'ignore_tls_verification' is true then 'server_cert_path' must not be set!")
     return path or not careless
 
 
-def _on(name: str, *, default: bool = False) -> bool:
+def is_on(name: str, *, default: bool = False) -> bool:
+    """Whether a variable of MLflow's says yes, as MLflow reads it."""
     found = os.environ.get(name)
     return found.lower() in ("true", "1") if found else default
 
